@@ -1,0 +1,246 @@
+"""The platform's clock: the only source of time in Sampan.
+
+Every timer, lease, delay, backoff, cron and window asks a `Clock`, so all of them move together when the clock is
+steered: a three-day delay is tested by jumping three days. The relation between platform time and the machine's own
+monotonic time is one small value, a `Timeline`; steering replaces it and re-arms the pending timers. Every process of a
+platform follows the same timeline (the platform publishes it, see ``kernel.platform``).
+
+Two readings: `Clock.time` is wall time (seconds since the epoch, may jump either way when steered), `Clock.monotonic`
+never goes back. Timers are set on the monotonic reading; a forward jump fires what it passes, a backward jump of the wall
+reading leaves timers alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """How platform time follows from the machine's CLOCK_MONOTONIC, which all processes of a machine share.
+
+    platform monotonic = ``base + (machine - origin) * rate``; platform wall = platform monotonic + ``wall_offset``.
+    All values are seconds; ``rate`` 0 is a frozen clock.
+    """
+
+    origin: float
+    base: float
+    wall_offset: float
+    rate: float = 1.0
+
+    @staticmethod
+    def real() -> Timeline:
+        """The timeline that agrees with the machine's own clocks."""
+        machine = time.monotonic()
+        return Timeline(origin=machine, base=machine, wall_offset=time.time() - machine)
+
+    def at(self, machine: float) -> float:
+        """Platform monotonic seconds at a machine monotonic reading."""
+        return self.base + (machine - self.origin) * self.rate
+
+    def jumped(self, machine: float, seconds: float) -> Timeline:
+        """The timeline after a jump: forward moves both readings, backward only the wall reading."""
+        if seconds >= 0:
+            return Timeline(machine, self.at(machine) + seconds, self.wall_offset, self.rate)
+        return Timeline(machine, self.at(machine), self.wall_offset + seconds, self.rate)
+
+    def at_rate(self, machine: float, rate: float) -> Timeline:
+        """The timeline running ``rate`` times as fast from now on; 0 freezes it."""
+        return Timeline(machine, self.at(machine), self.wall_offset, rate)
+
+
+class Timer:
+    """A pending callback of a clock; `cancel` is idempotent and safe after it fired."""
+
+    __slots__ = ("_args", "_callback", "cancelled", "when")
+
+    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.when = when
+        self.cancelled = False
+        self._callback: Callable[..., object] | None = callback
+        self._args = args
+
+    def cancel(self) -> None:
+        """Never fire."""
+        self.cancelled = True
+        self._callback = None
+        self._args = ()
+
+    def fire(self) -> None:
+        """Call back once, unless cancelled."""
+        callback, args = self._callback, self._args
+        self.cancel()
+        if callback is not None:
+            callback(*args)
+
+
+class Clock:
+    """A steerable clock for one event loop.
+
+    All methods that set timers must be called on the event loop's thread; the readings may be called from any thread.
+    """
+
+    def __init__(self, timeline: Timeline | None = None) -> None:
+        self._timeline = timeline or Timeline.real()
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._wakeup_at = float("inf")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- readings
+
+    @property
+    def timeline(self) -> Timeline:
+        """The timeline in force."""
+        return self._timeline
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return self._timeline.at(time.monotonic())
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return self.monotonic() + self._timeline.wall_offset
+
+    def time_ns(self) -> int:
+        """Nanoseconds since the epoch."""
+        return int(self.time() * 1_000_000_000)
+
+    def time_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return int(self.time() * 1000)
+
+    def now(self) -> datetime:
+        """The wall reading as an aware UTC datetime."""
+        return datetime.fromtimestamp(self.time(), UTC)
+
+    # -- waiting
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call ``callback(*args)`` on the loop once `monotonic` reaches ``when``."""
+        timer = Timer(when, callback, args)
+        heapq.heappush(self._heap, (when, next(self._order), timer))
+        if when < self._wakeup_at:
+            self._arm()
+        return timer
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call ``callback(*args)`` after ``delay`` seconds of platform time."""
+        return self.call_at(self.monotonic() + delay, callback, *args)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait ``seconds`` of platform time; 0 or less yields once to the loop."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future = asyncio.get_running_loop().create_future()
+        timer = self.call_later(seconds, _resolve, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+    async def sleep_until(self, wall: float) -> None:
+        """Wait until `time` reaches ``wall``, also across backward jumps of the wall reading."""
+        while (remaining := wall - self.time()) > 0:
+            await self.sleep(remaining)
+
+    @asynccontextmanager
+    async def timeout(self, seconds: float | None) -> AsyncIterator[None]:
+        """Bound the body to ``seconds`` of platform time (None: unbounded).
+
+        Raises:
+            TimeoutError: the body did not finish in time; it was cancelled.
+        """
+        async with asyncio.timeout(None) as scope:
+            timer = None
+            if seconds is not None:
+                loop = asyncio.get_running_loop()
+                timer = self.call_later(seconds, lambda: scope.reschedule(loop.time()))
+            try:
+                yield
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    # -- steering
+
+    def steer(self, timeline: Timeline) -> None:
+        """Follow another timeline from now on; the monotonic reading must not go back.
+
+        Raises:
+            ValueError: the timeline would move the monotonic reading back.
+        """
+        machine = time.monotonic()
+        if timeline.at(machine) < self._timeline.at(machine) - 1e-6:
+            raise ValueError("a clock's monotonic reading cannot go back")
+        self._timeline = timeline
+        self._arm()
+
+    def jump(self, seconds: float) -> None:
+        """Move the wall reading by ``seconds``; forward jumps fire every timer they pass, in order."""
+        self.steer(self._timeline.jumped(time.monotonic(), seconds))
+
+    def freeze(self) -> None:
+        """Stop the clock; only `jump` moves it until `run`."""
+        self.run(rate=0.0)
+
+    def run(self, rate: float = 1.0) -> None:
+        """Run ``rate`` times as fast as the machine's clock."""
+        self.steer(self._timeline.at_rate(time.monotonic(), rate))
+
+    def next_timer(self) -> float | None:
+        """The monotonic reading at which the earliest pending timer fires, or None."""
+        while self._heap and self._heap[0][2].cancelled:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    # -- the one loop timer behind all platform timers
+
+    def _arm(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+        self._wakeup_at = float("inf")
+        when = self.next_timer()
+        if when is None:
+            return
+        loop = self._loop = self._running_loop()
+        remaining = when - self.monotonic()
+        if remaining <= 0:
+            self._wakeup = loop.call_later(0, self._fire)
+        elif self._timeline.rate > 0:
+            self._wakeup = loop.call_later(remaining / self._timeline.rate, self._fire)
+        else:
+            return
+        self._wakeup_at = when
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            if self._loop is None:
+                raise
+            return self._loop
+
+    def _fire(self) -> None:
+        self._wakeup, self._wakeup_at = None, float("inf")
+        try:
+            while (when := self.next_timer()) is not None and when <= self.monotonic() + 1e-9:
+                heapq.heappop(self._heap)[2].fire()
+        finally:
+            self._arm()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

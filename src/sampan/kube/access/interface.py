@@ -1,0 +1,104 @@
+"""Who asks, what they ask for, and the gates a request passes: authentication → authorization → admission."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sampan.kube.objects import Object, Resource
+from sampan.kube.types.resource import ResourceType
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An authenticated (or anonymous) identity."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+    uid: str = ""
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
+MASTER = User("system:admin", ("system:masters", "system:authenticated"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a request wants to do, for authorization."""
+
+    user: User
+    verb: str
+    resource: Resource | None = None
+    subresource: str = ""
+    namespace: str = ""
+    name: str = ""
+    path: str = ""
+    """Set for non-resource requests only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    allowed: bool
+    reason: str = ""
+
+
+class Authorizer(Protocol):
+    def authorize(self, attributes: Attributes) -> Decision:
+        """Decide from state in memory."""
+        ...
+
+
+class Authenticator(Protocol):
+    async def authenticate(self, headers: Mapping[str, str], peer_certificate: Mapping[str, Any] | None) -> User | None:
+        """The identity behind a request (None: anonymous).
+
+        Raises:
+            ApiError: 401, the credentials are bad.
+        """
+        ...
+
+
+Operation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
+
+
+@dataclass(slots=True)
+class AdmissionRequest:
+    """One write on its way to the store. Mutating plugins change ``object`` in place or replace it."""
+
+    operation: Operation
+    type: ResourceType
+    user: User
+    namespace: str
+    name: str
+    object: Object | None
+    old_object: Object | None = None
+    subresource: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+    warnings: list[str] = field(default_factory=list)
+    """Sent to the client as Warning headers."""
+    audit: dict[str, str] = field(default_factory=dict)
+
+
+class AdmissionPlugin(Protocol):
+    """One admission step; either method may do nothing. Both raise ``ApiError`` to refuse."""
+
+    async def admit(self, request: AdmissionRequest) -> None:
+        """Change the object (mutating phase)."""
+        ...
+
+    async def validate(self, request: AdmissionRequest) -> None:
+        """Refuse the final object (validating phase)."""
+        ...
+
+
+class Admission(Protocol):
+    """The whole chain; the server calls it with defaulting between the phases."""
+
+    plugins: Sequence[AdmissionPlugin]
+
+    async def admit(self, request: AdmissionRequest) -> None: ...
+
+    async def validate(self, request: AdmissionRequest) -> None: ...

@@ -1,0 +1,1 @@
+"""Controller machinery: informers, work queue, controllers, leader election."""

@@ -1,0 +1,1 @@
+"""The patch languages and server-side apply, as pure functions."""

@@ -1,0 +1,1 @@
+"""The API server: verbs, HTTP, discovery, OpenAPI, watch, negotiation."""

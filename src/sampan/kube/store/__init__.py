@@ -1,0 +1,1 @@
+"""The versioned object store: interface, core, and drivers."""

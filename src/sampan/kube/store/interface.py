@@ -1,0 +1,191 @@
+"""The versioned object store, as the API server sees it.
+
+One log of changes, one strictly increasing revision for all keys. The store keeps every live entry in memory, so reads are
+plain calls; writes are group-committed by a `LogDriver` and are durable when the call returns. Watches are served from a
+bounded ring of recent changes. Drivers (sqlite, memory; the seam for etcd and PostgreSQL) only append to, replay and compact
+the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from sampan.kernel.errors import SampanError
+
+
+class Entry(NamedTuple):
+    """One live object."""
+
+    key: str
+    """``/registry/<group or core>/<plural>/[<namespace>/]<name>``."""
+    revision: int
+    """Revision of its last change; equals the ``resourceVersion`` inside ``value``."""
+    created: int
+    """Revision at which it was created."""
+    value: bytes
+    """Canonical encoding (``kube.objects.encode``), shared by all readers."""
+
+
+class Change(NamedTuple):
+    """One change of one key."""
+
+    revision: int
+    key: str
+    value: bytes | None
+    """The encoding after the change; None: deleted."""
+    previous: bytes | None
+    """The encoding before the change; None: created."""
+
+    @property
+    def created(self) -> bool:
+        return self.previous is None
+
+    @property
+    def deleted(self) -> bool:
+        return self.value is None
+
+
+class ConflictError(SampanError):
+    """The key is not at the expected revision; ``current`` is its revision, 0 when it does not exist."""
+
+    def __init__(self, key: str, current: int) -> None:
+        super().__init__(f"{key} is at revision {current}")
+        self.key = key
+        self.current = current
+
+
+class CompactedError(SampanError):
+    """The revision is older than the retained history, which begins after ``compacted``."""
+
+    def __init__(self, requested: int, compacted: int) -> None:
+        super().__init__(f"revision {requested} is compacted (history begins after {compacted})")
+        self.requested = requested
+        self.compacted = compacted
+
+
+class FullError(SampanError):
+    """The log cannot grow (disk full); nothing of the write was stored, reads go on."""
+
+
+class Watch(Protocol):
+    """A stream of changes in revision order; ends with `close` or, for a slow reader, with `SlowWatchError`."""
+
+    def __aiter__(self) -> AsyncIterator[Change]: ...
+
+    def progress(self) -> int:
+        """Every change up to this revision has been handed to the reader (for bookmarks)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SlowWatchError(SampanError):
+    """The reader fell behind the retained history and was cut off."""
+
+
+class Store(Protocol):
+    """The store's core; all methods belong to the event loop's thread."""
+
+    @property
+    def revision(self) -> int:
+        """The latest durable revision."""
+        ...
+
+    @property
+    def compacted(self) -> int:
+        """History up to here is gone."""
+        ...
+
+    def get(self, key: str) -> Entry | None:
+        """The live entry of a key."""
+        ...
+
+    def range(self, prefix: str, after: str = "", limit: int = 0) -> Iterable[Entry]:
+        """Live entries whose key begins with ``prefix`` and is greater than ``after``, in key order."""
+        ...
+
+    def range_at(self, prefix: str, revision: int, after: str = "", limit: int = 0) -> Iterable[Entry]:
+        """Like `range` but as of an earlier revision (for later pages of a list).
+
+        Raises:
+            CompactedError: the revision is no longer retained.
+        """
+        ...
+
+    def count(self, prefix: str) -> int:
+        """How many live keys begin with ``prefix``."""
+        ...
+
+    async def put(self, key: str, encode: Callable[[int], bytes], expected: int | None) -> Entry:
+        """Write a key; ``encode(revision)`` gives the value. Durable on return.
+
+        ``expected``: the revision the key must be at, 0 = must not exist, None = whatever.
+
+        Raises:
+            ConflictError: the key is elsewhere.
+            FullError: the disk is full.
+        """
+        ...
+
+    async def delete(self, key: str, expected: int | None, encode: Callable[[int], bytes] | None = None) -> Change:
+        """Delete a key. ``encode(revision)`` gives the last state that watchers see (default: the entry's own value at the
+        deletion's revision).
+
+        Raises:
+            ConflictError: the key is elsewhere or does not exist.
+        """
+        ...
+
+    def watch(self, prefix: str, after: int) -> Watch:
+        """Changes of keys under ``prefix`` with a revision greater than ``after``.
+
+        Raises:
+            CompactedError: ``after`` is older than the retained history.
+        """
+        ...
+
+
+class Record(NamedTuple):
+    """One row of the log, as a driver stores it. ``value`` None is a deletion."""
+
+    revision: int
+    key: str
+    created: int
+    previous: int
+    """Revision of the row this one supersedes; 0 for a creation."""
+    value: bytes | None
+
+
+class LogDriver(Protocol):
+    """Where the log is kept. Methods may block: the core calls them on a thread of its own, one at a time."""
+
+    def open(self) -> None:
+        """Open or create.
+
+        Raises:
+            DataDirectoryError: a newer format, or not ours.
+        """
+        ...
+
+    def replay(self) -> Iterator[Record]:
+        """Every row that is still kept, in revision order."""
+        ...
+
+    def bounds(self) -> tuple[int, int]:
+        """(compacted revision, last revision)."""
+        ...
+
+    def append(self, records: list[Record]) -> None:
+        """Write a batch and make it durable, all or nothing.
+
+        Raises:
+            FullError: no room.
+        """
+        ...
+
+    def compact(self, revision: int) -> None:
+        """Forget superseded rows and tombstones up to ``revision``."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Resource kinds: schemas, defaulting, validation, protobuf decoding, tables."""
