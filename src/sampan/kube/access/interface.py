@@ -44,6 +44,25 @@ class Decision:
     reason: str = ""
 
 
+class ObjectCache(Protocol):
+    """Decoded objects of the API server's own process, never behind a write; shared: do not change them.
+
+    Authorization and admission read roles, namespaces, webhook configurations and quotas through it.
+    """
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """One object; ``namespace`` is "" for cluster-scoped resources."""
+        ...
+
+    def objects(self, resource: Resource, namespace: str | None = None) -> list[Object]:
+        """All objects of a resource (of one namespace)."""
+        ...
+
+    def generation(self, resource: Resource) -> int:
+        """Grows with each change of the resource: the key under which to cache what is derived from it."""
+        ...
+
+
 class Authorizer(Protocol):
     def authorize(self, attributes: Attributes) -> Decision:
         """Decide from state in memory."""

@@ -37,7 +37,7 @@ class Informer(Protocol):
         """The cached object."""
         ...
 
-    def list(self, namespace: str | None = None, labels: Mapping[str, str] | None = None) -> list[Object]:
+    def objects(self, namespace: str | None = None, labels: Mapping[str, str] | None = None) -> list[Object]:
         """Cached objects of a namespace (None: all) that carry these labels."""
         ...
 

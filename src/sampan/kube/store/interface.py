@@ -145,6 +145,12 @@ class Store(Protocol):
         """
         ...
 
+    def subscribe(self, prefix: str, listener: Callable[[Change], None]) -> Callable[[], None]:
+        """Call ``listener`` synchronously with each change under ``prefix`` as it becomes visible (before the writer is
+        answered); returns a function that unsubscribes. For in-process caches that must never lag a write.
+        """
+        ...
+
 
 class Record(NamedTuple):
     """One row of the log, as a driver stores it. ``value`` None is a deletion."""
