@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -71,11 +71,48 @@ class Authorizer(Protocol):
 
 class Authenticator(Protocol):
     async def authenticate(self, headers: Mapping[str, str], peer_certificate: Mapping[str, Any] | None) -> User | None:
-        """The identity behind a request (None: anonymous).
+        """The identity behind a request (None: anonymous), after impersonation.
+
+        ``headers`` must look names up without regard to case and, for repeated ones, should be a multidict with ``getall``;
+        ``peer_certificate`` is what ``ssl.SSLSocket.getpeercert()`` gives for a verified certificate.
 
         Raises:
-            ApiError: 401, the credentials are bad.
+            ApiError: 401, the credentials are bad; 403, the user may not impersonate whom it names.
         """
+        ...
+
+
+class Reviews(Protocol):
+    """Kinds that are created, answered and never stored: TokenReview, SubjectAccessReview and their family."""
+
+    resources: frozenset[Resource]
+
+    async def create(self, user: User, resource: Resource, namespace: str, obj: Object) -> Object:
+        """The review with its ``status`` filled; the caller has authorized the create and decoded ``obj``.
+
+        Raises:
+            ApiError: the review is malformed.
+        """
+        ...
+
+
+class ServiceAccountTokens(Protocol):
+    """ServiceAccount tokens: the ``token`` subresource and what verifiers need to know of the issuer."""
+
+    def request(self, user: User, service_account: Object, request: Object) -> Object:
+        """Answer a TokenRequest (POST ``serviceaccounts/<name>/token``): the request with its ``status`` filled.
+
+        Raises:
+            ApiError: the request is invalid, or names an object that does not exist.
+        """
+        ...
+
+    def discovery(self) -> Object:
+        """The document of ``/.well-known/openid-configuration``."""
+        ...
+
+    def keys(self) -> Object:
+        """The JSON Web Key Set of ``/openid/v1/jwks``."""
         ...
 
 
@@ -99,6 +136,8 @@ class AdmissionRequest:
     warnings: list[str] = field(default_factory=list)
     """Sent to the client as Warning headers."""
     audit: dict[str, str] = field(default_factory=dict)
+    finished: list[Callable[[], None]] = field(default_factory=list)
+    """What admission wants to be told: the server calls each once, when the write has been stored or has failed."""
 
 
 class AdmissionPlugin(Protocol):
@@ -114,9 +153,13 @@ class AdmissionPlugin(Protocol):
 
 
 class Admission(Protocol):
-    """The whole chain; the server calls it with defaulting between the phases."""
+    """The whole chain; the server calls it with defaulting between the phases and runs ``request.finished`` at the end."""
 
     plugins: Sequence[AdmissionPlugin]
+
+    def add(self, plugin: AdmissionPlugin) -> None:
+        """Append a part's own plugin: it runs after the built-in ones and before policies and webhooks."""
+        ...
 
     async def admit(self, request: AdmissionRequest) -> None: ...
 
