@@ -145,6 +145,16 @@ class Store(Protocol):
         """
         ...
 
+    def history(self, prefix: str, after: int) -> Iterable[Change]:
+        """Changes under ``prefix`` with a revision in (``after``, `revision`], oldest first, without waiting.
+
+        Together with `subscribe` in the same step of the loop it makes a gapless push watch.
+
+        Raises:
+            CompactedError: ``after`` is older than the retained history.
+        """
+        ...
+
     def subscribe(self, prefix: str, listener: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``listener`` synchronously with each change under ``prefix`` as it becomes visible (before the writer is
         answered); returns a function that unsubscribes. For in-process caches that must never lag a write.
