@@ -24,6 +24,14 @@ from typing import Any
 import msgspec
 
 
+def machine_time() -> float:
+    """The machine's own wall reading in seconds since the epoch, which nothing steers.
+
+    Only for what outside programs check against their own clock, such as the validity of certificates.
+    """
+    return time.time()
+
+
 class Timeline(msgspec.Struct, frozen=True):
     """How platform time follows from the machine's CLOCK_MONOTONIC, which all processes of a machine share.
 

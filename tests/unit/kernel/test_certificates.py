@@ -1,0 +1,112 @@
+"""The authority issues what clients accept, keeps it, and renews it in time."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from sampan.kernel.certificates import Authority, CertificateError
+
+DAY = 86400.0
+
+
+class Machine:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_keys_are_private_and_survive_a_restart(tmp_path: Path) -> None:
+    first = Authority(tmp_path / "pki")
+    pair = first.server_certificate(["localhost", "127.0.0.1"])
+    content = pair.certificate.read_bytes()
+    again = Authority(tmp_path / "pki")
+    assert again.certificate_pem == first.certificate_pem
+    assert again.server_certificate(["localhost", "127.0.0.1"]).certificate.read_bytes() == content
+    for key in (first.key_path, pair.key):
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_other_names_get_other_files(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    assert authority.server_certificate(["localhost"]) != authority.server_certificate(["localhost", "10.0.0.1"])
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
+    """A TLS handshake in memory; returns the server's end."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(to_client, to_server, server_hostname=name)
+    far = server.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [near, far]
+    for _ in range(10):
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                continue
+    assert not waiting
+    return far
+
+
+def test_a_client_certificate_shows_the_server_its_user_and_groups(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.server_context(["localhost", "127.0.0.1"], verify_clients=True)
+    client = authority.client_context(authority.client_certificate("ann", ["sailors", "cooks"]))
+    peer = handshake(server, client, "127.0.0.1").getpeercert()
+    assert peer is not None
+    subject = [pair for item in peer["subject"] for pair in item]  # type: ignore[union-attr]
+    assert subject == [("organizationName", "sailors"), ("organizationName", "cooks"), ("commonName", "ann")]
+
+
+def test_a_server_is_refused_under_a_name_it_was_not_issued_for(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(authority.server_context(["localhost"]), authority.client_context(), "elsewhere")
+
+
+def test_leaves_are_renewed_in_their_last_third_and_contexts_follow(tmp_path: Path) -> None:
+    machine = Machine()
+    authority = Authority(tmp_path, machine)
+    authority.server_context(["localhost"])
+    pair = authority.server_certificate(["localhost"])
+    before = pair.certificate.read_bytes()
+    machine.now += 200 * DAY
+    assert authority.renew() == []
+    machine.now += 60 * DAY
+    assert authority.renew() == [pair.certificate.stem]
+    assert pair.certificate.read_bytes() != before
+    assert authority.renew() == []
+
+
+def request(name: str = "system:node:far") -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    )
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), key
+
+
+def test_a_signed_request_keeps_subject_and_key_and_gets_its_usages(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pem, key = request()
+    signed = x509.load_pem_x509_certificate(authority.sign_csr(pem, seconds=3600, usages=["client auth"]))
+    assert signed.subject.rfc4514_string() == "CN=system:node:far"
+    assert signed.public_key() == key.public_key()
+    usages = signed.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usages) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]
+    signed.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate_pem))
+
+
+def test_what_is_no_request_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="not a PEM certificate request"):
+        Authority(tmp_path).sign_csr(b"-----BEGIN NONSENSE-----")
