@@ -136,6 +136,9 @@ class ResourceType:
     to_storage: Callable[[Object], Object] | None = None
     """Converts to the storage version; None: only apiVersion and kind differ, or nothing does."""
     from_storage: Callable[[Object], Object] | None = None
+    schema_revision: int = 0
+    """Custom kinds: the store's revision when this schema came into force. Objects last written before it are converted,
+    pruned and defaulted again as they are read."""
     owner: str = ""
     """What serves it: ``builtin``, or the CRD's name."""
 
