@@ -1,0 +1,131 @@
+"""autoscaling/v2 and v1 HorizontalPodAutoscaler: stored as v2, served as both.
+
+The v1 shape knows only a CPU utilisation target. What else a v2 object has (other metrics, behavior, current metrics,
+conditions) travels in annotations of the v1 view, as upstream does it, so that a v1 client's read-modify-write loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sampan.kube.objects import Object, Resource, copy
+from sampan.kube.types.groups.declare import declare, status
+from sampan.kube.types.resource import ResourceType
+from sampan.kube.types.strategy import BuiltinStrategy
+
+METRICS = "autoscaling.alpha.kubernetes.io/metrics"
+CURRENT_METRICS = "autoscaling.alpha.kubernetes.io/current-metrics"
+CONDITIONS = "autoscaling.alpha.kubernetes.io/conditions"
+BEHAVIOR = "autoscaling.alpha.kubernetes.io/behavior"
+STORED = Resource("autoscaling", "v2", "horizontalpodautoscalers")
+
+
+class HorizontalPodAutoscalerStrategy(BuiltinStrategy):
+    """HorizontalPodAutoscalers."""
+
+
+def _cpu(metric: Any) -> bool:
+    source = metric.get("resource") or {}
+    return metric.get("type") == "Resource" and source.get("name") == "cpu"
+
+
+def to_v1(stored: Object) -> Object:
+    """The v1 view of a v2 object."""
+    obj: Object = copy(stored)
+    obj["apiVersion"] = "autoscaling/v1"
+    kept: dict[str, Any] = {}
+    spec, current = obj.get("spec") or {}, obj.get("status") or {}
+    others = []
+    for metric in spec.pop("metrics", None) or ():
+        target = (metric.get("resource") or {}).get("target") or {}
+        if _cpu(metric) and target.get("type") == "Utilization" and "targetCPUUtilizationPercentage" not in spec:
+            spec["targetCPUUtilizationPercentage"] = target.get("averageUtilization")
+        else:
+            others.append(metric)
+    if others:
+        kept[METRICS] = others
+    if behavior := spec.pop("behavior", None):
+        kept[BEHAVIOR] = behavior
+    others = []
+    for metric in current.pop("currentMetrics", None) or ():
+        values = (metric.get("resource") or {}).get("current") or {}
+        if _cpu(metric) and values.get("averageUtilization") is not None:
+            current["currentCPUUtilizationPercentage"] = values["averageUtilization"]
+        others.append(metric)
+    if others:
+        kept[CURRENT_METRICS] = others
+    if conditions := current.pop("conditions", None):
+        kept[CONDITIONS] = conditions
+    if kept:
+        annotations = obj["metadata"].setdefault("annotations", {})
+        annotations.update({key: json.dumps(value, separators=(",", ":")) for key, value in kept.items()})
+    return obj
+
+
+def to_v2(served: Object) -> Object:
+    """The v2 object a v1 view stands for. Annotations that are no JSON are left alone."""
+    obj: Object = copy(served)
+    obj["apiVersion"] = "autoscaling/v2"
+    annotations = (obj.get("metadata") or {}).get("annotations") or {}
+    taken: dict[str, Any] = {}
+    for key in (METRICS, BEHAVIOR, CURRENT_METRICS, CONDITIONS):
+        if key in annotations:
+            try:
+                taken[key] = json.loads(annotations[key])
+            except ValueError:
+                continue
+            del annotations[key]
+    if not annotations and "annotations" in (obj.get("metadata") or {}):
+        del obj["metadata"]["annotations"]
+    spec = obj.setdefault("spec", {})
+    metrics = []
+    utilization = spec.pop("targetCPUUtilizationPercentage", None)
+    if utilization is not None:
+        target = {"type": "Utilization", "averageUtilization": utilization}
+        metrics.append({"type": "Resource", "resource": {"name": "cpu", "target": target}})
+    if isinstance(taken.get(METRICS), list):
+        metrics += taken[METRICS]
+    if metrics:
+        spec["metrics"] = metrics
+    if isinstance(taken.get(BEHAVIOR), dict):
+        spec["behavior"] = taken[BEHAVIOR]
+    current = obj.get("status")
+    if current is not None:
+        utilization = current.pop("currentCPUUtilizationPercentage", None)
+        if isinstance(taken.get(CURRENT_METRICS), list):
+            current["currentMetrics"] = taken[CURRENT_METRICS]
+        elif utilization is not None:
+            values = {"averageUtilization": utilization, "averageValue": "0"}
+            current["currentMetrics"] = [{"type": "Resource", "resource": {"name": "cpu", "current": values}}]
+        if isinstance(taken.get(CONDITIONS), list):
+            current["conditions"] = taken[CONDITIONS]
+    return obj
+
+
+def types() -> list[ResourceType]:
+    """The kinds of this module."""
+    kind = "HorizontalPodAutoscaler"
+    return [
+        declare(
+            "autoscaling/v2",
+            "horizontalpodautoscalers",
+            kind,
+            HorizontalPodAutoscalerStrategy(),
+            short=("hpa",),
+            categories=("all",),
+            subresources=(status(kind),),
+        ),
+        declare(
+            "autoscaling/v1",
+            "horizontalpodautoscalers",
+            kind,
+            HorizontalPodAutoscalerStrategy(),
+            short=("hpa",),
+            categories=("all",),
+            subresources=(status(kind),),
+            storage=STORED,
+            to_storage=to_v2,
+            from_storage=to_v1,
+        ),
+    ]

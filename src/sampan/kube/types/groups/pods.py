@@ -1,0 +1,64 @@
+"""core/v1 Pod: its strategy, and every subresource a pod has."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sampan.kube.objects import Kind, Object, dig
+from sampan.kube.types.groups.declare import CONNECT, PROXY, READ_WRITE, declare, status
+from sampan.kube.types.resource import ResourceType
+from sampan.kube.types.strategy import BuiltinStrategy
+
+DEFAULT_GRACE = 30
+
+
+class PodStrategy(BuiltinStrategy):
+    """Pods."""
+
+    delete_returns_object = True
+    selectable_paths: ClassVar = {
+        "spec.nodeName": ("spec", "nodeName"),
+        "spec.restartPolicy": ("spec", "restartPolicy"),
+        "spec.schedulerName": ("spec", "schedulerName"),
+        "spec.serviceAccountName": ("spec", "serviceAccountName"),
+        "spec.hostNetwork": ("spec", "hostNetwork"),
+        "status.phase": ("status", "phase"),
+        "status.podIP": ("status", "podIP"),
+        "status.podIPs": ("status", "podIPs"),
+        "status.nominatedNodeName": ("status", "nominatedNodeName"),
+    }
+
+    def deletion_grace(self, obj: Object, requested: int | None) -> int:
+        """The request's, else the pod's own, else 30; a pod that is on no node or has finished goes at once."""
+        if not dig(obj, "spec", "nodeName") or dig(obj, "status", "phase") in ("Failed", "Succeeded"):
+            return 0
+        if requested is not None:
+            return max(requested, 0)
+        grace = dig(obj, "spec", "terminationGracePeriodSeconds")
+        return DEFAULT_GRACE if grace is None else max(int(grace), 1 if grace < 0 else 0)
+
+
+def types() -> list[ResourceType]:
+    """The kinds of this module."""
+    return [
+        declare(
+            "v1",
+            "pods",
+            "Pod",
+            PodStrategy(),
+            short=("po",),
+            categories=("all",),
+            subresources=(
+                ("attach", "PodAttachOptions", CONNECT),
+                ("binding", "Binding", ("create",)),
+                ("ephemeralcontainers", "Pod", READ_WRITE),
+                ("eviction", Kind("policy", "v1", "Eviction"), ("create",)),
+                ("exec", "PodExecOptions", CONNECT),
+                ("log", "Pod", ("get",)),
+                ("portforward", "PodPortForwardOptions", CONNECT),
+                ("proxy", "PodProxyOptions", PROXY),
+                ("resize", "Pod", READ_WRITE),
+                status("Pod"),
+            ),
+        )
+    ]

@@ -1,0 +1,28 @@
+"""policy/v1: PodDisruptionBudget (Eviction is a subresource of pods)."""
+
+from __future__ import annotations
+
+from sampan.kube.types.groups.declare import declare, status
+from sampan.kube.types.resource import ResourceType
+from sampan.kube.types.strategy import BuiltinStrategy
+
+
+class PodDisruptionBudgetStrategy(BuiltinStrategy):
+    """PodDisruptionBudgets."""
+
+    has_generation = True
+    unconditional_update = False
+
+
+def types() -> list[ResourceType]:
+    """The kinds of this module."""
+    return [
+        declare(
+            "policy/v1",
+            "poddisruptionbudgets",
+            "PodDisruptionBudget",
+            PodDisruptionBudgetStrategy(),
+            short=("pdb",),
+            subresources=(status("PodDisruptionBudget"),),
+        )
+    ]

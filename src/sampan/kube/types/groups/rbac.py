@@ -1,0 +1,48 @@
+"""rbac.authorization.k8s.io/v1: roles and their bindings."""
+
+from __future__ import annotations
+
+from sampan.kube.types import names
+from sampan.kube.types.groups.declare import declare
+from sampan.kube.types.resource import ResourceType
+from sampan.kube.types.strategy import BuiltinStrategy
+
+GROUP = "rbac.authorization.k8s.io"
+
+
+class RoleStrategy(BuiltinStrategy):
+    """Roles."""
+
+    has_status = False
+    create_on_update = True
+    name_rule = staticmethod(names.path_segment)
+
+
+class ClusterRoleStrategy(RoleStrategy):
+    """ClusterRoles."""
+
+    namespaced = False
+
+
+class RoleBindingStrategy(BuiltinStrategy):
+    """RoleBindings."""
+
+    has_status = False
+    create_on_update = True
+    name_rule = staticmethod(names.path_segment)
+
+
+class ClusterRoleBindingStrategy(RoleBindingStrategy):
+    """ClusterRoleBindings."""
+
+    namespaced = False
+
+
+def types() -> list[ResourceType]:
+    """The kinds of this module."""
+    return [
+        declare(f"{GROUP}/v1", "clusterrolebindings", "ClusterRoleBinding", ClusterRoleBindingStrategy()),
+        declare(f"{GROUP}/v1", "clusterroles", "ClusterRole", ClusterRoleStrategy()),
+        declare(f"{GROUP}/v1", "rolebindings", "RoleBinding", RoleBindingStrategy()),
+        declare(f"{GROUP}/v1", "roles", "Role", RoleStrategy()),
+    ]
