@@ -64,14 +64,30 @@ class CompactedError(SampanError):
         self.compacted = compacted
 
 
-class FullError(SampanError):
+class StoreError(SampanError):
+    """The log did not take a write (or the store is closed): nothing of it is visible, reads go on."""
+
+
+class FullError(StoreError):
     """The log cannot grow (disk full); nothing of the write was stored, reads go on."""
 
 
 class Watch(Protocol):
-    """A stream of changes in revision order; ends with `close` or, for a slow reader, with `SlowWatchError`."""
+    """A stream of changes in revision order; ends with `close` or, for a slow reader, with `SlowWatchError`.
+
+    Read it either by iteration or by `batch`. The `Change` objects are the same for every watch, so what is derived from
+    one (an encoded event) can be shared, keyed by its revision.
+    """
 
     def __aiter__(self) -> AsyncIterator[Change]: ...
+
+    async def batch(self) -> list[Change]:
+        """Every change that waits, or the next one when none does; empty: the watch was closed.
+
+        Raises:
+            SlowWatchError: the reader was cut off.
+        """
+        ...
 
     def progress(self) -> int:
         """Every change up to this revision has been handed to the reader (for bookmarks)."""
@@ -123,8 +139,9 @@ class Store(Protocol):
         ``expected``: the revision the key must be at, 0 = must not exist, None = whatever.
 
         Raises:
-            ConflictError: the key is elsewhere.
+            ConflictError: the key is elsewhere (also where a write still under way put it).
             FullError: the disk is full.
+            StoreError: the log failed otherwise, or the store is closed.
         """
         ...
 
@@ -134,6 +151,7 @@ class Store(Protocol):
 
         Raises:
             ConflictError: the key is elsewhere or does not exist.
+            FullError, StoreError: as for `put`.
         """
         ...
 
@@ -176,6 +194,9 @@ class Record(NamedTuple):
 class LogDriver(Protocol):
     """Where the log is kept. Methods may block: the core calls them on a thread of its own, one at a time."""
 
+    blocking: bool
+    """False: the methods only touch memory, so the core calls them on the event loop."""
+
     def open(self) -> None:
         """Open or create.
 
@@ -197,11 +218,15 @@ class LogDriver(Protocol):
 
         Raises:
             FullError: no room.
+            StoreError: another failure; nothing of the batch is kept.
         """
         ...
 
-    def compact(self, revision: int) -> None:
-        """Forget superseded rows and tombstones up to ``revision``."""
+    def compact(self, revision: int) -> bool:
+        """Forget what a reader at ``revision`` or later cannot see: rows superseded at or before it, tombstones up to it.
+
+        Works in small steps so that appends go on in between; returns True while there is more to forget.
+        """
         ...
 
     def close(self) -> None: ...
