@@ -306,7 +306,6 @@ async def test_history_is_bounded_and_older_revisions_are_compacted(limits: dict
 
 async def test_compaction_forgets_what_is_two_periods_old_and_more_than_kept() -> None:
     log, clock = MemoryLog(keep=True), Clock()
-    clock.freeze()
     store = Store(log, clock, compact_keep=3)
     await store.open()
     for _ in range(10):
