@@ -3,7 +3,8 @@
 Every timer, lease, delay, backoff, cron and window asks a `Clock`, so all of them move together when the clock is
 steered: a three-day delay is tested by jumping three days. The relation between platform time and the machine's own
 monotonic time is one small value, a `Timeline`; steering replaces it and re-arms the pending timers. Every process of a
-platform follows the same timeline (the platform publishes it, see ``kernel.platform``).
+platform follows the same timeline (``kernel.steering`` publishes and keeps it). In tests ``kernel.autojump`` moves the clock
+to the next timer whenever nothing else can happen.
 
 Two readings: `Clock.time` is wall time (seconds since the epoch, may jump either way when steered), `Clock.monotonic`
 never goes back. Timers are set on the monotonic reading; a forward jump fires what it passes, a backward jump of the wall
@@ -15,13 +16,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+EPSILON = 1e-6
+"""Seconds within which two readings are the same: what adding floats in another order may differ by."""
+LONGEST_WAIT = 86400.0
+"""Machine seconds the loop timer is set for at most (event loops refuse very long ones)."""
+COMPACT_AT = 512
+"""Cancelled timers tolerated on the heap before it may be rebuilt."""
 
 
 def machine_time() -> float:
@@ -68,23 +77,29 @@ class Timeline(msgspec.Struct, frozen=True):
 class Timer:
     """A pending callback of a clock; `cancel` is idempotent and safe after it fired."""
 
-    __slots__ = ("_args", "_callback", "cancelled", "when")
+    __slots__ = ("_args", "_callback", "_clock", "cancelled", "when")
 
-    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def __init__(self, clock: Clock, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.when = when
         self.cancelled = False
+        self._clock: Clock | None = clock
         self._callback: Callable[..., object] | None = callback
         self._args = args
 
     def cancel(self) -> None:
         """Never fire."""
-        self.cancelled = True
-        self._callback = None
-        self._args = ()
+        if not self.cancelled:
+            self.cancelled = True
+            self._callback = None
+            self._args = ()
+            if self._clock is not None:
+                self._clock._forget(self)
+                self._clock = None
 
     def fire(self) -> None:
         """Call back once, unless cancelled."""
         callback, args = self._callback, self._args
+        self._clock = None  # no longer on its heap
         self.cancel()
         if callback is not None:
             callback(*args)
@@ -98,11 +113,15 @@ class Clock:
 
     def __init__(self, timeline: Timeline | None = None) -> None:
         self._timeline = timeline or Timeline.real()
+        self._floor = float("-inf")
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._wakeup: asyncio.TimerHandle | None = None
         self._wakeup_at = float("inf")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._cancelled = 0
+        self._holds = 0
+        self._followers: list[Callable[[Timeline], object]] = []
 
     # -- readings
 
@@ -113,7 +132,7 @@ class Clock:
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
-        return self._timeline.at(time.monotonic())
+        return max(self._timeline.at(time.monotonic()), self._floor)
 
     def time(self) -> float:
         """Seconds since the epoch."""
@@ -135,7 +154,7 @@ class Clock:
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call ``callback(*args)`` on the loop once `monotonic` reaches ``when``."""
-        timer = Timer(when, callback, args)
+        timer = Timer(self, when, callback, args)
         heapq.heappush(self._heap, (when, next(self._order), timer))
         if when < self._wakeup_at:
             self._arm()
@@ -159,7 +178,7 @@ class Clock:
 
     async def sleep_until(self, wall: float) -> None:
         """Wait until `time` reaches ``wall``, also across backward jumps of the wall reading."""
-        while (remaining := wall - self.time()) > 0:
+        while (remaining := wall - self.time()) > EPSILON:
             await self.sleep(remaining)
 
     @asynccontextmanager
@@ -188,11 +207,21 @@ class Clock:
         Raises:
             ValueError: the timeline would move the monotonic reading back.
         """
-        machine = time.monotonic()
-        if timeline.at(machine) < self._timeline.at(machine) - 1e-6:
+        current = self._timeline
+        begins = max(timeline.origin, current.origin)
+        if timeline.at(begins) < current.at(begins) - EPSILON:
             raise ValueError("a clock's monotonic reading cannot go back")
+        # a follower hears of a slower timeline a little after it began: its reading then stands still instead of going back
+        self._floor = self.monotonic()
         self._timeline = timeline
-        self._arm()
+        if self._heap:
+            self._arm()
+        for follow in list(self._followers):
+            follow(timeline)
+
+    def on_steer(self, follow: Callable[[Timeline], object]) -> None:
+        """Call ``follow(timeline)`` after each steering: how a timeline is published to other processes."""
+        self._followers.append(follow)
 
     def jump(self, seconds: float) -> None:
         """Move the wall reading by ``seconds``; forward jumps fire every timer they pass, in order."""
@@ -210,7 +239,24 @@ class Clock:
         """The monotonic reading at which the earliest pending timer fires, or None."""
         while self._heap and self._heap[0][2].cancelled:
             heapq.heappop(self._heap)
+            self._cancelled -= 1
         return self._heap[0][0] if self._heap else None
+
+    # -- work that autojump must wait for
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Work outside the event loop is under way (a thread, another process): autojump waits for the body to end."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
+    @property
+    def held(self) -> bool:
+        """Whether some `hold` is in force."""
+        return self._holds > 0
 
     # -- the one loop timer behind all platform timers
 
@@ -224,13 +270,23 @@ class Clock:
             return
         loop = self._loop = self._running_loop()
         remaining = when - self.monotonic()
-        if remaining <= 0:
+        if remaining <= EPSILON:
             self._wakeup = loop.call_later(0, self._fire)
         elif self._timeline.rate > 0:
-            self._wakeup = loop.call_later(remaining / self._timeline.rate, self._fire)
+            # rounded up to the event loops' own resolution: a wakeup a little too early would only spin
+            delay = math.ceil(remaining / self._timeline.rate * 1000) / 1000
+            self._wakeup = loop.call_later(min(delay, LONGEST_WAIT), self._fire)
         else:
             return
         self._wakeup_at = when
+
+    def _forget(self, timer: Timer) -> None:
+        """A timer on the heap was cancelled; once they are the majority the heap is rebuilt without them."""
+        self._cancelled += 1
+        if self._cancelled > COMPACT_AT and self._cancelled * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if not entry[2].cancelled]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         try:
@@ -242,9 +298,15 @@ class Clock:
 
     def _fire(self) -> None:
         self._wakeup, self._wakeup_at = None, float("inf")
+        # only what is due and was set before now: a callback that sets a timer at once must not hold the loop forever
+        limit = next(self._order)
         try:
-            while (when := self.next_timer()) is not None and when <= self.monotonic() + 1e-9:
-                heapq.heappop(self._heap)[2].fire()
+            while self.next_timer() is not None:
+                when, order, timer = self._heap[0]
+                if when > self.monotonic() + EPSILON or order > limit:
+                    break
+                heapq.heappop(self._heap)
+                timer.fire()
         finally:
             self._arm()
 

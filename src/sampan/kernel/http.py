@@ -1,0 +1,192 @@
+"""The one way to serve HTTP: aiohttp on a given socket, with deadlines for slow clients and a graceful end.
+
+A front gives a handler (``async def handle(request) -> response``; routing is its own business) and a listening socket from
+the platform's book. `HttpServer` adds what every front needs and none should write again: a client that does not finish its
+request head within `HEAD_DEADLINE` is cut off, bodies are read up to a limit and a deadline (`read_body`), and `drain`
+stops accepting, lets the requests under way finish, and only then closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from sampan.kernel.clock import Clock, Timer
+from sampan.kernel.errors import SampanError
+
+HEAD_DEADLINE = 15.0
+"""Seconds a client has from its first byte (or from connecting) to the end of a request's head."""
+BODY_DEADLINE = 60.0
+"""Seconds a client has to send a request's body."""
+KEEPALIVE = 90.0
+"""Seconds an idle connection is kept open."""
+BODY_LIMIT = 3 * 1024 * 1024
+"""Bytes in a request body unless a front says otherwise."""
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class BodyTooLargeError(SampanError):
+    """A request body is larger than its limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes")
+        self.limit = limit
+
+
+class SlowClientError(SampanError):
+    """A client did not send its request body in time."""
+
+
+class HttpServer:
+    """Serves one handler on one listening socket until `stop`."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        listener: socket.socket,
+        clock: Clock,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        head_deadline: float = HEAD_DEADLINE,
+        cancel_on_disconnect: bool = False,
+        backlog: int = 1024,
+    ) -> None:
+        """``cancel_on_disconnect``: cancel a handler whose client is gone (right for streams that may stay silent)."""
+        self._clock = clock
+        self._listener = listener
+        self._ssl_context = ssl_context
+        self._backlog = backlog
+        self._server = _Server(handler, clock, head_deadline, cancel_on_disconnect)
+        self._accepting: asyncio.Server | None = None
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return len(self._server.connections)
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        self._accepting = await loop.create_server(
+            self._server, sock=self._listener, ssl=self._ssl_context, backlog=self._backlog
+        )
+
+    async def drain(self, seconds: float = 5.0) -> None:
+        """Accept no more and close idle connections, then wait up to ``seconds`` for the requests under way."""
+        if self._accepting is None:
+            return
+        self._accepting.close()
+        self._server.pre_shutdown()
+        await self._server.shutdown(seconds)
+
+    async def stop(self) -> None:
+        """Close everything at once; after `drain` nothing is cut off."""
+        await self.drain(0.0)
+        self._accepting = None
+        self._listener.close()
+
+
+async def read_body(
+    request: web.BaseRequest, clock: Clock, *, limit: int = BODY_LIMIT, deadline: float = BODY_DEADLINE
+) -> bytes:
+    """The whole request body.
+
+    Raises:
+        BodyTooLargeError: more than ``limit`` bytes were announced or sent.
+        SlowClientError: the body did not arrive within ``deadline`` seconds.
+    """
+    if (request.content_length or 0) > limit:
+        raise BodyTooLargeError(limit)
+    if not request.can_read_body:
+        return b""
+    blocks: list[bytes] = []
+    size = 0
+    try:
+        async with clock.timeout(deadline):
+            while block := await request.content.readany():
+                size += len(block)
+                if size > limit:
+                    raise BodyTooLargeError(limit)
+                blocks.append(block)
+    except TimeoutError:
+        raise SlowClientError(f"the request body did not arrive within {deadline:g} s") from None
+    return b"".join(blocks)
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection with a deadline on each request's head."""
+
+    def __init__(self, server: _Server, clock: Clock, head_deadline: float, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._platform_clock = clock
+        self._head_deadline = head_deadline
+        self._deadline: Timer | None = None
+        self._serving = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None and not self._serving:
+            self._arm()
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def begin_request(self) -> None:
+        """The head is complete."""
+        self._serving += 1
+        self._disarm()
+
+    def end_request(self) -> None:
+        """The response is complete; the next request's deadline starts with its first byte."""
+        self._serving -= 1
+
+    def _arm(self) -> None:
+        self._deadline = self._platform_clock.call_later(self._head_deadline, self._cut_off)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _cut_off(self) -> None:
+        self._deadline = None
+        self.force_close()
+
+
+class _Server(web.Server):
+    """aiohttp's connection factory, giving `_Connection`."""
+
+    def __init__(self, handler: Handler, clock: Clock, head_deadline: float, cancel_on_disconnect: bool) -> None:
+        async def bracketed(request: web.BaseRequest) -> web.StreamResponse:
+            connection = request.protocol
+            assert isinstance(connection, _Connection)
+            connection.begin_request()
+            try:
+                return await handler(request)
+            finally:
+                connection.end_request()
+
+        super().__init__(bracketed, handler_cancellation=cancel_on_disconnect)
+        self._clock = clock
+        self._head_deadline = head_deadline
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(
+            self,
+            self._clock,
+            self._head_deadline,
+            loop=asyncio.get_running_loop(),
+            access_log=None,
+            keepalive_timeout=KEEPALIVE,
+        )
