@@ -71,3 +71,15 @@ def test_the_canonical_text_means_the_same(number: int, suffix: str) -> None:
 )
 def test_a_label_selector_matches_when_all_of_it_holds(selector: dict[str, object] | None, matched: bool) -> None:
     assert matches(selector, {"a": "1"}) is matched
+
+
+def test_sums_keep_the_notation_of_the_left() -> None:
+    assert quantity.add("1Gi", "1024Mi") == "2Gi"
+    assert quantity.add("500m", 1) == "1500m"
+    assert quantity.add("0", "1Gi") == "1Gi"
+
+
+def test_comparison_is_exact_across_notations() -> None:
+    assert quantity.compare("1Ki", "1024") == 0
+    assert quantity.compare("999m", "1") < 0
+    assert quantity.compare(2, "1999m") > 0

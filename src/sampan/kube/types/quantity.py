@@ -91,6 +91,7 @@ def format(amount: Decimal | int, notation: str = "DecimalSI") -> str:
         return f"{number}{suffix}"
 
 
+@lru_cache(maxsize=4096)
 def canonical(value: str | int | float) -> str:
     """The canonical text of a quantity, in its own notation.
 
@@ -98,3 +99,25 @@ def canonical(value: str | int | float) -> str:
         ValueError: not a quantity.
     """
     return format(parse(value), family(value))
+
+
+def compare(left: str | int | float, right: str | int | float) -> int:
+    """Negative, zero or positive, as the left quantity is less than, equal to or more than the right.
+
+    Raises:
+        ValueError: one is not a quantity.
+    """
+    one, other = parse(left), parse(right)
+    return (one > other) - (one < other)
+
+
+def add(left: str | int | float, right: str | int | float) -> str:
+    """The canonical text of the sum, in the notation of the left (of the right, when the left is zero).
+
+    Raises:
+        ValueError: one is not a quantity.
+    """
+    amount = parse(left)
+    with localcontext() as context:
+        context.prec = _DIGITS
+        return format(amount + parse(right), family(left if amount else right))
