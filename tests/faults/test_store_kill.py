@@ -91,7 +91,7 @@ def test_fifty_kills_lose_nothing_acknowledged(tmp_path: Path) -> None:
                 if what == "-":
                     assert entry is None, key
                     continue
-                later = [c for c in history(store) if c.key == key and c.revision > revision]
+                later = [c for c in store.history(key, store.compacted) if c.key == key and c.revision > revision]
                 if entry is None:
                     assert later and later[-1].deleted, f"{key} lost revision {revision}"
                     continue
@@ -106,9 +106,6 @@ def test_fifty_kills_lose_nothing_acknowledged(tmp_path: Path) -> None:
             return store.revision
         finally:
             await store.close()
-
-    def history(store: Store) -> list:
-        return store._history.since("/registry/", store.compacted)
 
     for run in range(ROUNDS):
         acknowledged = _acknowledged(path, run, chance)

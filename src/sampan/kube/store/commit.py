@@ -12,6 +12,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from sampan.kernel.clock import Clock
+
 T = TypeVar("T")
 
 _Job = tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]
@@ -20,7 +22,8 @@ _Job = tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]
 class CommitThread:
     """Runs a driver's calls. A driver that does not block is called on the loop's own thread instead."""
 
-    def __init__(self, *, blocking: bool) -> None:
+    def __init__(self, clock: Clock, *, blocking: bool) -> None:
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -32,8 +35,17 @@ class CommitThread:
         """Run ``work()`` and then, on the loop, ``done(result, error)``."""
         if self._thread is None:
             done(*_outcome(work))
-        else:
-            self._jobs.put((work, done))
+            return
+        # A clock that jumps on its own must not take this wait for idleness. It is released one turn of the loop later,
+        # after those who wait for the result have run.
+        hold = self._clock.hold()
+        hold.__enter__()
+
+        def finished(result: Any, error: BaseException | None) -> None:
+            self._loop.call_soon(hold.__exit__, None, None, None)
+            done(result, error)
+
+        self._jobs.put((work, finished))
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run ``work()`` and return what it returns or raise what it raises."""

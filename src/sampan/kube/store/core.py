@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from sampan.kernel.clock import Clock, Timer
 from sampan.kube.objects import with_revision
+from sampan.kube.store import interface
 from sampan.kube.store.commit import CommitThread
 from sampan.kube.store.fanout import BACKLOG_BYTES, BACKLOG_COUNT, Fanout, StoreWatch
 from sampan.kube.store.history import HISTORY_BYTES, HISTORY_COUNT, History, Past
@@ -65,7 +66,7 @@ class _Write(NamedTuple):
     answer: asyncio.Future[None]
 
 
-class Store:
+class Store(interface.Store):
     """The store over a `LogDriver`; implements ``store.interface.Store``. `open` before use, `close` at the end."""
 
     def __init__(
@@ -111,7 +112,7 @@ class Store:
             DataDirectoryError: the log is of a newer format or not a log.
             StoreError: it cannot be read.
         """
-        self._thread = CommitThread(blocking=self._driver.blocking)
+        self._thread = CommitThread(self._clock, blocking=self._driver.blocking)
         try:
             await self._thread.call(self._load)
         except BaseException:
@@ -212,6 +213,14 @@ class Store:
         """
         self._check_open()
         return self._fanout.watch(prefix, self._history.since(prefix, after))
+
+    def history(self, prefix: str, after: int) -> list[Change]:
+        """Changes under ``prefix`` with a revision in (``after``, `revision`], oldest first.
+
+        Raises:
+            CompactedError: ``after`` is older than the retained history.
+        """
+        return self._history.since(prefix, after)
 
     def subscribe(self, prefix: str, listener: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``listener`` with each change under ``prefix`` as it becomes visible; returns what unsubscribes."""
