@@ -68,7 +68,13 @@ class Strategy:
         """Fill upstream's defaults, in place; also run after admission and on objects read from an older version."""
 
     def prune(self, obj: Object) -> list[str]:
-        """Drop fields the schema does not know, in place; returns their paths (``spec.x``)."""
+        """Drop fields the schema does not know and nulls, in place; returns the unknown fields' paths (``spec.x``).
+
+        Values are brought into canonical form on the way (quantities).
+
+        Raises:
+            ApiError: 400, a value has the wrong type.
+        """
         return []
 
     def prepare_create(self, obj: Object) -> None:

@@ -18,6 +18,7 @@ from sampan.kube.types.duration import age
 from sampan.kube.types.metadata import validate_metadata, validate_metadata_update
 from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import Column, Strategy
+from sampan.kube.types.schema_check import conform
 
 NAME = Column("Name", format="name", description="Name must be unique within a namespace.")
 AGE = Column("Age", description="How long ago the object was created.")
@@ -66,7 +67,7 @@ class BuiltinStrategy(Strategy):
         return values
 
     def prune(self, obj: Object) -> list[str]:
-        return []
+        return conform(obj, self.definition, self.kind)
 
     def prepare_create(self, obj: Object) -> None:
         if self.has_status:
