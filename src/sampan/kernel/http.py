@@ -25,6 +25,8 @@ BODY_DEADLINE = 60.0
 """Seconds a client has to send a request's body."""
 KEEPALIVE = 90.0
 """Seconds an idle connection is kept open."""
+LINGERING = 1.0
+"""Seconds to go on reading a refused body, so that the client sees the answer and not a reset."""
 BODY_LIMIT = 3 * 1024 * 1024
 """Bytes in a request body unless a front says otherwise."""
 
@@ -73,9 +75,11 @@ class HttpServer:
     async def start(self) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        self._accepting = await loop.create_server(
-            self._server, sock=self._listener, ssl=self._ssl_context, backlog=self._backlog
-        )
+        listener, tls, backlog = self._listener, self._ssl_context, self._backlog
+        if listener.family == socket.AF_UNIX:
+            self._accepting = await loop.create_unix_server(self._server, sock=listener, ssl=tls, backlog=backlog)
+        else:
+            self._accepting = await loop.create_server(self._server, sock=listener, ssl=tls, backlog=backlog)
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Accept no more and close idle connections, then wait up to ``seconds`` for the requests under way."""
@@ -189,4 +193,5 @@ class _Server(web.Server):
             loop=asyncio.get_running_loop(),
             access_log=None,
             keepalive_timeout=KEEPALIVE,
+            lingering_time=LINGERING,
         )

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
+from sampan.kernel.telemetry import Tracer
 
 if TYPE_CHECKING:
     from sampan.kernel.certificates import Authority
@@ -75,6 +76,8 @@ class PartContext(Generic[S]):
         metrics: CollectorRegistry,
         authority: Authority,
         services: dict[type[Any], Any],
+        root: Path | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -88,6 +91,10 @@ class PartContext(Generic[S]):
         """The process's Prometheus registry, served under ``/metrics`` of the platform."""
         self.authority = authority
         """The platform's certificate authority."""
+        self.root = root or data_dir
+        """The platform's data directory (for what belongs to the whole platform, such as the kubeconfig)."""
+        self.tracer = tracer or Tracer(clock, name)
+        """Makes the process's spans."""
         self.log = logging.getLogger(f"sampan.{name}")
         self._services = services
 
@@ -120,13 +127,15 @@ class Part(ABC, Generic[S]):
 
     Class attributes declare it: ``name`` (also its settings section and folder), ``needs`` (parts that must be ready
     before it starts), ``settings_type``, and ``own_process`` (it asks for a process of its own; it then reaches kube over
-    HTTP and shares nothing else).
+    HTTP and shares nothing else). ``remote`` names (``module:function``) an ``async def (context: PartContext) -> None`` that
+    other processes call to ``context.provide`` there what this part provides in its own, over the network.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     settings_type: ClassVar[type[PartSettings]] = PartSettings
     own_process: ClassVar[bool] = False
+    remote: ClassVar[str] = ""
 
     def __init__(self, context: PartContext[S]) -> None:
         self.context = context

@@ -13,7 +13,7 @@ misspelt setting is never silently ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 
@@ -32,11 +32,17 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def load(
-    types: Types, *, file: Path | None = None, environment: Mapping[str, str] | None = None, flags: Sequence[str] = ()
+    types: Types,
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Sequence[str] = (),
+    others: Collection[str] = (),
 ) -> dict[str, Section]:
     """The raw settings of every section, merged from all sources; decode each with `decode`.
 
-    ``file`` may be absent from the disk. ``flags`` are ``part.field=value``.
+    ``file`` may be absent from the disk. ``flags`` are ``part.field=value``. ``others`` are sections that exist but are not
+    wanted now; what is set in them is passed over.
 
     Raises:
         SettingsError: a source cannot be read, or names a section or field that does not exist.
@@ -44,6 +50,8 @@ def load(
     merged: dict[str, Section] = {name: {} for name in types}
     if file is not None and file.exists():
         for section, fields in _read(file).items():
+            if section in others:
+                continue
             _merge(merged, types, section, fields, str(file))
     for name, text in sorted((environment or {}).items()):
         found = _from_environment(types, name)
@@ -54,6 +62,8 @@ def load(
         section, *fields = path.strip().split(".")
         if not equals or not fields:
             raise SettingsError(f"--set {flag}: write it as part.field=value")
+        if section in others:
+            continue
         _merge(merged, types, section, _nested(fields, None), "--set")
         _assign(merged[section], fields, _value(types[section], fields, text))
     return merged

@@ -32,7 +32,11 @@ class Tasks:
     use `wait` first to let the tasks finish.
     """
 
-    def __init__(self, clock: Clock, name: str = "tasks") -> None:
+    def __init__(
+        self, clock: Clock, name: str = "tasks", on_failure: Callable[[BaseException], object] | None = None
+    ) -> None:
+        """``on_failure`` hears of the failure that ends the group, as it happens."""
+        self._on_failure = on_failure
         self._clock = clock
         self._name = name
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -103,6 +107,8 @@ class Tasks:
             self._failed.set()
             for other in self._tasks:
                 other.cancel()
+            if self._on_failure is not None:
+                self._on_failure(error)
         else:
             log.error("%s failed while its group was ending", task.get_name(), exc_info=error)
 
