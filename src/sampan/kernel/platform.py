@@ -168,6 +168,7 @@ class Platform:
     def ask_to_stop(self) -> None:
         """Make `wait` return."""
         self._stop_asked.set()
+        self._changed.set()
 
     async def wait(self) -> None:
         """Until somebody asks the platform to stop."""

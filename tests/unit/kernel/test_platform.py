@@ -150,7 +150,7 @@ async def test_a_data_directory_of_a_newer_format_is_refused(tmp_path: Path) -> 
 
 
 async def test_a_misspelt_setting_is_told_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no setting platform[.]port; did you mean ports"):
+    with pytest.raises(SettingsError, match=r"no setting platform[.]port; did you mean ports"):
         await Platform(PARTS, tmp_path, flags=["platform.port=auto"]).start()
     assert happened == []
 
