@@ -1,0 +1,83 @@
+"""The ``sampan`` command.
+
+One module a command, imported when the command runs, so that each starts as fast as what it needs allows. A command fails
+with one sentence on standard error: what is wrong, why, and what to do. Exit codes:
+
+| code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | it did not work; the sentence says why |
+| 2 | the command was not understood |
+| 3 | no platform is running on the data directory |
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from sampan.kernel.errors import SampanError
+
+FAILED = 1
+NOT_RUNNING = 3
+
+COMMANDS = {
+    "up": "Bring the platform up.",
+    "down": "Stop the platform.",
+    "status": "Show parts, their state and every listening address.",
+    "logs": "Show what the platform logged.",
+    "kubeconfig": "Print a kubeconfig for the platform's Kubernetes API.",
+    "clock": "Show or steer the platform's clock.",
+    "doctor": "Tell what this machine gives Sampan and what is wrong.",
+    "settings": "List every setting with its meaning.",
+    "demo": "Start a platform of its own and show an application answering on it.",
+    "version": "Print versions.",
+}
+
+
+class _Commands(click.Group):
+    """Loads a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"sampan.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sampan", message="%(version)s")
+def sampan() -> None:
+    """The whole cloud-native stack on one machine.
+
+    `sampan up` brings it up; `sampan status` shows what runs and where it listens. Several platforms live beside each other,
+    each with its own --data-dir (or SAMPAN_DATA_DIR) and --ports auto.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    from sampan.kernel.admin import NotRunningError
+
+    try:
+        code = sampan.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SampanError as error:
+        click.echo(f"sampan: {error}", err=True)
+        sys.exit(NOT_RUNNING if isinstance(error, NotRunningError) else FAILED)
+    except BrokenPipeError:
+        sys.exit(FAILED)  # whoever read our output had enough

@@ -13,6 +13,7 @@ process of their own get one, unless the platform is told to keep everything in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-from sampan.kernel import steering
+from sampan.kernel import steering, telemetry
 from sampan.kernel.certificates import Authority
 from sampan.kernel.clock import Clock, Timeline, machine_time
 from sampan.kernel.errors import SampanError, SettingsError
@@ -85,6 +86,7 @@ class Platform:
     ``parts`` maps each known part's name to its ``module:Class`` (or its class). ``only`` and ``without`` choose among
     them, needs included. ``settings_file`` replaces ``sampan.yaml`` of the data directory; ``flags`` are ``part.field=value``.
     ``clock``: a clock to use as it is (tests), instead of the data directory's. ``one_process`` keeps every part here.
+    ``logs``: where this process's log records go (``none`` leaves logging alone, for tests); ``both`` is file and terminal.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Platform:
         flags: Sequence[str] = (),
         clock: Clock | None = None,
         one_process: bool = False,
-        terminal: bool = False,
+        logs: Literal["none", "file", "both"] = "none",
     ) -> None:
         self.directory = DataDirectory(data_dir.expanduser().absolute())
         self.version = version
@@ -111,7 +113,8 @@ class Platform:
         self._flags = flags
         self._given_clock = clock
         self._one_process = one_process
-        self._terminal = terminal
+        self._logs = logs
+        self._log_sinks = contextlib.ExitStack()
         self._runs: dict[str, Run] = {}
         self._changed = asyncio.Event()
         self._stop_asked = asyncio.Event()
@@ -156,6 +159,7 @@ class Platform:
                 await asyncio.to_thread(steering.save, self.directory.clock, self.clock)
         if self.directory.held:
             (self.directory.run / "state.json").unlink(missing_ok=True)
+        self._log_sinks.close()
         self.directory.close()
 
     async def __aenter__(self) -> Self:
@@ -236,6 +240,15 @@ class Platform:
             decode(name, raw[name], part.settings_type)  # a mistake is told before anything starts
         self.started = machine_time()
         self.clock = self._given_clock or Clock(steering.restore(self.directory.clock))
+        if self._logs != "none":
+            sink = telemetry.logs(
+                self.directory.logs,
+                "core",
+                self.clock,
+                terminal=self._logs == "both",
+                level=self.settings.log_level,
+            )
+            self._log_sinks.enter_context(sink)
         self.authority = Authority(self.directory.pki)
         self.tracer = Tracer(self.clock)
         before = self.directory.read_state()
@@ -268,7 +281,7 @@ class Platform:
             stop_seconds=self.settings.stop_seconds,
             auto_ports=self.settings.ports == "auto",
             log_level=self.settings.log_level,
-            terminal=self._terminal,
+            terminal=self._logs == "both",
             remembered=self._remembered,
         )
         self._link(around, raw)

@@ -1,0 +1,9 @@
+"""The capabilities of the platform, one package a part.
+
+`PARTS` is the list of all of them: name → ``module:Class``. A part's module is imported only when the part is chosen.
+"""
+
+from __future__ import annotations
+
+PARTS: dict[str, str] = {}
+"""Every part that ``sampan up`` brings up unless told otherwise, by name."""

@@ -1,0 +1,58 @@
+"""``sampan down``: stop the platform and wait until it is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+import click
+
+from sampan.cli import options
+from sampan.kernel.admin import NotRunningError, ask
+from sampan.kernel.errors import SampanError
+from sampan.kernel.folder import DataDirectory
+
+LOOKS_A_SECOND = 20
+
+
+@click.command("down")
+@options.data_dir
+@click.option("--wait", default=30.0, show_default=True, help="Seconds to wait for an orderly end before killing it.")
+def command(data_dir: Path, wait: float) -> None:
+    """Stop the platform: drain, stop every part, and wait until it is gone.
+
+    Nothing that was stored is lost; the next `sampan up` has everything back. Stopping what does not run is no error.
+    """
+    directory = DataDirectory(data_dir)
+    pid = directory.holder()
+    if pid is None:
+        click.echo(f"no platform is running on {data_dir}")
+        return
+    try:
+        ask(directory.run, "POST", "/stop")
+    except NotRunningError:
+        if not pid:
+            raise
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)  # it holds the lock but does not answer: still starting, or stuck
+    if _gone(directory, wait):
+        click.echo("stopped")
+        return
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if not _gone(directory, 5.0):
+        raise SampanError(f"process {pid} does not end, not even when killed; it may hang in the kernel (disk?)")
+    click.echo(f"killed process {pid}, which did not stop within {wait:g} s; acknowledged data is safe")
+
+
+def _gone(directory: DataDirectory, seconds: float) -> bool:
+    pause = threading.Event()
+    for _ in range(max(1, int(seconds * LOOKS_A_SECOND))):
+        if directory.holder() is None:
+            return True
+        pause.wait(1 / LOOKS_A_SECOND)
+    return directory.holder() is None

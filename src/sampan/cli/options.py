@@ -1,0 +1,62 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def default_data_dir() -> Path:
+    """``~/.sampan`` unless SAMPAN_DATA_DIR says otherwise."""
+    return Path(os.environ.get("SAMPAN_DATA_DIR") or Path.home() / ".sampan")
+
+
+def data_dir(command: F) -> F:
+    """``--data-dir``."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=default_data_dir,
+        show_default="SAMPAN_DATA_DIR or ~/.sampan",
+        help="The platform's data directory.",
+        callback=lambda _context, _parameter, path: path.expanduser().absolute(),
+    )(command)
+
+
+def as_json(command: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def choices(command: F) -> F:
+    """What to run and how: the options that `up` and `demo` share."""
+    for option in reversed(
+        (
+            click.option(
+                "--ports",
+                type=click.Choice(["default", "auto"]),
+                help="default: the upstream's own port numbers; auto: free ones.",
+            ),
+            click.option("--only", metavar="PARTS", help="Run only these parts (comma-separated) and what they need."),
+            click.option("--without", metavar="PARTS", help="Leave these parts out, and what needs them."),
+            click.option(
+                "--config", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="Settings file (YAML)."
+            ),
+            click.option(
+                "--set", "flags", multiple=True, metavar="PART.FIELD=VALUE", help="One setting; may be repeated."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def names(text: str | None) -> list[str]:
+    """A comma-separated list of names."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -1,0 +1,158 @@
+"""``sampan up``: bring the platform up, in the foreground or, with ``--detach``, behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sampan import __version__
+from sampan.cli import options
+from sampan.kernel.errors import DataDirectoryError, SampanError
+from sampan.kernel.files import private_folder
+from sampan.kernel.folder import DataDirectory
+
+
+@click.command("up")
+@options.data_dir
+@options.choices
+@click.option("--detach", "-d", is_flag=True, help="Return when the platform is ready; it goes on by itself.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe log record.")
+@click.option("--report-fd", type=int, hidden=True, help="Where to report readiness (used by --detach).")
+def command(
+    data_dir: Path,
+    ports: str | None,
+    only: str | None,
+    without: str | None,
+    config: Path | None,
+    flags: tuple[str, ...],
+    detach: bool,
+    log_level: str | None,
+    report_fd: int | None,
+) -> None:
+    """Bring the platform up.
+
+    In the foreground it runs until Ctrl-C (or SIGTERM, or `sampan down`), then drains and stops. Every setting can be given in
+    sampan.yaml of the data directory, as SAMPAN_<PART>_<FIELD> in the environment, or with --set; `sampan settings` lists them.
+    """
+    if detach:
+        _detach(data_dir)
+        return
+    more = [f"platform.ports={ports}"] if ports else []
+    more += [f"platform.log_level={log_level}"] if log_level else []
+    report = _Report(report_fd)
+    try:
+        _run(data_dir, only, without, config, (*flags, *more), report)
+    except SampanError as error:
+        if report.failed(str(error)):
+            raise click.exceptions.Exit(1) from error
+        raise
+
+
+def _run(
+    data_dir: Path, only: str | None, without: str | None, config: Path | None, flags: tuple[str, ...], report: _Report
+) -> None:
+    import uvloop
+
+    from sampan.kernel.platform import Platform
+    from sampan.parts import PARTS
+
+    async def body() -> None:
+        platform = Platform(
+            PARTS,
+            data_dir,
+            version=__version__,
+            only=options.names(only),
+            without=options.names(without),
+            settings_file=config,
+            environment=os.environ,
+            flags=flags,
+            logs="file" if report.to_parent else "both",
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, platform.ask_to_stop)
+        try:
+            await platform.start()
+            report.ready(platform_lines(data_dir, platform.listeners.addresses()))
+            await platform.wait()
+        finally:
+            await platform.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(body())
+
+
+def platform_lines(data_dir: Path, addresses: dict[str, tuple[str, int]]) -> list[str]:
+    """What a person wants to know of a platform that has just become ready."""
+    lines = [f"ready; data in {data_dir}"]
+    lines += [f"  {name:<24} {host}:{port}" for name, (host, port) in sorted(addresses.items())]
+    if (data_dir / "kubeconfig").exists():
+        lines.append(f"use it with: export KUBECONFIG={data_dir / 'kubeconfig'}")
+    return lines
+
+
+class _Report:
+    """Tells whoever waits (a person, or the process that detached us) that the platform is ready or failed."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self.to_parent = descriptor is not None
+
+    def ready(self, lines: list[str]) -> None:
+        if not self._send({"ready": lines}):
+            for line in lines:
+                click.echo(line)
+
+    def failed(self, error: str) -> bool:
+        """Whether somebody was told."""
+        return self._send({"error": error})
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        if self._descriptor is None:
+            return False
+        with os.fdopen(self._descriptor, "w") as stream:
+            json.dump(message, stream)
+        self._descriptor = None
+        return True
+
+
+def _detach(data_dir: Path) -> None:
+    reading, writing = os.pipe()
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-d")]
+    output_file = DataDirectory(data_dir).logs / "core.out"
+    try:
+        private_folder(data_dir)
+        private_folder(output_file.parent)
+    except OSError as error:
+        raise DataDirectoryError(f"the data directory {data_dir} cannot be made: {error.strerror}") from None
+    with output_file.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sampan", *arguments, "--report-fd", str(writing)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[writing],
+            start_new_session=True,
+        )
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        text = stream.read()
+    if not text:
+        code = process.wait()
+        raise SampanError(f"the platform ended during its start (code {code}); see {output_file} and `sampan logs`")
+    message = json.loads(text)
+    if "error" in message:
+        raise SampanError(message["error"])
+    for line in message["ready"]:
+        click.echo(line)
+    click.echo(
+        "stop it with: sampan down" + ("" if data_dir == options.default_data_dir() else f" --data-dir {data_dir}")
+    )
