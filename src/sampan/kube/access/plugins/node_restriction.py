@@ -1,0 +1,138 @@
+"""NodeRestriction: a node agent writes its own node, its own pods and little else."""
+
+from __future__ import annotations
+
+from sampan.kube.access.interface import AdmissionRequest
+from sampan.kube.access.plugins.plugin import Plugin
+from sampan.kube.access.rbac import NODE_PREFIX, NODES_GROUP
+from sampan.kube.access.refusal import refused
+from sampan.kube.objects import Object, dig
+from sampan.kube.resources import PODS
+
+MIRROR = "kubernetes.io/config.mirror"
+RESERVED_LABELS = "node-restriction.kubernetes.io"
+KUBELET_LABELS = frozenset(
+    {
+        "kubernetes.io/hostname",
+        "kubernetes.io/arch",
+        "kubernetes.io/os",
+        "beta.kubernetes.io/instance-type",
+        "node.kubernetes.io/instance-type",
+        "failure-domain.beta.kubernetes.io/region",
+        "failure-domain.beta.kubernetes.io/zone",
+        "topology.kubernetes.io/region",
+        "topology.kubernetes.io/zone",
+        "beta.kubernetes.io/os",
+        "beta.kubernetes.io/arch",
+    }
+)
+
+
+class NodeRestriction(Plugin):
+    """Narrows the writes of ``system:node:<name>``."""
+
+    operations = ("CREATE", "UPDATE", "DELETE")
+    subresources = None
+
+    async def admit(self, request: AdmissionRequest) -> None:
+        user = request.user
+        if NODES_GROUP not in user.groups or not user.name.startswith(NODE_PREFIX):
+            return
+        node = user.name.removeprefix(NODE_PREFIX)
+        group, plural = request.type.resource.group, request.type.resource.plural
+        if (group, plural) == ("", "pods"):
+            self._pod(request, node)
+        elif (group, plural) == ("", "nodes"):
+            self._node(request, node)
+        elif (group, plural) == ("", "serviceaccounts") and request.subresource == "token":
+            self._token(request, node)
+        elif (group, plural) == ("coordination.k8s.io", "leases"):
+            if request.namespace == "kube-node-lease" and _name(request) != node:
+                raise refused(request, "can only access node lease with the same name as the requesting node")
+        elif (group, plural) == ("storage.k8s.io", "csinodes") and _name(request) != node:
+            raise refused(request, "can only access CSINode with the same name as the requesting node")
+
+    def _pod(self, request: AdmissionRequest, node: str) -> None:
+        if request.subresource == "eviction" or (request.operation == "DELETE" and not request.subresource):
+            pod = request.old_object or self.cache.get(PODS, request.namespace, request.name)
+            if dig(pod, "spec", "nodeName") != node:
+                verb = "evict" if request.subresource else "delete"
+                raise refused(request, f"node {_quoted(node)} can only {verb} pods with spec.nodeName set to itself")
+        elif request.operation == "CREATE" and not request.subresource:
+            annotations = dig(request.object, "metadata", "annotations", default={})
+            if MIRROR not in annotations:
+                raise refused(
+                    request,
+                    f"pod does not have {_quoted(MIRROR)} annotation, node {_quoted(node)} can only create mirror pods",
+                )
+            if dig(request.object, "spec", "nodeName") != node:
+                raise refused(request, f"node {_quoted(node)} can only create pods with spec.nodeName set to itself")
+        elif request.operation == "UPDATE" and request.subresource == "status":
+            if dig(request.old_object, "spec", "nodeName") != node:
+                own = "pods with spec.nodeName set to itself"
+                raise refused(request, f"node {_quoted(node)} can only update pod status for {own}")
+            if dig(request.old_object, "metadata", "labels", default={}) != dig(
+                request.object, "metadata", "labels", default={}
+            ):
+                raise refused(request, f"node {_quoted(node)} cannot update labels through pod status")
+        elif request.operation == "UPDATE":
+            raise refused(request, f"unexpected operation {_quoted(request.operation)}")
+
+    def _node(self, request: AdmissionRequest, node: str) -> None:
+        name = _name(request)
+        if name != node:
+            raise refused(request, f"node {_quoted(node)} is not allowed to modify node {_quoted(name)}")
+        if request.operation == "DELETE":
+            raise refused(request, f"node {_quoted(node)} is not allowed to delete node {_quoted(name)}")
+        new, old = _labels(request.object), _labels(request.old_object)
+        changed = {key for key in {*new, *old} if new.get(key) != old.get(key)}
+        bad = sorted(key for key in changed if _forbidden(key))
+        if bad:
+            raise refused(request, f"is not allowed to modify labels: {', '.join(bad)}")
+        if request.operation == "UPDATE":
+            if dig(request.object, "spec", "taints", default=[]) != dig(
+                request.old_object, "spec", "taints", default=[]
+            ):
+                raise refused(request, f"node {_quoted(node)} is not allowed to modify taints")
+            if dig(request.object, "metadata", "ownerReferences", default=[]) != dig(
+                request.old_object, "metadata", "ownerReferences", default=[]
+            ):
+                raise refused(request, f"node {_quoted(node)} is not allowed to modify ownerReferences")
+
+    def _token(self, request: AdmissionRequest, node: str) -> None:
+        reference = dig(request.object, "spec", "boundObjectRef", default={})
+        if reference.get("kind") != "Pod":
+            raise refused(request, f"node {_quoted(node)}: only tokens bound to a pod may be requested")
+        pod = self.cache.get(PODS, request.namespace, reference.get("name") or "")
+        if pod is None or pod["metadata"].get("uid") != reference.get("uid"):
+            raise refused(request, f"pod {_quoted(reference.get('name') or '')} not found")
+        if dig(pod, "spec", "nodeName") != node:
+            raise refused(request, "node requested token bound to a pod scheduled on a different node")
+
+
+def _name(request: AdmissionRequest) -> str:
+    name: str = request.name or dig(request.object, "metadata", "name", default="")
+    return name
+
+
+def _labels(obj: Object | None) -> dict[str, str]:
+    labels: dict[str, str] = dig(obj, "metadata", "labels", default={})
+    return labels
+
+
+def _forbidden(label: str) -> bool:
+    """Labels by which pods are isolated onto nodes, and reserved ones the agent has no business with."""
+    prefix, slash, _ = label.rpartition("/")
+    if not slash:
+        return False
+    if prefix == RESERVED_LABELS or prefix.endswith(f".{RESERVED_LABELS}"):
+        return True
+    reserved = prefix in ("kubernetes.io", "k8s.io") or prefix.endswith((".kubernetes.io", ".k8s.io"))
+    if not reserved or label in KUBELET_LABELS:
+        return False
+    own = ("kubelet.kubernetes.io", "node.kubernetes.io")
+    return not (prefix in own or prefix.endswith(tuple(f".{each}" for each in own)))
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
