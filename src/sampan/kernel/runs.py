@@ -471,6 +471,9 @@ class ProcessRun(Run):
                     failure = error
                 case _:
                     log.warning("%s sent %s, which only the core may send", self.name, type(message).__name__)
+        for future in self._questions.values():
+            if not future.done():
+                future.set_result(None)
         code = await process.wait()
         self._ended.set()
         if not self._stopping and self.state not in ("stopping", "failed"):

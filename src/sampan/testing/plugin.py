@@ -1,0 +1,60 @@
+"""The pytest plugin: fixtures that start a real platform for a test.
+
+| fixture | scope | gives |
+| --- | --- | --- |
+| ``platform`` | function | an isolated platform on free ports; ``@pytest.mark.sampan(only=[...], settings={...})`` shapes it |
+| ``shared_platform`` | session | one platform for all tests that do not mind company |
+| ``clock`` | function | the clock of ``platform``: ``jump``, ``freeze``, ``run``, ``autojump`` |
+| ``kubeconfig`` | function | path of the platform's kubeconfig, also set as KUBECONFIG for what the test starts |
+
+The platform runs on a thread of its own, so these work in synchronous and asynchronous tests alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from sampan.testing.platform import Platform, SteeredClock
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "sampan(only, without, settings, clock): how the test's platform is to be (sampan.testing.Platform)"
+    )
+
+
+@pytest.fixture
+def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
+    """A platform of the test's own."""
+    from sampan.testing.platform import Platform
+
+    marker = request.node.get_closest_marker("sampan")
+    with Platform(**(marker.kwargs if marker is not None else {})) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_platform() -> Iterator[Platform]:
+    """One platform for the whole session (for each worker under pytest-xdist)."""
+    from sampan.testing.platform import Platform
+
+    with Platform() as running:
+        yield running
+
+
+@pytest.fixture
+def clock(platform: Platform) -> SteeredClock:
+    """The clock of the test's platform."""
+    return platform.clock
+
+
+@pytest.fixture
+def kubeconfig(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kubeconfig of the test's platform; KUBECONFIG names it for the length of the test."""
+    monkeypatch.setenv("KUBECONFIG", str(platform.kubeconfig))
+    return platform.kubeconfig
