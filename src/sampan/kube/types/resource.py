@@ -39,6 +39,16 @@ class Subresource:
     verbs: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ScalePaths:
+    """Where the ``scale`` subresource of a kind reads and writes, as paths of keys into the object."""
+
+    spec_replicas: tuple[str, ...] = ("spec", "replicas")
+    status_replicas: tuple[str, ...] = ("status", "replicas")
+    selector: tuple[str, ...] = ("spec", "selector")
+    """A LabelSelector, or a selector already in its string form; empty: the kind has none."""
+
+
 class Strategy:
     """The behaviour of a kind: what upstream calls its create, update and delete strategy.
 
@@ -135,6 +145,8 @@ class ResourceType:
     categories: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
     subresources: Mapping[str, Subresource] = field(default_factory=dict)
+    scale: ScalePaths = ScalePaths()
+    """Used when ``subresources`` has ``scale``."""
     custom: bool = False
     """Defined by a CustomResourceDefinition: no strategic merge patch, updates need a resourceVersion."""
     storage: Resource | None = None
