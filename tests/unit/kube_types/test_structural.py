@@ -54,7 +54,9 @@ def test_pruning(spec, kept, dropped):
 def test_metadata_is_decoded_strictly():
     obj = widget()
     obj["metadata"]["labels"] = {"a": 1}
-    with pytest.raises(ApiError, match=r"cannot unmarshal number into Go struct field ObjectMeta\.labels of type string"):
+    with pytest.raises(
+        ApiError, match=r"cannot unmarshal number into Go struct field ObjectMeta\.labels of type string"
+    ):
         prune(obj, SCHEMA, KIND)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
@@ -16,12 +17,36 @@ class WebhookConfigurationStrategy(BuiltinStrategy):
     has_generation = True
     has_status = False
 
+    def default(self, obj: Object) -> None:
+        for webhook in obj.get("webhooks") or ():
+            webhook.setdefault("failurePolicy", "Fail")
+            webhook.setdefault("matchPolicy", "Equivalent")
+            webhook.setdefault("namespaceSelector", {})
+            webhook.setdefault("objectSelector", {})
+            webhook.setdefault("timeoutSeconds", 10)
+            if self.kind.kind == "MutatingWebhookConfiguration":
+                webhook.setdefault("reinvocationPolicy", "Never")
+            service = (webhook.get("clientConfig") or {}).get("service")
+            if service is not None:
+                service.setdefault("port", 443)
+            for rule in webhook.get("rules") or ():
+                rule.setdefault("scope", "*")
+
 
 class AdmissionPolicyStrategy(BuiltinStrategy):
     """ValidatingAdmissionPolicies."""
 
     namespaced = False
     has_generation = True
+
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        spec.setdefault("failurePolicy", "Fail")
+        if spec.get("matchConstraints") is not None:
+            _default_match(spec["matchConstraints"])
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {}
 
 
 class AdmissionPolicyBindingStrategy(BuiltinStrategy):
@@ -30,6 +55,19 @@ class AdmissionPolicyBindingStrategy(BuiltinStrategy):
     namespaced = False
     has_generation = True
     has_status = False
+
+    def default(self, obj: Object) -> None:
+        match = (obj.setdefault("spec", {})).get("matchResources")
+        if match is not None:
+            _default_match(match)
+
+
+def _default_match(match: Object) -> None:
+    match.setdefault("matchPolicy", "Equivalent")
+    match.setdefault("namespaceSelector", {})
+    match.setdefault("objectSelector", {})
+    for rule in [*(match.get("resourceRules") or ()), *(match.get("excludeResourceRules") or ())]:
+        rule.setdefault("scope", "*")
 
 
 def types() -> list[ResourceType]:

@@ -22,7 +22,39 @@ STORED = Resource("autoscaling", "v2", "horizontalpodautoscalers")
 
 
 class HorizontalPodAutoscalerStrategy(BuiltinStrategy):
-    """HorizontalPodAutoscalers."""
+    """HorizontalPodAutoscalers (v2)."""
+
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        spec.setdefault("minReplicas", 1)
+        if not spec.get("metrics"):
+            target = {"type": "Utilization", "averageUtilization": 80}
+            spec["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
+        behavior = spec.get("behavior")
+        if behavior:
+            up = behavior.setdefault("scaleUp", {})
+            up.setdefault("stabilizationWindowSeconds", 0)
+            _default_rules(up, [("Pods", 4), ("Percent", 100)])
+            _default_rules(behavior.setdefault("scaleDown", {}), [("Percent", 100)])
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"currentReplicas": 0, "desiredReplicas": 0}
+
+
+class HorizontalPodAutoscalerV1Strategy(HorizontalPodAutoscalerStrategy):
+    """HorizontalPodAutoscalers in the shape of v1."""
+
+    def default(self, obj: Object) -> None:
+        obj.setdefault("spec", {}).setdefault("minReplicas", 1)
+        annotations = obj["metadata"].get("annotations") or {}
+        if METRICS not in annotations:
+            obj["spec"].setdefault("targetCPUUtilizationPercentage", 80)
+
+
+def _default_rules(rules: Object, policies: list[tuple[str, int]]) -> None:
+    rules.setdefault("selectPolicy", "Max")
+    if not rules.get("policies"):
+        rules["policies"] = [{"type": kind, "value": value, "periodSeconds": 15} for kind, value in policies]
 
 
 def _cpu(metric: Any) -> bool:
@@ -120,7 +152,7 @@ def types() -> list[ResourceType]:
             "autoscaling/v1",
             "horizontalpodautoscalers",
             kind,
-            HorizontalPodAutoscalerStrategy(),
+            HorizontalPodAutoscalerV1Strategy(),
             short=("hpa",),
             categories=("all",),
             subresources=(status(kind),),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
+from sampan.kube.objects import Object, dig
 from sampan.kube.types.groups.declare import declare, status
+from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
+
+CONTROLLER_UID = "batch.kubernetes.io/controller-uid"
+JOB_NAME = "batch.kubernetes.io/job-name"
 
 
 class JobStrategy(BuiltinStrategy):
@@ -16,11 +22,67 @@ class JobStrategy(BuiltinStrategy):
     default_propagation = "Orphan"
     selectable_paths: ClassVar = {"status.successful": ("status", "succeeded")}
 
+    def fields(self, obj: Object) -> Mapping[str, str]:
+        return {**super().fields(obj), "status.successful": str(dig(obj, "status", "succeeded", default=0))}
+
+    def default(self, obj: Object) -> None:
+        default_job_spec(obj.setdefault("spec", {}))
+        labels = dig(obj, "spec", "template", "metadata", "labels")
+        if labels and not obj["metadata"].get("labels"):
+            obj["metadata"]["labels"] = dict(labels)
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {}
+        spec = obj["spec"]
+        if spec.get("manualSelector"):
+            return
+        uid, name = obj["metadata"].get("uid", ""), obj["metadata"].get("name", "")
+        labels = spec.setdefault("template", {}).setdefault("metadata", {}).setdefault("labels", {})
+        for key, value in ((CONTROLLER_UID, uid), ("controller-uid", uid), (JOB_NAME, name), ("job-name", name)):
+            labels.setdefault(key, value)
+        spec.setdefault("selector", {}).setdefault("matchLabels", {}).setdefault(CONTROLLER_UID, uid)
+        if not obj["metadata"].get("labels"):
+            obj["metadata"]["labels"] = dict(labels)
+
 
 class CronJobStrategy(BuiltinStrategy):
     """CronJobs."""
 
     has_generation = True
+
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        if not spec.get("concurrencyPolicy"):
+            spec["concurrencyPolicy"] = "Allow"
+        spec.setdefault("suspend", False)
+        spec.setdefault("successfulJobsHistoryLimit", 3)
+        spec.setdefault("failedJobsHistoryLimit", 1)
+        # The Job in the template gets a Job's defaults when it is created; here only its pods do, as upstream has it.
+        template = dig(spec, "jobTemplate", "spec", "template")
+        if template is not None:
+            default_template(template)
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {}
+
+
+def default_job_spec(spec: Object) -> None:
+    """Everything below ``spec`` of a Job."""
+    if "completions" not in spec and "parallelism" not in spec:
+        spec["completions"] = spec["parallelism"] = 1
+    spec.setdefault("parallelism", 1)
+    spec.setdefault("completionMode", "NonIndexed")
+    if "backoffLimit" not in spec:
+        per_index = spec.get("backoffLimitPerIndex") is not None
+        spec["backoffLimit"] = 2**31 - 1 if per_index else 6
+    spec.setdefault("suspend", False)
+    policy = spec.get("podFailurePolicy")
+    spec.setdefault("podReplacementPolicy", "Failed" if policy is not None else "TerminatingOrFailed")
+    for rule in (policy or {}).get("rules") or ():
+        for condition in rule.get("onPodConditions") or ():
+            condition.setdefault("status", "True")
+    if "template" in spec:
+        default_template(spec["template"])
 
 
 def types() -> list[ResourceType]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from typing import ClassVar
 
-from sampan.kube.objects import Kind
+from sampan.kube.objects import Kind, Object
 from sampan.kube.types import names
 from sampan.kube.types.groups.declare import declare, scale, status
+from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
 
@@ -17,6 +19,26 @@ class NamespaceStrategy(BuiltinStrategy):
     namespaced = False
     name_rule = staticmethod(names.dns_label)
     selectable_paths: ClassVar = {"status.phase": ("status", "phase")}
+
+    def default(self, obj: Object) -> None:
+        metadata = obj["metadata"]
+        if name := metadata.get("name"):
+            metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = name
+        obj.setdefault("spec", {})
+
+    def prepare_create(self, obj: Object) -> None:
+        finalizers = obj["spec"].setdefault("finalizers", [])
+        if "kubernetes" not in finalizers:
+            finalizers.append("kubernetes")
+        obj["status"] = {"phase": "Active"}
+
+    def prepare_update(self, new: Object, old: Object) -> None:
+        super().prepare_update(new, old)
+        # Only the finalize subresource takes finalizers off.
+        if "finalizers" in (old.get("spec") or {}):
+            new["spec"]["finalizers"] = old["spec"]["finalizers"]
+        else:
+            new["spec"].pop("finalizers", None)
 
 
 class ConfigMapStrategy(BuiltinStrategy):
@@ -30,6 +52,15 @@ class SecretStrategy(BuiltinStrategy):
 
     has_status = False
     selectable_paths: ClassVar = {"type": ("type",)}
+
+    def default(self, obj: Object) -> None:
+        if not obj.get("type"):
+            obj["type"] = "Opaque"
+        text = obj.pop("stringData", None)
+        if text:
+            data = obj.setdefault("data", {})
+            for key, value in text.items():
+                data[key] = base64.b64encode(value.encode()).decode("ascii")
 
 
 class ServiceAccountStrategy(BuiltinStrategy):
@@ -45,6 +76,19 @@ class LimitRangeStrategy(BuiltinStrategy):
     has_status = False
     create_on_update = True
 
+    def default(self, obj: Object) -> None:
+        for item in (obj.get("spec") or {}).get("limits") or ():
+            if item.get("type") != "Container":
+                continue
+            most, defaults = item.get("max") or {}, item.get("default") or {}
+            requests, least = item.get("defaultRequest") or {}, item.get("min") or {}
+            defaults = {**most, **defaults}
+            requests = {**least, **defaults, **requests}
+            if defaults:
+                item["default"] = defaults
+            if requests:
+                item["defaultRequest"] = requests
+
 
 class ResourceQuotaStrategy(BuiltinStrategy):
     """ResourceQuotas."""
@@ -59,6 +103,23 @@ class ReplicationControllerStrategy(BuiltinStrategy):
     default_propagation = "Orphan"
     selectable_paths: ClassVar = {"status.replicas": ("status", "replicas")}
 
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        spec.setdefault("replicas", 1)
+        template = spec.get("template")
+        if template is None:
+            return
+        default_template(template)
+        labels = template["metadata"].get("labels")
+        if labels:
+            if not spec.get("selector"):
+                spec["selector"] = dict(labels)
+            if not obj["metadata"].get("labels"):
+                obj["metadata"]["labels"] = dict(labels)
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"replicas": 0}
+
 
 class PodTemplateStrategy(BuiltinStrategy):
     """PodTemplates."""
@@ -66,6 +127,9 @@ class PodTemplateStrategy(BuiltinStrategy):
     has_generation = True
     has_status = False
     delete_returns_object = True
+
+    def default(self, obj: Object) -> None:
+        default_template(obj.setdefault("template", {}))
 
 
 class BindingStrategy(BuiltinStrategy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types import names
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
@@ -14,6 +15,27 @@ class CustomResourceDefinitionStrategy(BuiltinStrategy):
     namespaced = False
     has_generation = True
 
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        given = spec.setdefault("names", {})
+        if kind := given.get("kind"):
+            if not given.get("singular"):
+                given["singular"] = kind.lower()
+            if not given.get("listKind"):
+                given["listKind"] = f"{kind}List"
+        conversion = spec.setdefault("conversion", {})
+        if not conversion.get("strategy"):
+            conversion["strategy"] = "None"
+        service = ((conversion.get("webhook") or {}).get("clientConfig") or {}).get("service")
+        if service is not None:
+            service.setdefault("port", 443)
+        if spec.get("preserveUnknownFields") is False:
+            del spec["preserveUnknownFields"]
+
+    def prepare_create(self, obj: Object) -> None:
+        stored = [version["name"] for version in obj["spec"].get("versions") or () if version.get("storage")]
+        obj["status"] = {"storedVersions": stored[:1]}
+
 
 class APIServiceStrategy(BuiltinStrategy):
     """APIServices."""
@@ -21,12 +43,23 @@ class APIServiceStrategy(BuiltinStrategy):
     namespaced = False
     name_rule = staticmethod(names.path_segment)
 
+    def default(self, obj: Object) -> None:
+        service = (obj.setdefault("spec", {})).get("service")
+        if service is not None:
+            service.setdefault("port", 443)
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {}
+
 
 class FlowSchemaStrategy(BuiltinStrategy):
     """FlowSchemas: kept for tools that list them; this server has no request queues."""
 
     namespaced = False
     has_generation = True
+
+    def default(self, obj: Object) -> None:
+        obj.setdefault("spec", {}).setdefault("matchingPrecedence", 1000)
 
 
 class PriorityLevelStrategy(BuiltinStrategy):

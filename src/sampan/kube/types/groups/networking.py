@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
@@ -12,6 +13,12 @@ class IngressStrategy(BuiltinStrategy):
 
     has_generation = True
 
+    def default(self, obj: Object) -> None:
+        obj.setdefault("spec", {})
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"loadBalancer": {}}
+
 
 class IngressClassStrategy(BuiltinStrategy):
     """IngressClasses."""
@@ -20,6 +27,11 @@ class IngressClassStrategy(BuiltinStrategy):
     has_generation = True
     has_status = False
 
+    def default(self, obj: Object) -> None:
+        parameters = (obj.setdefault("spec", {})).get("parameters")
+        if parameters is not None:
+            parameters.setdefault("scope", "Cluster")
+
 
 class NetworkPolicyStrategy(BuiltinStrategy):
     """NetworkPolicies."""
@@ -27,12 +39,26 @@ class NetworkPolicyStrategy(BuiltinStrategy):
     has_generation = True
     has_status = False
 
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        spec.setdefault("podSelector", {})
+        for rule in [*(spec.get("ingress") or ()), *(spec.get("egress") or ())]:
+            for port in rule.get("ports") or ():
+                port.setdefault("protocol", "TCP")
+        if not spec.get("policyTypes"):
+            spec["policyTypes"] = ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"]
+
 
 class EndpointSliceStrategy(BuiltinStrategy):
     """EndpointSlices."""
 
     has_generation = True
     has_status = False
+
+    def default(self, obj: Object) -> None:
+        for port in obj.get("ports") or ():
+            port.setdefault("name", "")
+            port.setdefault("protocol", "TCP")
 
 
 def types() -> list[ResourceType]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
+from sampan.kube.objects import Object, dig
 from sampan.kube.types.groups.declare import PROXY, declare, status
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
@@ -14,6 +16,19 @@ class NodeStrategy(BuiltinStrategy):
 
     namespaced = False
     selectable_paths: ClassVar = {"spec.unschedulable": ("spec", "unschedulable")}
+
+    def fields(self, obj: Object) -> Mapping[str, str]:
+        return {**super().fields(obj), "spec.unschedulable": "true" if dig(obj, "spec", "unschedulable") else "false"}
+
+    def default(self, obj: Object) -> None:
+        obj.setdefault("spec", {})
+        status = obj.get("status")
+        if status and "allocatable" not in status and status.get("capacity"):
+            status["allocatable"] = dict(status["capacity"])
+
+    def prepare_create(self, obj: Object) -> None:
+        # Node agents register with their status.
+        obj.setdefault("status", {})
 
 
 class RuntimeClassStrategy(BuiltinStrategy):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from sampan.kube.objects import Kind, Object, dig
 from sampan.kube.types.groups.declare import CONNECT, PROXY, READ_WRITE, declare, status
+from sampan.kube.types.groups.pod_defaults import default_pod_spec, quality_of_service
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
 
@@ -27,6 +29,37 @@ class PodStrategy(BuiltinStrategy):
         "status.podIPs": ("status", "podIPs"),
         "status.nominatedNodeName": ("status", "nominatedNodeName"),
     }
+
+    def default(self, obj: Object) -> None:
+        default_pod_spec(obj.setdefault("spec", {}))
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"phase": "Pending", "qosClass": quality_of_service(obj["spec"])}
+        if obj["spec"].get("schedulingGates"):
+            gated = {
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+            }
+            obj["status"]["conditions"] = [gated]
+
+    def fields(self, obj: Object) -> Mapping[str, str]:
+        # Spelled out: every field-selected watch of pods (each node agent has one) asks this for every change.
+        metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        return {
+            "metadata.name": metadata["name"],
+            "metadata.namespace": metadata.get("namespace", ""),
+            "spec.nodeName": spec.get("nodeName", ""),
+            "spec.restartPolicy": spec.get("restartPolicy", ""),
+            "spec.schedulerName": spec.get("schedulerName", ""),
+            "spec.serviceAccountName": spec.get("serviceAccountName", ""),
+            "spec.hostNetwork": "true" if spec.get("hostNetwork") else "false",
+            "status.phase": status.get("phase", ""),
+            "status.podIP": status.get("podIP", ""),
+            "status.podIPs": ",".join(address.get("ip", "") for address in status.get("podIPs") or ()),
+            "status.nominatedNodeName": status.get("nominatedNodeName", ""),
+        }
 
     def deletion_grace(self, obj: Object, requested: int | None) -> int:
         """The request's, else the pod's own, else 30; a pod that is on no node or has finished goes at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
@@ -12,6 +13,10 @@ class PodDisruptionBudgetStrategy(BuiltinStrategy):
 
     has_generation = True
     unconditional_update = False
+
+    def prepare_create(self, obj: Object) -> None:
+        counters = ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods")
+        obj["status"] = dict.fromkeys(counters, 0)
 
 
 def types() -> list[ResourceType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types import names
 from sampan.kube.types.groups.declare import declare
 from sampan.kube.types.resource import ResourceType
@@ -30,6 +31,14 @@ class RoleBindingStrategy(BuiltinStrategy):
     has_status = False
     create_on_update = True
     name_rule = staticmethod(names.path_segment)
+
+    def default(self, obj: Object) -> None:
+        reference = obj.get("roleRef")
+        if reference is not None and not reference.get("apiGroup"):
+            reference["apiGroup"] = GROUP
+        for subject in obj.get("subjects") or ():
+            if subject.get("kind") in ("User", "Group") and not subject.get("apiGroup"):
+                subject["apiGroup"] = GROUP
 
 
 class ClusterRoleBindingStrategy(RoleBindingStrategy):

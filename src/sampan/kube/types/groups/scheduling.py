@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types.groups.declare import declare
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
@@ -13,6 +14,10 @@ class PriorityClassStrategy(BuiltinStrategy):
     namespaced = False
     has_generation = True
     has_status = False
+
+    def default(self, obj: Object) -> None:
+        obj.setdefault("value", 0)
+        obj.setdefault("preemptionPolicy", "PreemptLowerPriority")
 
 
 class LeaseStrategy(BuiltinStrategy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from sampan.kube.objects import Object
 from sampan.kube.types import names
 from sampan.kube.types.groups.declare import PROXY, declare, status
 from sampan.kube.types.resource import ResourceType
@@ -18,12 +19,69 @@ class ServiceStrategy(BuiltinStrategy):
     create_on_update = True
     selectable_paths: ClassVar = {"spec.clusterIP": ("spec", "clusterIP"), "spec.type": ("spec", "type")}
 
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        if not spec.get("sessionAffinity"):
+            spec["sessionAffinity"] = "None"
+        if spec["sessionAffinity"] == "None":
+            spec.pop("sessionAffinityConfig", None)
+        elif spec["sessionAffinity"] == "ClientIP":
+            spec.setdefault("sessionAffinityConfig", {}).setdefault("clientIP", {}).setdefault("timeoutSeconds", 10800)
+        if not spec.get("type"):
+            spec["type"] = "ClusterIP"
+        for port in spec.get("ports") or ():
+            port.setdefault("protocol", "TCP")
+            if port.get("targetPort") in (None, 0, ""):
+                port["targetPort"] = port.get("port")
+        kind = spec["type"]
+        if kind in ("NodePort", "LoadBalancer") or spec.get("externalIPs"):
+            spec.setdefault("externalTrafficPolicy", "Cluster")
+        if kind == "LoadBalancer":
+            spec.setdefault("allocateLoadBalancerNodePorts", True)
+        if kind != "ExternalName":
+            spec.setdefault("internalTrafficPolicy", "Cluster")
+            spec.setdefault("ipFamilyPolicy", "SingleStack")
+            if not spec.get("ipFamilies"):
+                spec["ipFamilies"] = [_family(spec.get("clusterIP") or "")]
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"loadBalancer": {}}
+
+    def prepare_update(self, new: Object, old: Object) -> None:
+        super().prepare_update(new, old)
+        # What a client leaves out of a replacement keeps its allocated value, unless the type no longer has it.
+        fresh, stored = new["spec"], old["spec"]
+        if fresh["type"] != "ExternalName" and stored.get("type") != "ExternalName":
+            for field in ("clusterIP", "clusterIPs"):
+                if not fresh.get(field) and stored.get(field):
+                    fresh[field] = stored[field]
+        if fresh["type"] in ("NodePort", "LoadBalancer") and stored.get("type") in ("NodePort", "LoadBalancer"):
+            taken = {port.get("nodePort") for port in fresh.get("ports") or ()}
+            known = {_port_key(port): port.get("nodePort") for port in stored.get("ports") or ()}
+            for port in fresh.get("ports") or ():
+                allocated = known.get(_port_key(port))
+                if not port.get("nodePort") and allocated and allocated not in taken:
+                    port["nodePort"] = allocated
+
+
+def _family(address: str) -> str:
+    return "IPv6" if ":" in address else "IPv4"
+
+
+def _port_key(port: Object) -> tuple[str, int]:
+    return port.get("protocol") or "TCP", port.get("port") or 0
+
 
 class EndpointsStrategy(BuiltinStrategy):
     """Endpoints."""
 
     has_status = False
     create_on_update = True
+
+    def default(self, obj: Object) -> None:
+        for subset in obj.get("subsets") or ():
+            for port in subset.get("ports") or ():
+                port.setdefault("protocol", "TCP")
 
 
 def types() -> list[ResourceType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.objects import Object
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
@@ -13,11 +14,36 @@ class PersistentVolumeStrategy(BuiltinStrategy):
     namespaced = False
     delete_returns_object = True
 
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        if not spec.get("persistentVolumeReclaimPolicy"):
+            spec["persistentVolumeReclaimPolicy"] = "Retain"
+        spec.setdefault("volumeMode", "Filesystem")
+        if "hostPath" in spec:
+            spec["hostPath"].setdefault("type", "")
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"phase": "Pending"}
+
 
 class PersistentVolumeClaimStrategy(BuiltinStrategy):
     """PersistentVolumeClaims."""
 
     delete_returns_object = True
+
+    def default(self, obj: Object) -> None:
+        default_claim(obj)
+
+    def prepare_create(self, obj: Object) -> None:
+        obj["status"] = {"phase": "Pending"}
+
+
+def default_claim(claim: Object) -> None:
+    """A claim, also one in a template."""
+    claim.setdefault("spec", {}).setdefault("volumeMode", "Filesystem")
+    source = claim["spec"].get("dataSource")
+    if source is not None and "dataSourceRef" not in claim["spec"]:
+        claim["spec"]["dataSourceRef"] = dict(source)
 
 
 class StorageClassStrategy(BuiltinStrategy):
@@ -27,6 +53,10 @@ class StorageClassStrategy(BuiltinStrategy):
     has_status = False
     delete_returns_object = True
 
+    def default(self, obj: Object) -> None:
+        obj.setdefault("reclaimPolicy", "Delete")
+        obj.setdefault("volumeBindingMode", "Immediate")
+
 
 class CSIDriverStrategy(BuiltinStrategy):
     """CSIDrivers."""
@@ -34,6 +64,20 @@ class CSIDriverStrategy(BuiltinStrategy):
     namespaced = False
     has_status = False
     delete_returns_object = True
+
+    def default(self, obj: Object) -> None:
+        spec = obj.setdefault("spec", {})
+        for name, value in (
+            ("attachRequired", True),
+            ("podInfoOnMount", False),
+            ("storageCapacity", False),
+            ("fsGroupPolicy", "ReadWriteOnceWithFSType"),
+            ("requiresRepublish", False),
+            ("seLinuxMount", False),
+        ):
+            spec.setdefault(name, value)
+        if not spec.get("volumeLifecycleModes"):
+            spec["volumeLifecycleModes"] = ["Persistent"]
 
 
 class CSINodeStrategy(BuiltinStrategy):
