@@ -24,6 +24,7 @@ from sampan.kube.server.allocation import ServiceAllocator
 from sampan.kube.server.call import Answer, Call
 from sampan.kube.server.conformance import conform
 from sampan.kube.server.conversion import served_object, stored
+from sampan.kube.server.subresources import PIECES
 from sampan.kube.status import (
     ApiError,
     FieldError,
@@ -206,6 +207,7 @@ class Writer:
         type = call.type
         strategy = type.strategy
         status_only = call.subresource == "status"
+        piece = call.subresource in PIECES
         conform(call, new)
         metadata, before = new["metadata"], old["metadata"]
         uid = metadata.get("uid")
@@ -224,7 +226,8 @@ class Writer:
             metadata = new["metadata"]
         else:
             strategy.default(new)
-            strategy.prepare_update(new, old)
+            if not piece:
+                strategy.prepare_update(new, old)
         now = self._clock.now()
         if reset and not owned:
             metadata.pop("managedFields", None)
@@ -237,7 +240,8 @@ class Writer:
             metadata = new["metadata"]
             strategy.default(new)
             if not status_only:
-                strategy.prepare_update(new, old)
+                if not piece:
+                    strategy.prepare_update(new, old)
                 _count_generation(type, new, old)
             with self._allocator.allocating(type, new, old) as allocation:
                 errors = [*allocation.errors]
@@ -245,7 +249,7 @@ class Writer:
                     errors += strategy.validate_status_update(new, old)
                 else:
                     errors += strategy.validate(new)
-                    errors += strategy.validate_update(new, old)
+                    errors += [] if piece else strategy.validate_update(new, old)
                 self._refuse(call, errors)
                 request.object = new
                 await self._admission.validate(request)
