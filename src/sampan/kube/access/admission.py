@@ -26,7 +26,10 @@ class _Steps(NamedTuple):
 
 
 class AdmissionChain:
-    """Runs the plugins; ``first`` before those that parts add, ``last`` after them (policies, webhooks, quota)."""
+    """Runs the plugins; ``first`` before those that parts add, ``last`` after them (policies, webhooks, quota).
+
+    Plugins' `admit` must be idempotent: a webhook that changes the object makes the mutating phase run a second time.
+    """
 
     def __init__(self, first: Iterable[AdmissionPlugin], last: Iterable[AdmissionPlugin] = ()) -> None:
         self._first = list(first)
@@ -50,8 +53,13 @@ class AdmissionChain:
         Raises:
             ApiError: a plugin refuses.
         """
-        for plugin in self._concerned(request).admit:
+        steps = self._concerned(request).admit
+        for plugin in steps:
             await plugin.admit(request)
+        if request.reinvoke:
+            # Once: what others changed may need the plugins' (and other webhooks') attention again.
+            for plugin in steps:
+                await plugin.admit(request)
 
     async def validate(self, request: AdmissionRequest) -> None:
         """The validating phase.

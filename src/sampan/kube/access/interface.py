@@ -138,6 +138,10 @@ class AdmissionRequest:
     audit: dict[str, str] = field(default_factory=dict)
     finished: list[Callable[[], None]] = field(default_factory=list)
     """What admission wants to be told: the server calls each once, when the write has been stored or has failed."""
+    reinvoke: bool = False
+    """The object was changed from outside (a webhook, a policy): the chain runs the mutating phase once more."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What plugins remember of this request between their phases, by plugin."""
 
 
 class AdmissionPlugin(Protocol):

@@ -17,6 +17,7 @@ from sampan.kube.access.plugins.node_restriction import NodeRestriction
 from sampan.kube.access.plugins.node_taint import NodeTaint
 from sampan.kube.access.plugins.plugin import PluginContext
 from sampan.kube.access.plugins.pod_security import PodSecurity
+from sampan.kube.access.plugins.policy_expressions import PolicyExpressions
 from sampan.kube.access.plugins.priority import Priority
 from sampan.kube.access.plugins.resource_quota import ResourceQuota
 from sampan.kube.access.plugins.runtime_class import RuntimeClass
@@ -44,6 +45,7 @@ def first_plugins(context: PluginContext) -> list[AdmissionPlugin]:
         CertificateSubject(context),
         DefaultIngressClass(context),
         Escalation(context),
+        PolicyExpressions(context),
     ]
 
 
