@@ -1,0 +1,127 @@
+"""The command on real processes: what it says and how it ends when things are wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sampan.kernel.errors import PortTakenError
+from sampan.kernel.folder import DataDirectory
+from sampan.kernel.listeners import ListenerBook
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / ("a-folder-whose-name-makes-the-path-of-its-socket-longer-than-a-unix-socket-may-be" * 2)
+
+
+@pytest.fixture
+def sampan(data: Path) -> Iterator[Command]:
+    """Runs a command on the data directory; whatever still runs there afterwards is stopped."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SAMPAN_DATA_DIR": str(data), "SAMPAN_PLATFORM_PORTS": "auto"}
+        command = [sys.executable, "-m", "sampan", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)
+
+    yield run
+    holder = DataDirectory(data).holder()
+    if holder:
+        psutil.Process(holder).kill()
+
+
+def status(sampan: Command) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(sampan("status", "--json").stdout)
+    return parsed
+
+
+def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
+    up = sampan("up", "--detach")
+    assert up.returncode == 0, up.stderr
+    first = status(sampan)
+    assert first["state"] == "ready"
+
+    again = sampan("up")
+    assert again.returncode == 1
+    assert f"another platform (process {first['pid']}) is running" in again.stderr
+    assert "Traceback" not in again.stderr
+
+    assert "+259200" in sampan("clock", "jump", "3d").stdout
+    os.kill(first["pid"], signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(first["pid"])] if psutil.pid_exists(first["pid"]) else [], timeout=5)
+    crashed = sampan("status")
+    assert crashed.returncode == 3
+    assert "ended without being stopped" in crashed.stdout
+
+    assert sampan("up", "--detach").returncode == 0
+    second = status(sampan)
+    assert second["clock"]["ahead_seconds"] == pytest.approx(259200, abs=5)
+    assert second["addresses"] == first["addresses"]
+    down = sampan("down")
+    assert (down.returncode, down.stdout) == (0, "stopped\n")
+    stopped = sampan("status")
+    assert stopped.returncode == 3
+    assert "no platform is running" in stopped.stdout
+    assert sampan("down").returncode == 0
+    assert sampan("clock").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["up", "--only", "nothing"], 1, "there is no part named nothing"),
+        (["up", "--detach", "--set", "platform.port=auto"], 1, "no setting platform.port; did you mean ports"),
+        (["up", "--set", "platform.ready_seconds=soon"], 1, "setting platform.ready_seconds: Expected `float`"),
+        (["up", "--ports", "some"], 2, "'some' is not one of"),
+        (["kubeconfig"], 1, "there is no kubeconfig"),
+        (["logs"], 1, "nothing was logged"),
+        (["clock", "jump", "soon"], 2, "soon is not a duration"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(sampan: Command, arguments: list[str], code: int, message: str) -> None:
+    result = sampan(*arguments)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_data_directory_of_a_newer_format_is_left_alone(sampan: Command, data: Path) -> None:
+    data.mkdir(parents=True)
+    (data / "format").write_text("sampan 7\n")
+    result = sampan("up", "--detach")
+    assert result.returncode == 1
+    assert "has format 7, this Sampan knows 1" in result.stderr
+    assert (data / "format").read_text() == "sampan 7\n"
+    assert sampan("doctor").returncode == 1
+
+
+def test_a_taken_port_names_its_holder() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(PortTakenError, match=rf"127.0.0.1:{port}: the port is in use by process {os.getpid()} \("):
+            ListenerBook().bind("kubernetes", port)
+
+
+def test_automatic_ports_are_the_same_again_while_they_are_free() -> None:
+    book = ListenerBook(auto=True)
+    listener = book.bind("a", 6443)
+    address = book.addresses()["a"]
+    other = ListenerBook(auto=True, remembered={"a": address}).bind("a", 6443)
+    assert other.getsockname()[1] != address[1]
+    listener.close()
+    again = ListenerBook(auto=True, remembered={"a": address}).bind("a", 6443)
+    assert again.getsockname()[1] == address[1]
+    other.close()
+    again.close()
