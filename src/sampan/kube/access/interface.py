@@ -159,7 +159,10 @@ class AdmissionPlugin(Protocol):
 class Admission(Protocol):
     """The whole chain; the server calls it with defaulting between the phases and runs ``request.finished`` at the end."""
 
-    plugins: Sequence[AdmissionPlugin]
+    @property
+    def plugins(self) -> Sequence[AdmissionPlugin]:
+        """Every plugin, in the order in which it runs."""
+        ...
 
     def add(self, plugin: AdmissionPlugin) -> None:
         """Append a part's own plugin: it runs after the built-in ones and before policies and webhooks."""

@@ -127,9 +127,9 @@ class Strategy:
         return []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ResourceType:
-    """One resource in one served version."""
+    """One resource in one served version; compared and hashed by identity, so that caches may be keyed by it."""
 
     resource: Resource
     kind: str
