@@ -269,12 +269,12 @@ class Clock:
         if when is None:
             return
         loop = self._loop = self._running_loop()
-        remaining = when - self.monotonic()
-        if remaining <= EPSILON:
+        reading = self.monotonic()
+        if when <= reading + EPSILON:
             self._wakeup = loop.call_later(0, self._fire)
         elif self._timeline.rate > 0:
             # rounded up to the event loops' own resolution: a wakeup a little too early would only spin
-            delay = math.ceil(remaining / self._timeline.rate * 1000) / 1000
+            delay = math.ceil((when - reading) / self._timeline.rate * 1000) / 1000
             self._wakeup = loop.call_later(min(delay, LONGEST_WAIT), self._fire)
         else:
             return

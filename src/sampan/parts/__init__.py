@@ -5,5 +5,7 @@
 
 from __future__ import annotations
 
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "kubernetes": "sampan.kube.part:KubePart",
+}
 """Every part that ``sampan up`` brings up unless told otherwise, by name."""

@@ -1,0 +1,230 @@
+"""The Kubernetes API as a part: store, gates and server put together, and offered to every other part.
+
+What comes up, in order: the object log is opened and its live objects read; the gates (authentication, authorization,
+admission) and the verbs are built over it; the listener serves; the objects that every cluster has are made; the kubeconfig
+is written to the platform's folder. From then on parts of this process find here a `Client`, the shared `Informers`, a
+`ControlContext` for their controllers, the `TypeRegistry` to serve kinds of their own, and the `Admission` chain to add
+plugins to. Parts in other processes get the same over HTTP, with a client certificate of their own (`connect`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+import msgspec
+
+from sampan.kernel.certificates import Authority
+from sampan.kernel.files import write_private
+from sampan.kernel.part import Part, PartSettings
+from sampan.kube.access.interface import (
+    Admission,
+    Authenticator,
+    Authorizer,
+    ObjectCache,
+    Reviews,
+    ServiceAccountTokens,
+)
+from sampan.kube.types.resource import TypeRegistry
+
+if TYPE_CHECKING:
+    from sampan.kube.server.apiserver import ApiServer
+    from sampan.kube.store.core import Store
+
+NAMES = (
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+    "localhost",
+    "127.0.0.1",
+    "::1",
+)
+"""What the API server's certificate is good for everywhere; its Service address and host are added."""
+ADMINISTRATOR = ("kubernetes-admin", ("system:masters",))
+"""User and groups of the kubeconfig's certificate."""
+
+
+class _Gates(NamedTuple):
+    authenticator: Authenticator
+    authorizer: Authorizer
+    admission: Admission
+    reviews: Reviews
+    tokens: ServiceAccountTokens
+
+
+class KubeSettings(PartSettings, kw_only=True):
+    """Settings of the Kubernetes API (section ``kubernetes``)."""
+
+    port: Annotated[int, msgspec.Meta(description="port of the API server", ge=0, le=65535)] = 6443
+    host: Annotated[str, msgspec.Meta(description="address it listens on; credentials are needed wherever that is")] = (
+        "127.0.0.1"
+    )
+    names: Annotated[
+        list[str], msgspec.Meta(description="further DNS names and addresses its certificate is good for")
+    ] = msgspec.field(default_factory=list)
+    store: Annotated[
+        Literal["sqlite", "memory"],
+        msgspec.Meta(description="where objects are kept; `memory` forgets them when the platform stops"),
+    ] = "sqlite"
+    authorization: Annotated[
+        Literal["RBAC", "AlwaysAllow"], msgspec.Meta(description="how requests are authorized")
+    ] = "RBAC"
+    anonymous: Annotated[
+        bool, msgspec.Meta(description="let requests without credentials through as `system:anonymous`")
+    ] = True
+    service_range: Annotated[str, msgspec.Meta(description="addresses of Services")] = "10.96.0.0/12"
+
+
+class KubePart(Part[KubeSettings]):
+    """Serves the Kubernetes API."""
+
+    name = "kubernetes"
+    settings_type: ClassVar[type[PartSettings]] = KubeSettings
+
+    _store: Store | None = None
+    _server: ApiServer | None = None
+
+    async def provision(self) -> None:
+        """Open the store, build the gates and the server, bind the listener."""
+        from sampan.kube.server.apiserver import ApiServer
+        from sampan.kube.server.cache import StoreCache
+        from sampan.kube.store.core import Store
+        from sampan.kube.types.builtin import builtin_types
+
+        context, settings = self.context, self.context.settings
+        self._listener = context.listeners.bind("kubernetes", settings.port, settings.host)
+        self._store = store = Store(self._driver(), context.clock)
+        await store.open()
+        types = TypeRegistry(builtin_types())
+        cache = StoreCache(store, types)
+        gates = self._gates(cache)
+        self._server = ApiServer(
+            store,
+            types,
+            context.clock,
+            cache=cache,
+            authenticator=gates.authenticator,
+            authorizer=gates.authorizer,
+            admission=gates.admission,
+            registry=context.metrics,
+            reviews=gates.reviews,
+            tokens=gates.tokens,
+            service_range=settings.service_range,
+        )
+        context.provide(TypeRegistry, types)
+        context.provide(ObjectCache, cache)
+        context.provide(Admission, gates.admission)
+        context.provide(Authorizer, gates.authorizer)
+
+    async def start(self) -> None:
+        """Serve, and make what every cluster has."""
+        assert self._server is not None
+        host, port = self.address
+        names = [*NAMES, self._server.api.allocator.address(1), *self.context.settings.names]
+        if host not in names and host not in ("0.0.0.0", "::"):  # noqa: S104
+            names.append(host)
+        tls = await asyncio.to_thread(self.context.authority.server_context, names, verify_clients=True)
+        await self._server.start(self._listener, tls)
+        config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
+        await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
+
+    async def drain(self) -> None:
+        """End watches and finish requests."""
+        if self._server is not None:
+            await self._server.drain()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        if self._server is not None:
+            await self._server.stop()
+        if self._store is not None:
+            await self._store.close()
+        if hasattr(self, "_listener"):
+            self._listener.close()
+
+    def status(self) -> dict[str, Any]:
+        """Objects, revision and open watches."""
+        if self._store is None or self._server is None:
+            return {}
+        return {
+            "objects": self._store.count("/registry/"),
+            "revision": self._store.revision,
+            "watches": self._server.api.hub.count,
+        }
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the API server listens."""
+        address = self.context.listeners.address("kubernetes")
+        assert address is not None
+        return address
+
+    def _gates(self, cache: ObjectCache) -> _Gates:
+        from sampan.kube.access.admission import AdmissionChain
+        from sampan.kube.access.authentication import RequestAuthenticator, StaticTokens
+        from sampan.kube.access.plugins import first_plugins, last_plugins
+        from sampan.kube.access.plugins.plugin import PluginContext
+        from sampan.kube.access.rbac import AlwaysAllow, AuthorizerChain, NodeAuthorizer, RbacAuthorizer
+        from sampan.kube.access.reviews import AccessReviews
+        from sampan.kube.access.tokens import SigningKey, Tokens
+
+        clock, settings, folder = self.context.clock, self.context.settings, self.context.data_dir
+        rbac = RbacAuthorizer(cache)
+        judged = AuthorizerChain([NodeAuthorizer(cache), rbac])
+        authorizer = judged if settings.authorization == "RBAC" else AlwaysAllow()
+        tokens = Tokens(SigningKey(folder / "service-account.key"), cache, clock)
+        _, static = StaticTokens.administrator(folder / "admin.token")
+        authenticator = RequestAuthenticator(
+            cache=cache, clock=clock, tokens=tokens, static=static, authorizer=authorizer, anonymous=settings.anonymous
+        )
+        context = PluginContext(cache, clock, authorizer)
+        admission = AdmissionChain(first_plugins(context), last_plugins(context))
+        return _Gates(authenticator, authorizer, admission, AccessReviews(authenticator, judged, rbac, clock), tokens)
+
+    def _driver(self) -> Any:
+        if self.context.settings.store == "memory":
+            from sampan.kube.store.memory import MemoryLog
+
+            return MemoryLog()
+        from sampan.kube.store.sqlite import SqliteLog
+
+        return SqliteLog(self.context.data_dir / "objects.db")
+
+
+def kubeconfig(authority: Authority, host: str, port: int) -> str:
+    """A kubeconfig with administrator rights and everything in it."""
+    user, groups = ADMINISTRATOR
+    pair = authority.client_certificate(user, groups)
+    reached = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
+    reached = f"[{reached}]" if ":" in reached else reached
+    return _KUBECONFIG.format(
+        server=f"https://{reached}:{port}",
+        authority=base64.b64encode(authority.certificate_pem).decode(),
+        certificate=base64.b64encode(pair.certificate.read_bytes()).decode(),
+        key=base64.b64encode(pair.key.read_bytes()).decode(),
+    )
+
+
+_KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters:
+- name: sampan
+  cluster:
+    server: {server}
+    certificate-authority-data: {authority}
+users:
+- name: sampan
+  user:
+    client-certificate-data: {certificate}
+    client-key-data: {key}
+contexts:
+- name: sampan
+  context:
+    cluster: sampan
+    user: sampan
+    namespace: default
+current-context: sampan
+"""
