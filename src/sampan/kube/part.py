@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from sampan.kernel.certificates import Authority
 from sampan.kernel.files import write_private
 from sampan.kernel.part import Part, PartSettings
-from sampan.kube.access.interface import (
-    Admission,
-    Authenticator,
-    Authorizer,
-    ObjectCache,
-    Reviews,
-    ServiceAccountTokens,
-)
+from sampan.kube.access.interface import MASTER, Admission, Authorizer, ObjectCache
+from sampan.kube.client import Client
 from sampan.kube.types.resource import TypeRegistry
 
 if TYPE_CHECKING:
+    import socket
+
+    from sampan.kube.access.control import AccessControl
     from sampan.kube.server.apiserver import ApiServer
     from sampan.kube.store.core import Store
 
@@ -44,14 +41,6 @@ NAMES = (
 """What the API server's certificate is good for everywhere; its Service address and host are added."""
 ADMINISTRATOR = ("kubernetes-admin", ("system:masters",))
 """User and groups of the kubeconfig's certificate."""
-
-
-class _Gates(NamedTuple):
-    authenticator: Authenticator
-    authorizer: Authorizer
-    admission: Admission
-    reviews: Reviews
-    tokens: ServiceAccountTokens
 
 
 class KubeSettings(PartSettings, kw_only=True):
@@ -85,9 +74,13 @@ class KubePart(Part[KubeSettings]):
 
     _store: Store | None = None
     _server: ApiServer | None = None
+    _gates: AccessControl | None = None
+    _listener: socket.socket | None = None
 
     async def provision(self) -> None:
         """Open the store, build the gates and the server, bind the listener."""
+        from sampan.kube.access.control import access_control
+        from sampan.kube.client.inprocess import InProcessClient
         from sampan.kube.server.apiserver import ApiServer
         from sampan.kube.server.cache import StoreCache
         from sampan.kube.store.core import Store
@@ -99,7 +92,15 @@ class KubePart(Part[KubeSettings]):
         await store.open()
         types = TypeRegistry(builtin_types())
         cache = StoreCache(store, types)
-        gates = self._gates(cache)
+        self._gates = gates = access_control(
+            cache=cache,
+            types=types,
+            clock=context.clock,
+            directory=context.data_dir,
+            metrics=context.metrics,
+            authorization=settings.authorization,
+            anonymous=settings.anonymous,
+        )
         self._server = ApiServer(
             store,
             types,
@@ -113,6 +114,9 @@ class KubePart(Part[KubeSettings]):
             tokens=gates.tokens,
             service_range=settings.service_range,
         )
+        self._cache = cache
+        self._client = InProcessClient(self._server.api, MASTER)
+        context.provide(Client, self._client)
         context.provide(TypeRegistry, types)
         context.provide(ObjectCache, cache)
         context.provide(Admission, gates.admission)
@@ -120,13 +124,19 @@ class KubePart(Part[KubeSettings]):
 
     async def start(self) -> None:
         """Serve, and make what every cluster has."""
+        from sampan.kube.access.bootstrap import reconcile
+        from sampan.kube.server.boot import boot
+
         assert self._server is not None
+        assert self._listener is not None
         host, port = self.address
         names = [*NAMES, self._server.api.allocator.address(1), *self.context.settings.names]
         if host not in names and host not in ("0.0.0.0", "::"):  # noqa: S104
             names.append(host)
         tls = await asyncio.to_thread(self.context.authority.server_context, names, verify_clients=True)
         await self._server.start(self._listener, tls)
+        await boot(self._server.api, _reached(host), port)
+        await reconcile(self._cache, self._client)
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
 
@@ -139,9 +149,11 @@ class KubePart(Part[KubeSettings]):
         """Close everything."""
         if self._server is not None:
             await self._server.stop()
+        if self._gates is not None:
+            await self._gates.close()
         if self._store is not None:
             await self._store.close()
-        if hasattr(self, "_listener"):
+        if self._listener is not None:
             self._listener.close()
 
     def status(self) -> dict[str, Any]:
@@ -161,28 +173,6 @@ class KubePart(Part[KubeSettings]):
         assert address is not None
         return address
 
-    def _gates(self, cache: ObjectCache) -> _Gates:
-        from sampan.kube.access.admission import AdmissionChain
-        from sampan.kube.access.authentication import RequestAuthenticator, StaticTokens
-        from sampan.kube.access.plugins import first_plugins, last_plugins
-        from sampan.kube.access.plugins.plugin import PluginContext
-        from sampan.kube.access.rbac import AlwaysAllow, AuthorizerChain, NodeAuthorizer, RbacAuthorizer
-        from sampan.kube.access.reviews import AccessReviews
-        from sampan.kube.access.tokens import SigningKey, Tokens
-
-        clock, settings, folder = self.context.clock, self.context.settings, self.context.data_dir
-        rbac = RbacAuthorizer(cache)
-        judged = AuthorizerChain([NodeAuthorizer(cache), rbac])
-        authorizer = judged if settings.authorization == "RBAC" else AlwaysAllow()
-        tokens = Tokens(SigningKey(folder / "service-account.key"), cache, clock)
-        _, static = StaticTokens.administrator(folder / "admin.token")
-        authenticator = RequestAuthenticator(
-            cache=cache, clock=clock, tokens=tokens, static=static, authorizer=authorizer, anonymous=settings.anonymous
-        )
-        context = PluginContext(cache, clock, authorizer)
-        admission = AdmissionChain(first_plugins(context), last_plugins(context))
-        return _Gates(authenticator, authorizer, admission, AccessReviews(authenticator, judged, rbac, clock), tokens)
-
     def _driver(self) -> Any:
         if self.context.settings.store == "memory":
             from sampan.kube.store.memory import MemoryLog
@@ -197,14 +187,18 @@ def kubeconfig(authority: Authority, host: str, port: int) -> str:
     """A kubeconfig with administrator rights and everything in it."""
     user, groups = ADMINISTRATOR
     pair = authority.client_certificate(user, groups)
-    reached = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
-    reached = f"[{reached}]" if ":" in reached else reached
+    reached = f"[{_reached(host)}]" if ":" in host and host != "::" else _reached(host)
     return _KUBECONFIG.format(
         server=f"https://{reached}:{port}",
         authority=base64.b64encode(authority.certificate_pem).decode(),
         certificate=base64.b64encode(pair.certificate.read_bytes()).decode(),
         key=base64.b64encode(pair.key.read_bytes()).decode(),
     )
+
+
+def _reached(host: str) -> str:
+    """The address under which this machine reaches a listener on ``host``."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
 
 
 _KUBECONFIG = """\
