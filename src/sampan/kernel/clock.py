@@ -207,12 +207,15 @@ class Clock:
         Raises:
             ValueError: the timeline would move the monotonic reading back.
         """
+        self._steer(timeline, time.monotonic())
+
+    def _steer(self, timeline: Timeline, machine: float) -> None:
         current = self._timeline
         begins = max(timeline.origin, current.origin)
         if timeline.at(begins) < current.at(begins) - EPSILON:
             raise ValueError("a clock's monotonic reading cannot go back")
         # a follower hears of a slower timeline a little after it began: its reading then stands still instead of going back
-        self._floor = self.monotonic()
+        self._floor = max(self._floor, current.at(machine))
         self._timeline = timeline
         if self._heap:
             self._arm()
@@ -225,7 +228,10 @@ class Clock:
 
     def jump(self, seconds: float) -> None:
         """Move the wall reading by ``seconds``; forward jumps fire every timer they pass, in order."""
-        self.steer(self._timeline.jumped(time.monotonic(), seconds))
+        # One machine reading for all of it: a clock frozen a few microseconds before its own floor would fall short of
+        # the timers it is made to jump to.
+        machine = time.monotonic()
+        self._steer(self._timeline.jumped(machine, seconds), machine)
 
     def freeze(self) -> None:
         """Stop the clock; only `jump` moves it until `run`."""
@@ -233,7 +239,8 @@ class Clock:
 
     def run(self, rate: float = 1.0) -> None:
         """Run ``rate`` times as fast as the machine's clock."""
-        self.steer(self._timeline.at_rate(time.monotonic(), rate))
+        machine = time.monotonic()
+        self._steer(self._timeline.at_rate(machine, rate), machine)
 
     def next_timer(self) -> float | None:
         """The monotonic reading at which the earliest pending timer fires, or None."""
