@@ -88,6 +88,8 @@ class Owns:
 
     resource: Resource
     owner_kind: str
+    namespaced: bool = True
+    """The owner lives in the object's namespace; False: it is cluster-scoped."""
 
 
 @dataclass(frozen=True)

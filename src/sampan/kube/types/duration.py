@@ -63,3 +63,8 @@ def age(since: str | None, now: datetime) -> str:
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC with whole seconds, as metadata carries it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def format_micro_time(moment: datetime) -> str:
+    """RFC 3339 in UTC with six decimals, as MicroTime fields (leases, events) are written."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,244 @@
+"""Recording Events as upstream's recorder does: repeats are counted, floods combined, spam dropped.
+
+An event passes three steps, all in memory:
+
+1. *Aggregation*: more than ten events within ten minutes that differ only in their message become one,
+   ``(combined from similar events): ...``.
+2. *Counting*: an event equal to an earlier one raises the earlier one's ``count`` by a patch.
+3. *Spam filter*: each object has a bucket of 25 events that refills by one every five minutes.
+
+What passes is written by a background task. The caller is never delayed and never fails; what cannot be written within
+bounds is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeVar
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.kube.client import Client
+from sampan.kube.objects import Object, dig
+from sampan.kube.resources import EVENTS
+from sampan.kube.status import ApiError
+from sampan.kube.types.duration import format_time
+
+log = logging.getLogger(__name__)
+
+V = TypeVar("V")
+
+SIMILAR_LIMIT = 10
+"""Similar events with different messages before they are combined."""
+SIMILAR_WINDOW = 600.0
+"""Seconds without a similar event after which they are told apart again."""
+BURST = 25
+"""Events an object may cause at once."""
+REFILL = 300.0
+"""Seconds in which an object regains one event."""
+CACHE = 4096
+"""Objects and events remembered at most."""
+WAITING = 1000
+"""Events waiting to be written at most."""
+TRIES = 12
+RETRY_AFTER = 10.0
+"""Seconds between tries of an event that could not be written for want of a server."""
+
+
+class _About(NamedTuple):
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    api_version: str
+
+
+@dataclass
+class _Bucket:
+    tokens: float
+    filled: float
+
+
+@dataclass
+class _Similar:
+    last: float
+    messages: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Counted:
+    name: str
+    first: str
+    count: int
+
+
+class _Cache(OrderedDict[object, V]):
+    """A mapping that forgets what was used least recently beyond `CACHE`."""
+
+    def recall(self, key: object) -> V | None:
+        value = self.get(key)
+        if value is not None:
+            self.move_to_end(key)
+        return value
+
+    def keep(self, key: object, value: V) -> V:
+        self[key] = value
+        while len(self) > CACHE:
+            self.popitem(last=False)
+        return value
+
+
+class EventRecorder:
+    """Records events on behalf of one component; implements ``control.interface.Recorder``."""
+
+    def __init__(self, client: Client, clock: Clock, tasks: Tasks, component: str, host: str = "") -> None:
+        self._client = client
+        self._clock = clock
+        self._tasks = tasks
+        self._source = {"component": component} | ({"host": host} if host else {})
+        self._buckets: _Cache[_Bucket] = _Cache()
+        self._similar: _Cache[_Similar] = _Cache()
+        self._counted: _Cache[_Counted] = _Cache()
+        self._waiting: deque[Object] = deque()
+        self._sending = False
+        self._stamp = 0
+        self.dropped = 0
+        """Events not written: spam, or no server for too long."""
+
+    def event(
+        self, about: Object, type: Literal["Normal", "Warning"], reason: str, message: str, *, action: str = ""
+    ) -> None:
+        """Record that something happened to an object."""
+        metadata = about["metadata"]
+        subject = _About(
+            about.get("kind", ""),
+            metadata.get("namespace") or "",
+            metadata["name"],
+            metadata.get("uid", ""),
+            about.get("apiVersion", ""),
+        )
+        now = self._clock.monotonic()
+        kindred: object = (subject, type, reason)
+        combined = self._combine(kindred, message, now)
+        key: object = kindred if combined else (kindred, message)
+        if combined:
+            message = f"(combined from similar events): {message}"
+        stamp = format_time(self._clock.now())
+        counted = self._counted.recall(key)
+        if counted is None:
+            counted = self._counted.keep(key, _Counted(f"{subject.name}.{self._nanoseconds():x}", stamp, 0))
+        counted.count += 1
+        if not self._take(subject, now):
+            self.dropped += 1
+            return
+        involved = {
+            "kind": subject.kind,
+            "namespace": subject.namespace,
+            "name": subject.name,
+            "uid": subject.uid,
+            "apiVersion": subject.api_version,
+            "resourceVersion": metadata.get("resourceVersion", ""),
+        }
+        self._send(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"name": counted.name, "namespace": subject.namespace or "default"},
+                "involvedObject": {name: value for name, value in involved.items() if value},
+                "reason": reason,
+                "message": message,
+                "source": self._source,
+                "firstTimestamp": counted.first,
+                "lastTimestamp": stamp,
+                "count": counted.count,
+                "type": type,
+                "reportingComponent": self._source["component"],
+                "reportingInstance": self._source.get("host", ""),
+            }
+            | ({"action": action} if action else {})
+        )
+
+    def _combine(self, kindred: object, message: str, now: float) -> bool:
+        similar = self._similar.recall(kindred)
+        if similar is None or now - similar.last > SIMILAR_WINDOW:
+            similar = self._similar.keep(kindred, _Similar(now))
+        similar.last = now
+        similar.messages.add(message)
+        if len(similar.messages) < SIMILAR_LIMIT:
+            return False
+        similar.messages.pop()
+        return True
+
+    def _take(self, subject: _About, now: float) -> bool:
+        bucket = self._buckets.recall(subject) or self._buckets.keep(subject, _Bucket(BURST, now))
+        bucket.tokens = min(BURST, bucket.tokens + (now - bucket.filled) / REFILL)
+        bucket.filled = now
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
+
+    def _nanoseconds(self) -> int:
+        # Two events in one reading of the clock (which may stand still) still need two names.
+        self._stamp = max(self._clock.time_ns(), self._stamp + 1)
+        return self._stamp
+
+    def _send(self, event: Object) -> None:
+        if len(self._waiting) >= WAITING:
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(event)
+        if not self._sending:
+            self._sending = True
+            try:
+                self._tasks.start(f"{self._source['component']}/events", self._write())
+            except RuntimeError:
+                # The component is ending, and its tasks are closed.
+                self._sending = False
+                self._waiting.clear()
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting:
+                event = self._waiting.popleft()
+                if not await self._written(event):
+                    self.dropped += 1
+        finally:
+            self._sending = False
+
+    async def _written(self, event: Object) -> bool:
+        for attempt in range(TRIES):
+            if attempt:
+                await self._clock.sleep(RETRY_AFTER)
+            try:
+                await self._put(event)
+            except ApiError as error:
+                if error.code < 500 and error.code != 429:
+                    if dig(error.details, "causes", 0, "reason") != "NamespaceTerminating":
+                        log.warning("the server refuses event %s: %s", event["metadata"]["name"], error)
+                    return False
+            except Exception:
+                log.exception("cannot write event %s", event["metadata"]["name"])
+                return False
+            else:
+                return True
+        return False
+
+    async def _put(self, event: Object) -> None:
+        metadata = event["metadata"]
+        if event["count"] > 1:
+            patch = {name: event[name] for name in ("count", "message", "lastTimestamp")}
+            try:
+                await self._client.patch(EVENTS, metadata["name"], patch, metadata["namespace"])
+                return
+            except ApiError as error:
+                if not error.not_found:
+                    raise
+        try:
+            await self._client.create(EVENTS, event, metadata["namespace"])
+        except ApiError as error:
+            # An earlier try did arrive.
+            if not error.already_exists:
+                raise

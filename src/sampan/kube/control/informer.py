@@ -1,0 +1,224 @@
+"""Informers: decoded caches of collections, shared by all controllers of a process.
+
+`SharedInformers` hands out one `SharedInformer` a resource (and selector), each fed by a `Reflector`. Listeners are called
+synchronously as the cache changes, so a listener that looks at the cache sees the very state it is told about.
+
+Cached objects lack ``metadata.managedFields``: no controller reads them, and they would be a quarter of the memory. The
+server keeps an object's managed fields when an update comes without any, so writing such an object back is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.kube.client import Client, WatchEvent
+from sampan.kube.control.interface import Index
+from sampan.kube.control.reflector import Reflector
+from sampan.kube.objects import Key, Object, Resource, controller_of
+from sampan.kube.types import selectors
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[Object | None, Object | None], None]
+
+
+def _owner(obj: Object) -> Iterable[str]:
+    owner = controller_of(obj)
+    return () if owner is None else (owner["uid"],)
+
+
+class SharedInformer:
+    """A cache of one collection; see ``control.interface.Informer``."""
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+        self._objects: dict[Key, Object] = {}
+        self._by_namespace: dict[str, dict[Key, None]] = {}
+        self._indexes: dict[str, Index] = {"owner": _owner}
+        self._indexed: dict[str, dict[str, dict[Key, None]]] = {"owner": {}}
+        self._listeners: list[Listener] = []
+        self._synced = asyncio.Event()
+
+    # -- reading
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, key: Key) -> Object | None:
+        """The cached object."""
+        return self._objects.get(key)
+
+    def objects(self, namespace: str | None = None, labels: Mapping[str, str] | None = None) -> list[Object]:
+        """Cached objects of a namespace (None: all) that carry these labels."""
+        found = self._within(namespace)
+        if not labels:
+            return found
+        wanted = labels.items()
+        return [obj for obj in found if wanted <= (obj["metadata"].get("labels") or {}).items()]
+
+    def select(self, namespace: str | None, selector: Mapping[str, Any] | None) -> list[Object]:
+        """Cached objects matching a LabelSelector; None matches nothing, an empty one everything."""
+        parsed = selectors.of_object(selector)
+        if parsed.nothing:
+            return []
+        return [obj for obj in self._within(namespace) if parsed.selects(obj)]
+
+    def indexed(self, index: str, value: str) -> list[Object]:
+        """Cached objects with this value under a named index.
+
+        Raises:
+            KeyError: there is no such index.
+        """
+        return [self._objects[key] for key in self._indexed[index].get(value, ())]
+
+    @property
+    def synced(self) -> bool:
+        """The first list has arrived."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Wait for the first list."""
+        await self._synced.wait()
+
+    # -- arranging
+
+    def add_index(self, name: str, index: Index) -> None:
+        """Add an index over what is cached and what comes; a no-op when the name exists."""
+        if name in self._indexes:
+            return
+        self._indexes[name] = index
+        table: dict[str, dict[Key, None]] = {}
+        for key, obj in self._objects.items():
+            for value in index(obj):
+                table.setdefault(value, {})[key] = None
+        self._indexed[name] = table
+
+    def on_change(self, listener: Listener) -> None:
+        """Call ``listener(old, new)`` for what is cached already and after each change; None stands for absent."""
+        self._listeners.append(listener)
+        for obj in list(self._objects.values()):
+            self._tell(listener, None, obj)
+
+    # -- the reflector's side
+
+    def replace(self, objects: list[Object]) -> None:
+        """Become equal to a fresh list, telling listeners only what differs."""
+        listed = {Key.of(obj): obj for obj in objects}
+        for key in [key for key in self._objects if key not in listed]:
+            self._set(key, None)
+        for key, obj in listed.items():
+            self._put(key, obj)
+        self._synced.set()
+
+    def change(self, event: WatchEvent) -> None:
+        """Follow one change."""
+        key = Key.of(event.object)
+        if event.type == "DELETED":
+            if key in self._objects:
+                # The last state is what a listener wants to know of what is gone.
+                self._store(key, _trimmed(event.object))
+                self._set(key, None)
+        else:
+            self._put(key, event.object)
+
+    def _put(self, key: Key, obj: Object) -> None:
+        old = self._objects.get(key)
+        if old is not None:
+            was, now = old["metadata"], obj["metadata"]
+            if was.get("resourceVersion") == now.get("resourceVersion"):
+                return
+            if was.get("uid") != now.get("uid"):
+                # Deleted and created again while nobody watched: two changes, or dependents of the old one are missed.
+                self._set(key, None)
+        self._set(key, _trimmed(obj))
+
+    def _set(self, key: Key, new: Object | None) -> None:
+        old = self._store(key, new)
+        for listener in self._listeners:
+            self._tell(listener, old, new)
+
+    def _store(self, key: Key, new: Object | None) -> Object | None:
+        old = self._objects.get(key)
+        if new is None:
+            self._objects.pop(key, None)
+            _discard(self._by_namespace, key.namespace, key)
+        else:
+            self._objects[key] = new
+            if old is None:
+                self._by_namespace.setdefault(key.namespace, {})[key] = None
+        for name, index in self._indexes.items():
+            table = self._indexed[name]
+            before = () if old is None else tuple(index(old))
+            after = () if new is None else tuple(index(new))
+            if before != after:
+                for value in before:
+                    _discard(table, value, key)
+                for value in after:
+                    table.setdefault(value, {})[key] = None
+        return old
+
+    def _within(self, namespace: str | None) -> list[Object]:
+        if namespace is None:
+            return list(self._objects.values())
+        return [self._objects[key] for key in self._by_namespace.get(namespace, ())]
+
+    def _tell(self, listener: Listener, old: Object | None, new: Object | None) -> None:
+        try:
+            listener(old, new)
+        except Exception:
+            # One listener's fault must not keep the others, or the cache, from following.
+            log.exception("a listener of the %s informer failed", self.resource)
+
+
+def _discard(table: dict[str, dict[Key, None]], value: str, key: Key) -> None:
+    keys = table.get(value)
+    if keys is not None:
+        keys.pop(key, None)
+        if not keys:
+            del table[value]
+
+
+def _trimmed(obj: Object) -> Object:
+    metadata = obj["metadata"]
+    if "managedFields" not in metadata:
+        return obj
+    return {**obj, "metadata": {name: value for name, value in metadata.items() if name != "managedFields"}}
+
+
+class SharedInformers:
+    """The process's informers; implements ``control.interface.Informers``."""
+
+    def __init__(self, client: Client, clock: Clock, tasks: Tasks) -> None:
+        self._client = client
+        self._clock = clock
+        self._tasks = tasks
+        self._informers: dict[tuple[Resource, str | None, str | None], SharedInformer] = {}
+
+    def informer(
+        self, resource: Resource, *, label_selector: str | None = None, field_selector: str | None = None
+    ) -> SharedInformer:
+        """The shared informer, started on first use."""
+        wanted = (resource, label_selector, field_selector)
+        informer = self._informers.get(wanted)
+        if informer is None:
+            informer = self._informers[wanted] = SharedInformer(resource)
+            reflector = Reflector(
+                self._client,
+                self._clock,
+                resource,
+                informer,
+                label_selector=label_selector,
+                field_selector=field_selector,
+            )
+            self._tasks.keep(f"informer/{resource}", reflector.run)
+        return informer
+
+    async def wait_synced(self) -> None:
+        """Wait until every informer that was asked for has its first list."""
+        for informer in list(self._informers.values()):
+            await informer.wait_synced()
