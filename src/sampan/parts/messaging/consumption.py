@@ -1,0 +1,552 @@
+"""Receiving: polls, leases, acknowledgements, redelivery and dead letters, over the state machine in `delivery`.
+
+A poll takes what it can at once; with nothing there it is parked, and served when messages become visible, a lease ends or an
+ordered queue is unblocked. Reading past messages a filter rejects is done in bounded steps, so that a selective filter over a
+long backlog does not hold up everybody else. Records that are not in memory are read in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sampan.kernel.clock import Clock, Timer
+from sampan.kernel.tasks import Tasks
+from sampan.parts.messaging import record
+from sampan.parts.messaging.broker import Broker
+from sampan.parts.messaging.delivery import DEFERRED_LIMIT, NEVER, Held, Progress, QueueProgress, Terms
+from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
+from sampan.parts.messaging.filters import Filter
+from sampan.parts.messaging.receipt import Receipt
+from sampan.parts.messaging.storage import frames
+from sampan.parts.messaging.storage.log import Kind
+from sampan.parts.messaging.store import Done
+from sampan.parts.messaging.topology import DLQ_PREFIX, Queue, Topic
+
+log = logging.getLogger(__name__)
+
+SCAN_LIMIT = 4096
+"""Messages one step of a poll may read past."""
+SCAN_CHUNK = 256
+RETRY_TURN = 5
+"""One receive in so many looks at what is to be redelivered first."""
+RELEASE_MS = 1_000
+"""A vanished client's renewed leases end after this."""
+BURY_RETRY = 1.0
+"""Seconds until a dead letter that could not be stored is tried again."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A message handed to a consumer: its lease as it was, and its record."""
+
+    receipt: Receipt
+    attempt: int
+    position: int
+    size: int
+    data: bytes | None
+
+
+Delivered = Callable[[list[Delivery]], bool]
+"""Takes the messages of a poll (none: time is up); False when the client is gone, so they go back at once."""
+
+
+@dataclass(slots=True)
+class Poll:
+    """One receive call. ``queue`` -1 means every queue."""
+
+    group: str
+    topic: Topic
+    queue: int
+    filter: Filter
+    batch: int
+    invisible_ms: int
+    wait_ms: int
+    client: str
+    renew: bool
+    attempt_id: str
+    deliver: Delivered
+    timer: Timer | None = None
+    done: bool = False
+    cold: bool = field(default=False)
+
+
+class Consumption:
+    """Everything consumers do. All methods belong to the loop."""
+
+    def __init__(self, broker: Broker, clock: Clock, tasks: Tasks) -> None:
+        self._broker = broker
+        self._store = broker.store
+        self._clock = clock
+        self._tasks = tasks
+        self._parked: dict[str, dict[str, deque[Poll]]] = {}
+        self._alarms: dict[tuple[str, str], tuple[int, Timer]] = {}
+        self._turns = itertools.count()
+        self._starts: dict[tuple[str, str], int] = {}
+        self._again: set[tuple[str, str]] = set()
+        self.parked = 0
+        self.alive: Callable[[str], bool] = lambda client: False
+        """Whether a client is connected; its renewed leases go on then."""
+
+    def start(self) -> None:
+        """Take up the leases that were running when the broker stopped."""
+        for group, topic in self._store.progress:
+            self._watch(group, topic)
+
+    # -- receiving
+
+    def receive(self, poll: Poll) -> None:
+        """Serve a poll now, or park it until something is there or its time is up.
+
+        Raises:
+            MessagingError: TOO_MANY_REQUESTS, too many polls are parked; FORBIDDEN, the topic or group does not consume.
+        """
+        if not poll.topic.config.readable:
+            raise MessagingError(Reason.FORBIDDEN, f"topic {poll.topic.name} has no readable queue")
+        if poll.queue >= len(poll.topic.queues):
+            raise MessagingError(Reason.BAD_REQUEST, f"topic {poll.topic.name} has no queue {poll.queue}")
+        config = self._broker.group(poll.group)
+        if not config.consume:
+            raise MessagingError(Reason.FORBIDDEN, f"consumer group {poll.group} is disabled")
+        poll.attempt_id = poll.attempt_id or f"#{next(self._turns)}"
+        progress = self._progress(poll.group, poll.topic.name)
+        waiting = self._parked.get(poll.topic.name, {}).get(poll.group)
+        if (not waiting or poll.attempt_id[0] != "#") and self._serve(poll, progress):
+            return
+        if poll.wait_ms <= 0 and not poll.cold:
+            poll.deliver([])
+            return
+        if self.parked >= self._broker.limits.max_polls:
+            raise MessagingError(Reason.TOO_MANY_REQUESTS, "too many receive calls are waiting; try again later")
+        self.parked += 1
+        self._parked.setdefault(poll.topic.name, {}).setdefault(poll.group, deque()).append(poll)
+        poll.timer = self._clock.call_later(poll.wait_ms / 1000, self._time_up, poll)
+
+    def cancel(self, poll: Poll) -> None:
+        """The client of a poll is gone."""
+        if not poll.done and poll.timer is not None:
+            self._unpark(poll)
+
+    def wake(self, topics: Iterable[str]) -> None:
+        """Serve the polls parked on these topics."""
+        for topic in topics:
+            groups = self._parked.get(topic)
+            if groups:
+                for group in list(groups):
+                    self._serve_parked(group, topic)
+
+    def _serve_parked(self, group: str, topic: str) -> None:
+        waiting = self._parked.get(topic, {}).get(group)
+        if not waiting:
+            return
+        progress = self._progress(group, topic)
+        for poll in list(waiting):
+            if poll.done:
+                continue
+            served = self._serve(poll, progress, parked=True)
+            if not served and not poll.cold and poll.queue < 0:
+                break
+
+    def _serve(self, poll: Poll, progress: Progress, *, parked: bool = False) -> bool:
+        taken = self._take(poll, progress)
+        if not taken:
+            return False
+        if parked:
+            self._unpark(poll)
+        poll.done = True
+        self._watch(poll.group, poll.topic.name)
+        if all(delivery.data is not None for delivery in taken):
+            self._hand_over(poll, taken)
+        else:
+            self._tasks.start("cold read", self._read_and_hand_over(poll, taken))
+        return True
+
+    def _hand_over(self, poll: Poll, taken: list[Delivery]) -> None:
+        if poll.deliver(taken):
+            size = sum(delivery.size for delivery in taken)
+            self._broker.statistics.delivered(poll.topic.name, poll.group, len(taken), size)
+            return
+        progress = self._progress(poll.group, poll.topic.name)
+        now_ms = self._clock.time_ms()
+        for delivery in taken:
+            receipt = delivery.receipt
+            held = progress.find(receipt.queue, receipt.offset, receipt.serial, now_ms)
+            if held is not None:
+                progress.change(held, now_ms, now_ms)
+        self._watch(poll.group, poll.topic.name)
+
+    async def _read_and_hand_over(self, poll: Poll, taken: list[Delivery]) -> None:
+        lost: list[Delivery] = []
+        for delivery in taken:
+            if delivery.data is None:
+                try:
+                    delivery.data = await self._store.read(delivery.position, delivery.size)
+                except (LookupError, StorageError, OSError) as error:
+                    log.error("a message of %s cannot be read and is skipped: %s", poll.topic.name, error)
+                    lost.append(delivery)
+        if lost:
+            progress = self._progress(poll.group, poll.topic.name)
+            gone = [(delivery.receipt.queue, delivery.receipt.offset) for delivery in lost]
+            for queue, offset in gone:
+                progress.restore_ack(queue, offset)
+            self._store.journal(Kind.ACK, frames.Ack(poll.group, poll.topic.name, gone))
+        self._hand_over(poll, [delivery for delivery in taken if delivery.data is not None])
+
+    def _time_up(self, poll: Poll) -> None:
+        if not poll.done:
+            self._unpark(poll)
+            poll.deliver([])
+
+    def _unpark(self, poll: Poll) -> None:
+        poll.done = True
+        if poll.timer is not None:
+            poll.timer.cancel()
+        groups = self._parked[poll.topic.name]
+        waiting = groups[poll.group]
+        waiting.remove(poll)
+        self.parked -= 1
+        if not waiting:
+            del groups[poll.group]
+            if not groups:
+                del self._parked[poll.topic.name]
+
+    # -- taking messages
+
+    def _take(self, poll: Poll, progress: Progress) -> list[Delivery]:
+        poll.cold = False
+        now_ms = self._clock.time_ms()
+        renew_until = now_ms + self._broker.limits.max_renew_ms if poll.renew else 0
+        terms = Terms(now_ms, poll.invisible_ms, poll.client, renew_until, poll.attempt_id)
+        queues = [poll.topic.queues[poll.queue]] if poll.queue >= 0 else poll.topic.readable()
+        key = (poll.group, poll.topic.name)
+        first = self._starts.get(key, 0)
+        self._starts[key] = first + 1
+        if len(queues) > 1:
+            turn = first % len(queues)
+            queues = queues[turn:] + queues[:turn]
+        taken: list[Delivery] = []
+        retries_first = progress.ordered or first % RETRY_TURN == 0
+        budget = [SCAN_LIMIT]
+        for queue in queues:
+            if len(taken) >= poll.batch or budget[0] <= 0 or poll.cold:
+                break
+            if retries_first:
+                self._take_again(poll, progress, queue, terms, taken)
+            self._take_new(poll, progress, queue, terms, taken, budget)
+        if not retries_first:
+            for queue in queues:
+                if len(taken) >= poll.batch:
+                    break
+                self._take_again(poll, progress, queue, terms, taken)
+        if budget[0] <= 0 and not taken:
+            poll.cold = True
+            self._come_back(poll.group, poll.topic.name)
+        return taken
+
+    def _take_again(self, poll: Poll, progress: Progress, queue: Queue, terms: Terms, taken: list[Delivery]) -> None:
+        found = progress.queues.get(queue.id)
+        if found is None or not found.held:
+            return
+        again = progress.redeliver(queue.id, poll.batch - len(taken), terms, lambda held: True)
+        if again:
+            self._journal_lease(poll, queue.id, found.next, terms, again)
+            taken += [self._delivery(held, terms, self._peek(held.position, held.size)) for held in again]
+
+    def _take_new(
+        self, poll: Poll, progress: Progress, queue: Queue, terms: Terms, taken: list[Delivery], budget: list[int]
+    ) -> None:
+        found = progress.queues.get(queue.id) or self._begin(poll.group, poll.topic.name, progress, queue)
+        if found.next >= queue.maximum:
+            return
+        if found.next < queue.minimum:
+            progress.trim(queue.id, queue.minimum)
+        limit = self._broker.limits.max_in_flight
+        wanted, read_all = poll.filter, poll.filter.needs_properties or progress.ordered
+        leased: list[Held] = []
+        before = found.next
+        while len(taken) < poll.batch and found.next < queue.maximum and budget[0] > 0:
+            if len(found.held) >= limit or found.deferred >= DEFERRED_LIMIT:
+                break
+            chunk = SCAN_CHUNK if wanted.needs_properties else poll.batch - len(taken)
+            entries = self._store.entries(queue, found.next, min(chunk, queue.maximum - found.next))
+            if not entries:
+                log.error("the index of %s queue %d lacks offset %d", poll.topic.name, queue.id, found.next)
+                break
+            for offset, position, size, tag_code in entries:
+                if len(taken) >= poll.batch or found.deferred >= DEFERRED_LIMIT:
+                    break
+                budget[0] -= 1
+                if not wanted.maybe(tag_code):
+                    progress.skip(queue.id, offset)
+                    continue
+                data = self._peek(position, size)
+                group = ""
+                if read_all:
+                    if data is None:
+                        self._fetch(poll, position, size)
+                        break
+                    properties = record.properties_of(data)
+                    if not wanted.matches(properties):
+                        progress.skip(queue.id, offset)
+                        continue
+                    group = properties.get(record.SHARDING_KEY, "")
+                held = progress.hand_out(queue.id, offset, position, size, group, terms)
+                if held is not None:
+                    leased.append(held)
+                    taken.append(self._delivery(held, terms, data))
+                else:
+                    leased.append(found.held[offset])
+            if poll.cold:
+                break
+        if found.next != before:
+            self._journal_lease(poll, queue.id, found.next, terms, leased)
+
+    def _peek(self, position: int, size: int) -> bytes | None:
+        try:
+            return self._store.log.read(position, size)
+        except (LookupError, StorageError):
+            return None  # reading it for the hand-over will say so
+
+    def _fetch(self, poll: Poll, position: int, size: int) -> None:
+        """Bring a record the filter must see into the page cache, then try the poll's group again."""
+        poll.cold = True
+
+        async def fetch() -> None:
+            try:
+                await self._store.read(position, size)
+            except (LookupError, StorageError, OSError) as error:
+                log.error("a message of %s cannot be read and is skipped: %s", poll.topic.name, error)
+                progress = self._progress(poll.group, poll.topic.name)
+                for queue in poll.topic.queues:
+                    entry = (
+                        self._store.entries(queue, progress.queues[queue.id].next, 1)
+                        if queue.id in progress.queues
+                        else []
+                    )
+                    if entry and entry[0].position == position:
+                        progress.skip(queue.id, entry[0].offset)
+            self._come_back(poll.group, poll.topic.name)
+
+        self._tasks.start("fetch", fetch())
+
+    def _come_back(self, group: str, topic: str) -> None:
+        """Serve the parked polls again in a later turn of the loop."""
+        if (group, topic) not in self._again:
+            self._again.add((group, topic))
+            asyncio.get_running_loop().call_soon(self._serve_again, group, topic)
+
+    def _serve_again(self, group: str, topic: str) -> None:
+        self._again.discard((group, topic))
+        self._serve_parked(group, topic)
+
+    def _begin(self, group: str, topic: str, progress: Progress, queue: Queue) -> QueueProgress:
+        """Where a group that never read a queue begins: at its first message, or at its end once early ones were deleted."""
+        found = progress.queues[queue.id] = QueueProgress(0 if queue.minimum == 0 else queue.maximum)
+        if found.next:
+            self._store.journal(Kind.OFFSET, frames.Offset(group, topic, queue.id, found.next))
+        return found
+
+    def _delivery(self, held: Held, terms: Terms, data: bytes | None) -> Delivery:
+        receipt = Receipt(terms.now_ms, terms.invisible_ms, held.serial, held.queue, held.offset)
+        return Delivery(receipt, held.attempt, held.position, held.size, data)
+
+    def _journal_lease(self, poll: Poll, queue: int, following: int, terms: Terms, leased: list[Held]) -> None:
+        self._store.journal(
+            Kind.LEASE,
+            frames.Lease(
+                poll.group,
+                poll.topic.name,
+                queue,
+                following,
+                terms.now_ms + terms.invisible_ms,
+                poll.client,
+                terms.renew_until_ms,
+                poll.attempt_id,
+                [
+                    frames.LeasedMessage(h.offset, h.position, h.size, h.attempt, h.serial if h.attempt else 0, h.key)
+                    for h in leased
+                ],
+            ),
+        )
+
+    # -- receipts
+
+    def acknowledge(self, group: str, topic: str, receipts: list[Receipt], done: Done) -> list[bool]:
+        """End leases for good; tells which receipts were valid. ``done`` when it is on disk; never if none was."""
+        progress = self._progress(group, topic)
+        now_ms = self._clock.time_ms()
+        ended: list[tuple[int, int]] = []
+        valid: list[bool] = []
+        for receipt in receipts:
+            held = progress.find(receipt.queue, receipt.offset, receipt.serial, now_ms)
+            valid.append(held is not None)
+            if held is not None:
+                progress.acknowledge(held)
+                ended.append((held.queue, held.offset))
+        if not ended:
+            return valid
+        self._store.journal(Kind.ACK, frames.Ack(group, topic, ended), done)
+        if progress.ordered or topic in self._parked:
+            self._serve_parked(group, topic)
+        return valid
+
+    def change(self, group: str, topic: str, receipt: Receipt, invisible_ms: int, done: Done) -> Receipt:
+        """Let a lease end in ``invisible_ms`` from now; returns the new receipt.
+
+        Raises:
+            MessagingError: INVALID_RECEIPT_HANDLE, ILLEGAL_INVISIBLE_TIME.
+        """
+        if not 0 <= invisible_ms <= self._broker.limits.max_invisible_ms:
+            raise MessagingError(
+                Reason.ILLEGAL_INVISIBLE_TIME,
+                f"the invisible duration is not between 0 and {self._broker.limits.max_invisible_ms // 1000} seconds",
+            )
+        progress = self._progress(group, topic)
+        now_ms = self._clock.time_ms()
+        held = self._leased(progress, receipt, now_ms)
+        progress.change(held, now_ms + invisible_ms, now_ms)
+        self._store.journal(
+            Kind.CHANGE, frames.Change(group, topic, held.queue, held.offset, held.visible_ms, held.serial), done
+        )
+        self._watch(group, topic)
+        return Receipt(now_ms, invisible_ms, held.serial, held.queue, held.offset)
+
+    def forward(self, group: str, topic: str, receipt: Receipt, done: Done) -> None:
+        """Put a leased message into the group's dead letter queue.
+
+        Raises:
+            MessagingError: INVALID_RECEIPT_HANDLE.
+        """
+        held = self._leased(self._progress(group, topic), receipt, self._clock.time_ms())
+        held.dead = True
+        self._tasks.start("dead letter", self._bury(group, topic, held, done))
+
+    def _leased(self, progress: Progress, receipt: Receipt, now_ms: int) -> Held:
+        held = progress.find(receipt.queue, receipt.offset, receipt.serial, now_ms)
+        if held is None:
+            raise MessagingError(
+                Reason.INVALID_RECEIPT_HANDLE, "the receipt handle has expired, was superseded or already acknowledged"
+            )
+        return held
+
+    # -- time
+
+    def _watch(self, group: str, topic: str) -> None:
+        """Be woken at the next end of a lease."""
+        progress = self.of(group, topic)
+        deadline = progress.next_deadline() if progress is not None else NEVER
+        armed = self._alarms.get((group, topic))
+        if deadline == NEVER or (armed is not None and armed[0] <= deadline and not armed[1].cancelled):
+            return
+        if armed is not None:
+            armed[1].cancel()
+        delay = max(0, deadline - self._clock.time_ms()) / 1000
+        self._alarms[group, topic] = deadline, self._clock.call_later(delay, self._alarm, group, topic)
+
+    def _alarm(self, group: str, topic: str) -> None:
+        self._alarms.pop((group, topic), None)
+        progress = self.of(group, topic)
+        if progress is None:
+            return
+        queues, dead = progress.expire(self._clock.time_ms(), self.alive)
+        for held in dead:
+            self._tasks.start("dead letter", self._bury(group, topic, held))
+        self._watch(group, topic)
+        if queues:
+            self._serve_parked(group, topic)
+
+    def release(self, client: str, group: str) -> None:
+        """A client is gone: its renewed leases end soon."""
+        visible_ms = self._clock.time_ms() + RELEASE_MS
+        for (name, topic), progress in self._store.progress.items():
+            if name == group:
+                progress.release(client, visible_ms)
+                self._watch(name, topic)
+
+    # -- dead letters
+
+    async def _bury(self, group: str, topic: str, held: Held, done: Done | None = None) -> None:
+        """Copy a message into the group's dead letter queue, then be done with it; on failure hold it back for a while."""
+        try:
+            original = record.decode(await self._store.read(held.position, held.size))
+        except (LookupError, StorageError, ValueError) as error:
+            log.error("a dead message of %s cannot be read and is dropped: %s", topic, error)
+            self._buried(group, topic, held, None, done)
+            return
+        dlq = self._broker.system_topic(DLQ_PREFIX + group)
+        properties = dict(original.properties)
+        properties[record.DLQ_TOPIC] = original.topic
+        properties[record.DLQ_ID] = original.id
+        copy = record.Message(
+            dlq.name,
+            original.body,
+            properties,
+            flag=original.flag,
+            sys_flag=original.sys_flag & ~record.TRANSACTION_MASK,
+            born_ms=original.born_ms,
+            born_host=original.born_host,
+            store_host=original.store_host,
+            reconsume=held.attempt,
+        )
+        self._store.put(
+            copy,
+            dlq,
+            dlq.place(),
+            record.encode_properties(properties),
+            lambda error: self._buried(group, topic, held, error, done),
+        )
+
+    def _buried(self, group: str, topic: str, held: Held, error: MessagingError | None, done: Done | None) -> None:
+        progress = self.of(group, topic)
+        if progress is None:
+            if done is not None:
+                done(error)
+            return
+        if error is None:
+            self._broker.statistics.dead[topic, group] += 1
+            progress.restore_ack(held.queue, held.offset)
+            self._store.journal(Kind.ACK, frames.Ack(group, topic, [(held.queue, held.offset)]), done or _ignore)
+            self._serve_parked(group, topic)
+            return
+        if done is not None:
+            held.dead = False
+            done(error)
+            return
+        self._clock.call_later(BURY_RETRY, lambda: self._tasks.start("dead letter", self._bury(group, topic, held)))
+
+    # -- positions
+
+    def reset(self, group: str, topic: Topic, queue_id: int, offset: int, done: Done | None = None) -> None:
+        """Let a group read a queue from ``offset`` on.
+
+        Raises:
+            MessagingError: ILLEGAL_OFFSET, it is outside what exists.
+        """
+        queue = topic.queues[queue_id]
+        if not queue.minimum <= offset <= queue.maximum:
+            raise MessagingError(
+                Reason.ILLEGAL_OFFSET, f"offset {offset} is not between {queue.minimum} and {queue.maximum}"
+            )
+        self._broker.group(group)
+        self._progress(group, topic.name).reset(queue_id, offset)
+        self._store.journal(Kind.OFFSET, frames.Offset(group, topic.name, queue_id, offset), done)
+        self._serve_parked(group, topic.name)
+
+    def of(self, group: str, topic: str) -> Progress | None:
+        """A group's progress in a topic, if it has any."""
+        return self._store.progress.get((group, topic))
+
+    def _progress(self, group: str, topic: str) -> Progress:
+        progress = self._store.progress_of(group, topic)
+        ordered = self._broker.is_ordered(group, topic)
+        if progress.ordered != ordered:
+            progress.hold_as(ordered=ordered)
+        return progress
+
+
+def _ignore(error: MessagingError | None) -> None:
+    """Nobody waits for this frame, but it is written at once."""

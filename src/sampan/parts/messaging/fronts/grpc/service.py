@@ -1,0 +1,580 @@
+"""The methods of ``apache.rocketmq.v2.MessagingService``.
+
+Errors of the domain are answers with gRPC status OK and a code in ``status``; clients take any other gRPC status for a
+transport failure and try elsewhere. Sending, receiving, acknowledging and changing leases are plain callbacks (see
+``kernel.grpc``); the rest are coroutines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from sampan.kernel import grpc
+from sampan.kernel.grpc import Call, Method
+from sampan.kernel.tasks import Tasks
+from sampan.parts.messaging import receipt as receipts
+from sampan.parts.messaging import record
+from sampan.parts.messaging.access import Access, Action
+from sampan.parts.messaging.broker import Broker
+from sampan.parts.messaging.clients import Clients
+from sampan.parts.messaging.consumption import Consumption, Delivery, Poll
+from sampan.parts.messaging.delivery import RENEW_MS
+from sampan.parts.messaging.errors import MessagingError, Reason
+from sampan.parts.messaging.filters import Filter, sql_filter, tag_filter
+from sampan.parts.messaging.fronts.grpc import codes, messages
+from sampan.parts.messaging.fronts.grpc.telemetry import Telemetry
+from sampan.parts.messaging.held import HeldMessages
+from sampan.parts.messaging.record import Message
+from sampan.parts.messaging.topology import MessageType, Topic, check_group, check_topic
+from sampan.proto import messaging_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+SERVICE = "/apache.rocketmq.v2.MessagingService/"
+RESPONSE_BYTES = 8 << 20
+R = TypeVar("R")
+
+
+class MessagingService:
+    """The service over one broker's core."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        consumption: Consumption,
+        held: HeldMessages,
+        clients: Clients,
+        access: Access,
+        tasks: Tasks,
+        address: Callable[[], tuple[str, int]],
+    ) -> None:
+        """``address`` is where the front listens, for clients that do not say what they dialled."""
+        self._broker = broker
+        self._consumption = consumption
+        self._held = held
+        self._clients = clients
+        self._access = access
+        self._tasks = tasks
+        self._address = address
+        self.telemetry = Telemetry(broker, clients, tasks)
+
+    def methods(self) -> list[Method]:
+        """Every method, to be served."""
+        return [
+            Method(SERVICE + "SendMessage", "unary", self._guarded(pb.SendMessageResponse, self._send)),
+            Method(SERVICE + "ReceiveMessage", "stream", self._receive),
+            Method(SERVICE + "AckMessage", "unary", self._guarded(pb.AckMessageResponse, self._acknowledge)),
+            Method(
+                SERVICE + "ChangeInvisibleDuration",
+                "unary",
+                self._guarded(pb.ChangeInvisibleDurationResponse, self._change),
+            ),
+            self._unary("QueryRoute", pb.QueryRouteRequest, pb.QueryRouteResponse, self._route),
+            self._unary("Heartbeat", pb.HeartbeatRequest, pb.HeartbeatResponse, self._heartbeat),
+            self._unary("QueryAssignment", pb.QueryAssignmentRequest, pb.QueryAssignmentResponse, self._assignment),
+            self._unary(
+                "ForwardMessageToDeadLetterQueue",
+                pb.ForwardMessageToDeadLetterQueueRequest,
+                pb.ForwardMessageToDeadLetterQueueResponse,
+                self._forward,
+            ),
+            self._unary("EndTransaction", pb.EndTransactionRequest, pb.EndTransactionResponse, self._end_transaction),
+            self._unary("RecallMessage", pb.RecallMessageRequest, pb.RecallMessageResponse, self._recall),
+            self._unary(
+                "NotifyClientTermination",
+                pb.NotifyClientTerminationRequest,
+                pb.NotifyClientTerminationResponse,
+                self._terminated,
+            ),
+            self._unary("UpdateOffset", pb.UpdateOffsetRequest, pb.UpdateOffsetResponse, self._update_offset),
+            self._unary("GetOffset", pb.GetOffsetRequest, pb.GetOffsetResponse, self._get_offset),
+            self._unary("QueryOffset", pb.QueryOffsetRequest, pb.QueryOffsetResponse, self._query_offset),
+            self._unary(
+                "SyncLiteSubscription",
+                pb.SyncLiteSubscriptionRequest,
+                pb.SyncLiteSubscriptionResponse,
+                self._sync_lite,
+            ),
+            grpc.bidirectional(SERVICE + "Telemetry", pb.TelemetryCommand, self._telemetry),
+        ]
+
+    # -- the frame around every method
+
+    def _unary(
+        self, name: str, request: Any, response: Any, handler: Callable[[Any, Call, Any], Coroutine[Any, Any, None]]
+    ) -> Method:
+        async def answer(message: Any, call: Call) -> Any:
+            reply = response()
+            try:
+                self._client(call)
+                reply.status.CopyFrom(codes.SUCCESS)
+                await handler(message, call, reply)
+            except MessagingError as error:
+                self._refused(error)
+                reply = response(status=codes.of(error))
+            except Exception:
+                log.exception("%s failed", name)
+                reply = response(status=codes.status(codes.INTERNAL_ERROR, "internal error; see the broker's log"))
+            return reply
+
+        return grpc.unary(SERVICE + name, request, answer, self._tasks)
+
+    def _guarded(self, response: Any, handler: Callable[[bytes, Call], None]) -> Callable[[bytes, Call], None]:
+        def guarded(payload: bytes, call: Call) -> None:
+            try:
+                handler(payload, call)
+            except MessagingError as error:
+                self._refused(error)
+                call.respond(response(status=codes.of(error)).SerializeToString())
+
+        return guarded
+
+    def _client(self, call: Call) -> str:
+        client_id = call.metadata.get("x-mq-client-id", "")
+        if not client_id:
+            raise MessagingError(Reason.CLIENT_ID_REQUIRED, "the header x-mq-client-id is missing")
+        self._clients.seen(client_id)
+        return client_id
+
+    def _allow(self, call: Call, action: Action, *, topic: str = "", group: str = "") -> None:
+        if self._access.enabled:
+            subject = self._access.authenticate(call.metadata)
+            self._access.check(subject, action, topic=topic, group=group, source=call.peer)
+
+    def _refused(self, error: MessagingError) -> None:
+        self._broker.statistics.refused[error.reason.name] += 1
+
+    async def _telemetry(self, commands: Any, call: Call) -> Any:
+        if self._access.enabled:
+            try:
+                self._access.authenticate(call.metadata)
+            except MessagingError as error:
+                yield pb.TelemetryCommand(status=codes.of(error))
+                return
+        async for command in self.telemetry.converse(commands, call):
+            yield command
+
+    # -- sending
+
+    def _send(self, payload: bytes, call: Call) -> None:
+        request = pb.SendMessageRequest.FromString(payload)
+        self._client(call)
+        if not request.messages:
+            raise MessagingError(Reason.MESSAGE_CORRUPTED, "the request has no message")
+        first = request.messages[0]
+        name = messages.full_name(first.topic)
+        for other in request.messages[1:]:
+            if messages.full_name(other.topic) != name:
+                raise MessagingError(Reason.MESSAGE_CORRUPTED, "the messages of one request must have one topic")
+        if self._access.enabled:
+            self._allow(call, "Pub", topic=name)
+        broker = self._broker
+        topic = broker.topic(name, create=True)
+        host = _host(call)
+        checked: list[tuple[Message, MessageType]] = []
+        for message in request.messages:
+            item = messages.incoming(message, topic, broker.limits, host)
+            broker.check_type(topic, item[1])
+            checked.append(item)
+        reply = _SendReply(call, len(checked), self._held)
+        for at, (stored, type) in enumerate(checked):
+            self._store(topic, stored, type, reply, at)
+
+    def _store(self, topic: Topic, message: Message, type: MessageType, reply: _SendReply, at: int) -> None:
+        done = partial(reply.done, at, message, 0)
+        try:
+            due = message.properties.get(record.DELIVER_MS)
+            if type == "TRANSACTION":
+                self._broker.prepare(message, topic, partial(reply.done, at, message, -1))
+            elif due is not None and (due_ms := int(due)) > self._broker.clock.time_ms():
+                self._broker.hold(message, topic, due_ms, partial(reply.done, at, message, due_ms))
+            else:
+                self._broker.send(message, topic, record.encode_properties(message.properties), done)
+        except MessagingError as error:
+            self._refused(error)
+            reply.done(at, message, 0, error)
+
+    # -- receiving
+
+    def _receive(self, payload: bytes, call: Call) -> None:
+        try:
+            self._poll(pb.ReceiveMessageRequest.FromString(payload), call)
+        except MessagingError as error:
+            self._refused(error)
+            call.send(pb.ReceiveMessageResponse(status=codes.of(error)).SerializeToString())
+            call.end()
+
+    def _poll(self, request: pb.ReceiveMessageRequest, call: Call) -> None:
+        client_id = self._client(call)
+        group, name = messages.full_name(request.group), messages.full_name(request.message_queue.topic)
+        limits = self._broker.limits
+        if group not in self._broker.store.groups:
+            check_group(group)
+        if self._access.enabled:
+            self._allow(call, "Sub", topic=name, group=group)
+        topic = self._broker.topic(name)
+        if request.auto_renew:
+            invisible_ms = RENEW_MS
+        else:
+            duration = request.invisible_duration
+            invisible_ms = duration.seconds * 1000 + duration.nanos // 1_000_000
+            if not limits.min_invisible_ms <= invisible_ms <= limits.max_invisible_ms:
+                raise MessagingError(
+                    Reason.ILLEGAL_INVISIBLE_TIME,
+                    f"the invisible duration is not between {limits.min_invisible_ms // 1000} s and "
+                    f"{limits.max_invisible_ms // 1000} s",
+                )
+        poll = Poll(
+            group,
+            topic,
+            max(-1, request.message_queue.id),
+            _filter(request.filter_expression),
+            max(1, min(request.batch_size, limits.max_batch)),
+            invisible_ms,
+            self._polling_ms(request, call),
+            client_id,
+            request.auto_renew,
+            request.attempt_id,
+            partial(self._deliver, call, topic.name, invisible_ms),
+        )
+        call.on_cancel = partial(self._consumption.cancel, poll)
+        self._consumption.receive(poll)
+
+    def _polling_ms(self, request: pb.ReceiveMessageRequest, call: Call) -> int:
+        limits = self._broker.limits
+        remaining = int(call.deadline * 1000) if call.deadline is not None else limits.max_polling_ms
+        if request.HasField("long_polling_timeout"):
+            wanted = request.long_polling_timeout.seconds * 1000 + request.long_polling_timeout.nanos // 1_000_000
+        else:
+            wanted = remaining - 1500
+        wanted = min(max(wanted, limits.min_polling_ms), limits.max_polling_ms)
+        if wanted > remaining:
+            if remaining < limits.min_polling_ms:
+                raise MessagingError(
+                    Reason.ILLEGAL_POLLING_TIME,
+                    f"the call's deadline leaves less than {limits.min_polling_ms // 1000} seconds to wait for messages",
+                )
+            wanted = remaining
+        return wanted
+
+    def _deliver(self, call: Call, topic: str, invisible_ms: int, taken: list[Delivery]) -> bool:
+        if not taken:
+            call.send(_NOTHING)
+            call.end()
+            return True
+        if not call.send(_RECEIVED):
+            return False
+        name = self._broker.name
+        for delivery in taken:
+            assert delivery.data is not None
+            if not call.send(messages.received(messages.outgoing(delivery.data, topic, delivery, name, invisible_ms))):
+                return False
+        now = pb.ReceiveMessageResponse()
+        now.delivery_timestamp.FromMilliseconds(self._broker.clock.time_ms())
+        call.send(now.SerializeToString())
+        call.end()
+        return True
+
+    def _acknowledge(self, payload: bytes, call: Call) -> None:
+        request = pb.AckMessageRequest.FromString(payload)
+        self._client(call)
+        group, name = messages.full_name(request.group), messages.full_name(request.topic)
+        if self._access.enabled:
+            self._allow(call, "Sub", topic=name, group=group)
+        if not request.entries:
+            raise MessagingError(Reason.BAD_REQUEST, "the request has no entry")
+        topic = self._broker.topic(name)
+        self._broker.group(group)
+        parsed: list[receipts.Receipt] = []
+        malformed: dict[int, MessagingError] = {}
+        for at, entry in enumerate(request.entries):
+            try:
+                parsed.append(receipts.read(entry.receipt_handle))
+            except MessagingError as error:
+                malformed[at] = error
+        valid: list[bool] = []
+
+        def done(error: MessagingError | None) -> None:
+            call.respond(_ack_reply(request, valid, malformed, error).SerializeToString())
+
+        valid += self._consumption.acknowledge(group, topic.name, parsed, done) if parsed else []
+        if not any(valid):
+            done(None)
+
+    def _change(self, payload: bytes, call: Call) -> None:
+        request = pb.ChangeInvisibleDurationRequest.FromString(payload)
+        self._client(call)
+        group, name = messages.full_name(request.group), messages.full_name(request.topic)
+        if self._access.enabled:
+            self._allow(call, "Sub", topic=name, group=group)
+        topic = self._broker.topic(name)
+        duration = request.invisible_duration
+        old = receipts.read(request.receipt_handle)
+        position = request.receipt_handle.rpartition(" ")[2]
+        reply = pb.ChangeInvisibleDurationResponse(status=codes.SUCCESS)
+
+        def done(error: MessagingError | None) -> None:
+            if error is not None:
+                call.respond(pb.ChangeInvisibleDurationResponse(status=codes.of(error)).SerializeToString())
+            else:
+                call.respond(reply.SerializeToString())
+
+        new = self._consumption.change(
+            group, topic.name, old, duration.seconds * 1000 + duration.nanos // 1_000_000, done
+        )
+        reply.receipt_handle = receipts.write(new, self._broker.name, int(position) if position.isdigit() else 0)
+
+    async def _forward(self, request: Any, call: Call, reply: Any) -> None:
+        group, name = messages.full_name(request.group), messages.full_name(request.topic)
+        self._allow(call, "Sub", topic=name, group=group)
+        topic = self._broker.topic(name)
+        handle = receipts.read(request.receipt_handle)
+        await durable(partial(self._consumption.forward, group, topic.name, handle))
+
+    # -- routes
+
+    async def _route(self, request: Any, call: Call, reply: Any) -> None:
+        name = messages.full_name(request.topic)
+        check_topic(name)
+        if self._access.enabled:
+            self._access.check_any(
+                self._access.authenticate(call.metadata), ("Pub", "Sub"), topic=name, source=call.peer
+            )
+        endpoints = self._endpoints(request.endpoints)
+        topic = self._broker.topic(name, create=True)
+        types = [messages.TYPE_NUMBERS[accepted] for accepted in topic.config.accepts] or [0]
+        namespace, short = messages.split_name(name)
+        readable, writable = topic.config.readable, topic.config.writable
+        for queue in topic.queues:
+            permission = (
+                pb.READ_WRITE
+                if queue.id < readable and queue.id < writable
+                else pb.READ
+                if queue.id < readable
+                else pb.WRITE
+                if queue.id < writable
+                else pb.NONE
+            )
+            entry = reply.message_queues.add(id=queue.id, permission=permission, accept_message_types=types)
+            entry.topic.resource_namespace, entry.topic.name = namespace, short
+            entry.broker.name = self._broker.name
+            entry.broker.endpoints.CopyFrom(endpoints)
+
+    async def _assignment(self, request: Any, call: Call, reply: Any) -> None:
+        name, group = messages.full_name(request.topic), messages.full_name(request.group)
+        self._allow(call, "Sub", topic=name, group=group)
+        topic = self._broker.topic(name, create=True)
+        self._broker.group(group)
+        queues = topic.readable()
+        if not queues:
+            raise MessagingError(Reason.FORBIDDEN, f"topic {name} has no readable queue")
+        endpoints = self._endpoints(request.endpoints)
+        ids = [queue.id for queue in queues] if self._broker.is_ordered(group, name) else [-1]
+        types = [messages.TYPE_NUMBERS[accepted] for accepted in topic.config.accepts] or [0]
+        for identifier in ids:
+            queue = reply.assignments.add().message_queue
+            queue.topic.CopyFrom(request.topic)
+            queue.id = identifier
+            queue.permission = pb.READ_WRITE
+            queue.broker.name = self._broker.name
+            queue.broker.endpoints.CopyFrom(endpoints)
+            queue.accept_message_types.extend(types)
+
+    def _endpoints(self, dialled: pb.Endpoints) -> pb.Endpoints:
+        """What the client dialled, so that forwarded ports and proxies work; else where the front listens."""
+        if dialled.addresses:
+            for address in dialled.addresses:
+                if not address.host or not 0 < address.port < 65536:
+                    raise MessagingError(
+                        Reason.ILLEGAL_ACCESS_POINT, "the endpoints of the request are not host and port"
+                    )
+            return dialled
+        host, port = self._address()
+        scheme = pb.IPv6 if ":" in host else pb.IPv4 if host.replace(".", "").isdigit() else pb.DOMAIN_NAME
+        return pb.Endpoints(scheme=scheme, addresses=[pb.Address(host=host, port=port)])
+
+    # -- sessions
+
+    async def _heartbeat(self, request: Any, call: Call, reply: Any) -> None:
+        client = self._clients.get(call.metadata["x-mq-client-id"])
+        if client is None or request.client_type == 0:
+            raise MessagingError(
+                Reason.UNKNOWN_CLIENT, "the client's settings are unknown; open a telemetry stream first"
+            )
+        if request.HasField("group") and client.role == "consumer":
+            group = messages.full_name(request.group)
+            self._allow(call, "Sub", group=group)
+            self._broker.group(group)
+
+    async def _terminated(self, request: Any, call: Call, reply: Any) -> None:
+        self._clients.remove(call.metadata["x-mq-client-id"])
+
+    # -- held messages
+
+    async def _end_transaction(self, request: Any, call: Call, reply: Any) -> None:
+        if not request.transaction_id.strip():
+            raise MessagingError(Reason.INVALID_TRANSACTION, "the transaction id is blank")
+        name = messages.full_name(request.topic)
+        self._allow(call, "Pub", topic=name)
+        if request.resolution not in (pb.COMMIT, pb.ROLLBACK):
+            return  # undecided: the broker will ask again
+        future = _Durable()
+        await self._held.end(request.transaction_id, commit=request.resolution == pb.COMMIT, done=future, topic=name)
+        await future.wait()
+
+    async def _recall(self, request: Any, call: Call, reply: Any) -> None:
+        name = messages.full_name(request.topic)
+        self._allow(call, "Pub", topic=name)
+        identifier, due_ms, position = await self._held.recall(name, request.recall_handle)
+        await durable(partial(self._held.close, due_ms, position))
+        reply.message_id = identifier
+
+    # -- offsets
+
+    async def _update_offset(self, request: Any, call: Call, reply: Any) -> None:
+        group, topic = self._position(request, call)
+        await durable(partial(self._consumption.reset, group, topic, request.message_queue.id, request.offset))
+
+    async def _get_offset(self, request: Any, call: Call, reply: Any) -> None:
+        group, topic = self._position(request, call)
+        progress = self._consumption.of(group, topic.name)
+        queue = progress.queues.get(request.message_queue.id) if progress is not None else None
+        if queue is None:
+            raise MessagingError(Reason.OFFSET_NOT_FOUND, f"group {group} has no offset in this queue")
+        reply.offset = queue.committed
+
+    async def _query_offset(self, request: Any, call: Call, reply: Any) -> None:
+        name = messages.full_name(request.message_queue.topic)
+        self._allow(call, "Sub", topic=name)
+        topic = self._broker.topic(name)
+        queue = self._queue(topic, request.message_queue.id)
+        if request.query_offset_policy == pb.BEGINNING:
+            reply.offset = topic.queues[queue].minimum
+        elif request.query_offset_policy == pb.END:
+            reply.offset = topic.queues[queue].maximum
+        else:
+            reply.offset = await self._broker.offset_at(topic, queue, request.timestamp.ToMilliseconds())
+
+    async def _sync_lite(self, request: Any, call: Call, reply: Any) -> None:
+        raise MessagingError(Reason.NOT_IMPLEMENTED, "lite topics are not served by this broker")
+
+    def _position(self, request: Any, call: Call) -> tuple[str, Topic]:
+        group, name = messages.full_name(request.group), messages.full_name(request.message_queue.topic)
+        self._allow(call, "Sub", topic=name, group=group)
+        topic = self._broker.topic(name)
+        self._queue(topic, request.message_queue.id)
+        return group, topic
+
+    def _queue(self, topic: Topic, queue: int) -> int:
+        if not 0 <= queue < len(topic.queues):
+            raise MessagingError(Reason.BAD_REQUEST, f"topic {topic.name} has no queue {queue}")
+        return queue
+
+
+class _SendReply:
+    """Collects the results of one request's messages; answers with the last."""
+
+    __slots__ = ("_call", "_entries", "_held", "_open")
+
+    def __init__(self, call: Call, count: int, held: HeldMessages) -> None:
+        self._call = call
+        self._entries: list[pb.SendResultEntry | None] = [None] * count
+        self._open = count
+        self._held = held
+
+    def done(self, at: int, message: Message, due_ms: int, error: MessagingError | None) -> None:
+        """One message is on disk, or refused. ``due_ms`` -1: it is transactional."""
+        if error is not None:
+            entry = pb.SendResultEntry(status=codes.of(error))
+        else:
+            identifier = message.properties["UNIQ_KEY"]
+            entry = pb.SendResultEntry(status=codes.SUCCESS, message_id=identifier, offset=message.queue_offset)
+            if due_ms < 0:
+                entry.transaction_id = identifier
+            elif due_ms:
+                entry.recall_handle = self._held.recall_handle(message, due_ms)
+        self._entries[at] = entry
+        self._open -= 1
+        if not self._open:
+            entries = [entry for entry in self._entries if entry is not None]
+            common = {entry.status.code for entry in entries}
+            status = entries[0].status if len(common) == 1 else codes.status(codes.MULTIPLE_RESULTS, "results differ")
+            self._call.respond(pb.SendMessageResponse(status=status, entries=entries).SerializeToString())
+
+
+class _Durable:
+    """A ``done`` one can await."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __call__(self, error: MessagingError | None) -> None:
+        if self._future.done():
+            return
+        if error is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(error)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+async def durable(begin: Callable[..., Any]) -> None:
+    """Call ``begin(done)`` and wait for ``done``.
+
+    Raises:
+        MessagingError: what ``begin`` or ``done`` refuses with.
+    """
+    future = _Durable()
+    begin(future)
+    await future.wait()
+
+
+def _filter(expression: pb.FilterExpression) -> Filter:
+    return sql_filter(expression.expression) if expression.type == pb.SQL else tag_filter(expression.expression)
+
+
+def _host(call: Call) -> tuple[str, int]:
+    """The client's address where it is known; clients behind the front's own socket are local."""
+    kind, _, rest = call.peer.partition(":")
+    if kind == "ipv4":
+        host, _, port = rest.rpartition(":")
+        return host, int(port)
+    return "127.0.0.1", 0
+
+
+def _ack_reply(
+    request: pb.AckMessageRequest, valid: list[bool], malformed: dict[int, MessagingError], error: MessagingError | None
+) -> pb.AckMessageResponse:
+    reply = pb.AckMessageResponse()
+    results = iter(valid)
+    common: set[int] = set()
+    for at, entry in enumerate(request.entries):
+        if at in malformed:
+            status = codes.of(malformed[at])
+        elif not next(results):
+            status = _EXPIRED
+        else:
+            status = codes.SUCCESS if error is None else codes.of(error)
+        common.add(status.code)
+        reply.entries.add(message_id=entry.message_id, receipt_handle=entry.receipt_handle, status=status)
+    if len(common) == 1:
+        reply.status.CopyFrom(reply.entries[0].status)
+    else:
+        reply.status.CopyFrom(codes.status(codes.MULTIPLE_RESULTS, "results differ"))
+    return reply
+
+
+_RECEIVED = pb.ReceiveMessageResponse(status=codes.SUCCESS).SerializeToString()
+_NOTHING = pb.ReceiveMessageResponse(
+    status=codes.status(codes.MESSAGE_NOT_FOUND, "no message within the polling time")
+).SerializeToString()
+_EXPIRED = codes.status(
+    codes.CODES[Reason.INVALID_RECEIPT_HANDLE],
+    "the receipt handle has expired, was superseded or already acknowledged",
+)

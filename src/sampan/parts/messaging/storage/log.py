@@ -1,0 +1,489 @@
+"""The commit log: one append-only sequence of checksummed frames in segment files, made durable by group commit.
+
+On disk, under ``log/``: one file a segment, named by the position of its first byte in 20 digits.
+
+=========  ======  =====================================================================
+bytes      type    segment header (32 bytes)
+=========  ======  =====================================================================
+0..7       bytes   magic ``SMPNLOG`` and the format version, 1
+8..15      u64     the segment's base position (equals the file name)
+16..31             zero
+=========  ======  =====================================================================
+
+Frames follow back to back, little-endian:
+
+=========  ======  =====================================================================
+0..3       u32     length of the payload
+4..7       u32     CRC-32 of bytes 8..11 and the payload
+8          u8      kind (`Kind`)
+9..11              zero
+12..               payload
+=========  ======  =====================================================================
+
+A position is ``base + offset in the file``; a frame is addressed by the position of its payload, which for messages is
+the "physical offset" clients see. Frames never span segments.
+
+Writing. `CommitLog.append` only buffers. At the end of the loop iteration everything buffered goes to one thread that
+writes and fsyncs it; what is appended meanwhile becomes the next batch. So one fsync acknowledges as many producers as
+came during the last one. A failed write (a full disk) truncates the file back to what was durable and fails the batch and
+everything behind it; the next append starts over.
+
+Recovery. `CommitLog.replay` reads frames from a position on; the first incomplete or damaged frame of the last segment is
+the torn tail of an interrupted write, which nobody was told about, and is cut off. Damage anywhere else is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import errno
+import logging
+import mmap
+import os
+import queue
+import struct
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from pathlib import Path
+
+from sampan.parts.messaging.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"SMPNLOG\x01"
+SEGMENT_HEADER = struct.Struct("<8sQ16x")
+FRAME = struct.Struct("<IIBxxx")
+FRAME_BYTES = FRAME.size
+MAX_PAYLOAD = 64 << 20
+"""A longer frame is damage: the largest message is far below."""
+OPEN_SEGMENTS = 64
+"""Segment files kept open for reading."""
+READ_CHUNK = 1 << 20
+
+
+class Kind(IntEnum):
+    """What a frame holds."""
+
+    MESSAGE = 1
+    """A visible message in the record layout of `record`; closes the held message it came from, if any."""
+    TIMER = 2
+    """A message held until its delivery time."""
+    HALF = 3
+    """A transactional message held until its transaction ends."""
+    CLOSE = 4
+    """Held messages that will never be delivered (recalled, rolled back)."""
+    LEASE = 5
+    """Messages handed to a consumer, and how far the group has read."""
+    ACK = 6
+    """Messages a group is done with."""
+    CHANGE = 7
+    """New visibility of a leased message."""
+    OFFSET = 8
+    """A group's position set by hand or by an old-style client."""
+    DEFINE = 9
+    """A topic, group or access rule was created, changed or deleted (JSON)."""
+    CHECKED = 10
+    """A half message was asked about once more."""
+
+
+_SEEDS = {int(kind): zlib.crc32(bytes([kind, 0, 0, 0])) for kind in Kind}
+
+Committed = Callable[[int, OSError | None], None]
+"""``(position, error)``: everything below the position is durable; with an error, everything from it on is lost."""
+
+
+class CommitLog:
+    """Append, group-commit and read frames. All methods belong to the event loop's thread unless they say otherwise."""
+
+    def __init__(
+        self, directory: Path, *, segment_bytes: int, on_commit: Committed, sync: bool = True, reserve_bytes: int = 0
+    ) -> None:
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._on_commit = on_commit
+        self._sync = sync
+        self._reserve = reserve_bytes
+        self.bases: list[int] = []
+        self._sizes: dict[int, int] = {}
+        self.end = 0
+        """Where the next frame will begin."""
+        self.durable = 0
+        """Everything below is on disk."""
+        self._durable_bases = 0
+        self._current = 0
+        self._pending: list[tuple[int, bytes]] = []
+        self._pending_base = 0
+        self._kicked = False
+        self._busy = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._jobs: queue.SimpleQueue[tuple[list[tuple[int, bytes]], int, bool] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._readers: OrderedDict[int, int] = OrderedDict()
+        self._writer: tuple[int, int] | None = None
+        self._nowait = getattr(os, "RWF_NOWAIT", 0)
+        self.commits = 0
+        self.dirty = False
+        """Written but not yet fsynced (asynchronous flush only)."""
+
+    # -- life
+
+    def open(self) -> None:
+        """Find the segments; creates the first one in an empty directory.
+
+        Raises:
+            StorageError: a file is not a segment of this format version.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self.bases = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        if not self.bases:
+            self.bases = [0]
+            self._create(0)
+        for base in list(self.bases):
+            self._sizes[base] = self._path(base).stat().st_size
+            if self._sizes[base] < SEGMENT_HEADER.size and base == self.bases[-1]:
+                self._create(base)
+            with self._path(base).open("rb") as file:
+                magic, found = SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))
+            if magic != MAGIC or found != base:
+                raise StorageError(f"{self._path(base)} is not a commit log segment of format 1")
+        self._current = self.bases[-1]
+        self.end = self.durable = self._current + self._sizes[self._current]
+        self._durable_bases = len(self.bases)
+
+    def replay(self, start: int) -> Iterator[tuple[int, int, bytes]]:
+        """``(position, kind, payload)`` of every frame from ``start`` on; cuts off a torn tail. Before `start` only.
+
+        Raises:
+            StorageError: a frame is damaged where no crash can have torn it.
+        """
+        for base in self.bases[max(0, bisect.bisect_right(self.bases, start) - 1) :]:
+            size = self._sizes[base]
+            offset = max(SEGMENT_HEADER.size, start - base)
+            with (
+                self._path(base).open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                while size - offset >= FRAME_BYTES:
+                    length, crc, kind = FRAME.unpack_from(data, offset)
+                    begin, stop = offset + FRAME_BYTES, offset + FRAME_BYTES + length
+                    if length > MAX_PAYLOAD or kind not in _SEEDS or stop > size:
+                        break
+                    payload = data[begin:stop]
+                    if zlib.crc32(payload, _SEEDS[kind]) != crc:
+                        break
+                    yield base + begin, kind, payload
+                    offset = stop
+            if offset < size:
+                if base != self.bases[-1]:
+                    raise StorageError(f"{self._path(base)} is damaged at byte {offset}; restore it from a snapshot")
+                log.warning("cut %d bytes of an interrupted write off %s", size - offset, self._path(base).name)
+                os.truncate(self._path(base), offset)
+                self._sizes[base] = offset
+                self.end = self.durable = base + offset
+
+    def start(self) -> None:
+        """Begin to accept appends."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._write_loop, name="commit-log", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what is pending, then close everything."""
+        while self._thread is not None and (self._pending or self._busy):
+            assert self._loop is not None
+            self._idle = self._loop.create_future()
+            self._kick()
+            await self._idle
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._readers.values():
+            os.close(fd)
+        self._readers.clear()
+        if self._writer is not None:
+            os.close(self._writer[1])
+            self._writer = None
+
+    # -- writing
+
+    def append(self, kind: int, payload: bytes, *, urgent: bool = True) -> int:
+        """Buffer one frame and return the position of its payload; `Committed` says when it is durable.
+
+        A frame that is not urgent waits for the next urgent one (or `flush`).
+        """
+        size = FRAME_BYTES + len(payload)
+        if self.end - self._current + size > self._segment_bytes and self.end - self._current > SEGMENT_HEADER.size:
+            self._roll()
+        position = self.end + FRAME_BYTES
+        crc = zlib.crc32(payload, _SEEDS[kind])
+        self._pending.append((self._current, FRAME.pack(len(payload), crc, kind)))
+        self._pending.append((self._current, payload))
+        self.end += size
+        if urgent and not self._kicked and not self._busy:
+            self._kicked = True
+            assert self._loop is not None
+            self._loop.call_soon(self._kick)
+        return position
+
+    def next_position(self, size: int) -> int:
+        """The position the payload of a frame of ``size`` bytes would get if appended now."""
+        if (
+            self.end - self._current + FRAME_BYTES + size > self._segment_bytes
+            and self.end - self._current > SEGMENT_HEADER.size
+        ):
+            self._roll()
+        return self.end + FRAME_BYTES
+
+    def flush(self) -> None:
+        """Write what is buffered, urgent or not."""
+        if self._pending and not self._kicked and not self._busy:
+            self._kick()
+
+    def sync(self) -> None:
+        """fsync what was written without (asynchronous flush)."""
+        if self.dirty and not self._busy:
+            self._busy = True
+            self._jobs.put(([], self.durable, True))
+
+    def _roll(self) -> None:
+        self._current = self.end
+        self.bases.append(self.end)
+        header = SEGMENT_HEADER.pack(MAGIC, self.end)
+        self._pending.append((self.end, header))
+        self.end += len(header)
+
+    def _kick(self) -> None:
+        self._kicked = False
+        if self._busy or not self._pending:
+            return
+        batch, self._pending = self._pending, []
+        self._busy = True
+        self._jobs.put((batch, self.end, self._sync))
+
+    def _done(self, end: int, error: OSError | None) -> None:
+        self._busy = False
+        self.commits += 1
+        if error is None:
+            self.durable = end
+            first, self._durable_bases = self._durable_bases - 1, bisect.bisect_left(self.bases, end)
+            for index in range(first, self._durable_bases):
+                stop = self.bases[index + 1] if index + 1 < self._durable_bases else end
+                self._sizes[self.bases[index]] = stop - self.bases[index]
+        else:
+            for base in self.bases[self._durable_bases :]:
+                reader = self._readers.pop(base, None)
+                if reader is not None:
+                    os.close(reader)
+            del self.bases[self._durable_bases :]
+            self._current = self.bases[-1]
+            self.end = self.durable
+            self._pending.clear()
+        self._on_commit(self.durable, error)
+        if self._pending and not self._kicked:
+            self._kick()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    # -- the writing thread
+
+    def _write_loop(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        while (job := self._jobs.get()) is not None:
+            batch, end, sync = job
+            error: OSError | None = None
+            try:
+                self._write(batch, sync)
+            except OSError as failure:
+                error = failure
+                self._undo(batch)
+            loop.call_soon_threadsafe(self._done, end, error)
+
+    def _write(self, batch: list[tuple[int, bytes]], sync: bool) -> None:
+        at = 0
+        while at < len(batch):
+            base = batch[at][0]
+            stop = at
+            while stop < len(batch) and batch[stop][0] == base:
+                stop += 1
+            fd = self._writer_for(base, sync)
+            data = b"".join([piece for _, piece in batch[at:stop]])
+            if self._reserve:
+                room = os.fstatvfs(fd)
+                if room.f_bavail * room.f_frsize - len(data) < self._reserve:
+                    raise OSError(errno.ENOSPC, "the disk is kept from filling up entirely")
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            at = stop
+        self.dirty = not sync
+        if sync and self._writer is not None:
+            os.fdatasync(self._writer[1])
+
+    def _writer_for(self, base: int, sync: bool) -> int:
+        if self._writer is not None and self._writer[0] == base:
+            return self._writer[1]
+        if self._writer is not None:
+            if sync or self.dirty:
+                os.fdatasync(self._writer[1])
+            os.close(self._writer[1])
+            self._writer = None
+        fd = os.open(self._path(base), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._writer = (base, fd)
+        self._sync_directory()
+        return fd
+
+    def _undo(self, batch: list[tuple[int, bytes]]) -> None:
+        """Take a failed batch off the disk again, so that the next one continues where the durable part ends."""
+        durable = self.durable
+        for base in sorted({base for base, _ in batch}, reverse=True):
+            try:
+                if self._writer is not None and self._writer[0] == base:
+                    os.close(self._writer[1])
+                    self._writer = None
+                if base >= durable:
+                    self._path(base).unlink(missing_ok=True)
+                else:
+                    os.truncate(self._path(base), durable - base)
+            except OSError:
+                log.exception("could not take a failed write back from segment %d", base)
+
+    # -- reading
+
+    def read(self, position: int, size: int) -> bytes | None:
+        """The payload of ``size`` bytes at a position, or None when it is not in the page cache (see `read_cold`).
+
+        Raises:
+            StorageError: the frame is damaged.
+            LookupError: the position was deleted.
+        """
+        base = self._base(position)
+        fd = self._reader(base)
+        buffer = bytearray(size + FRAME_BYTES)
+        try:
+            count = os.preadv(fd, [buffer], position - FRAME_BYTES - base, self._nowait)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._nowait = 0  # this file system cannot say what is cached
+            count = os.preadv(fd, [buffer], position - FRAME_BYTES - base)
+        if count != len(buffer):
+            if self._nowait:
+                return None
+            raise StorageError(f"the commit log ends inside the message at {position}")
+        return _checked(buffer, position)
+
+    def read_cold(self, position: int, size: int) -> bytes:
+        """Like `read`, waiting for the disk and reading ahead. For threads.
+
+        Raises:
+            StorageError: the frame is damaged or cut short.
+            LookupError: the position was deleted.
+        """
+        base = self._base(position)
+        with self._path(base).open("rb") as file:
+            file.seek(position - FRAME_BYTES - base)
+            data = file.read(max(size + FRAME_BYTES, READ_CHUNK))
+        if len(data) < size + FRAME_BYTES:
+            raise StorageError(f"the commit log ends inside the message at {position}")
+        return _checked(data[: size + FRAME_BYTES], position)
+
+    def size_at(self, position: int) -> int:
+        """The payload size of the frame at a position, from its header. May wait for the disk.
+
+        Raises:
+            LookupError: no frame begins there.
+        """
+        base = self._base(position)
+        if position - FRAME_BYTES < base + SEGMENT_HEADER.size or position >= self.durable:
+            raise LookupError(f"no message at {position}")
+        header = os.pread(self._reader(base), FRAME_BYTES, position - FRAME_BYTES - base)
+        length, _, kind = FRAME.unpack(header)
+        if kind not in _SEEDS or length > MAX_PAYLOAD or position + length > self.durable:
+            raise LookupError(f"no message at {position}")
+        return int(length)
+
+    @property
+    def begin(self) -> int:
+        """The first position that still exists."""
+        return self.bases[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self._sizes.values())
+
+    def segment_end(self, base: int) -> int:
+        """The position behind a segment's last frame."""
+        return base + self._sizes[base]
+
+    def modified(self, base: int) -> float:
+        """When a segment was last written, in seconds since the epoch by the machine's clock."""
+        return self._path(base).stat().st_mtime
+
+    def drop(self, base: int) -> None:
+        """Delete a segment other than the current one."""
+        if base == self._current:
+            raise ValueError("the current segment is in use")
+        self.bases.remove(base)
+        self._sizes.pop(base, None)
+        self._durable_bases -= 1
+        reader = self._readers.pop(base, None)
+        if reader is not None:
+            os.close(reader)
+        self._path(base).unlink(missing_ok=True)
+
+    # -- files
+
+    def _path(self, base: int) -> Path:
+        return self._directory / f"{base:020d}"
+
+    def _create(self, base: int) -> None:
+        with self._path(base).open("wb") as file:
+            file.write(SEGMENT_HEADER.pack(MAGIC, base))
+            file.flush()
+            os.fsync(file.fileno())
+        self._sizes[base] = SEGMENT_HEADER.size
+        self._sync_directory()
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _base(self, position: int) -> int:
+        index = bisect.bisect_right(self.bases, position) - 1
+        if index < 0 or position >= self.bases[index] + self._sizes.get(self.bases[index], 0):
+            raise LookupError(f"the message at {position} is no longer stored")
+        return self.bases[index]
+
+    def _reader(self, base: int) -> int:
+        fd = self._readers.get(base)
+        if fd is None:
+            fd = self._readers[base] = os.open(self._path(base), os.O_RDONLY)
+            if len(self._readers) > OPEN_SEGMENTS:
+                os.close(self._readers.popitem(last=False)[1])
+        else:
+            self._readers.move_to_end(base)
+        return fd
+
+
+def _checked(frame: bytes | bytearray, position: int) -> bytes:
+    _, crc, kind = FRAME.unpack_from(frame)
+    payload = bytes(memoryview(frame)[FRAME_BYTES:])
+    if kind not in _SEEDS or zlib.crc32(payload, _SEEDS[kind]) != crc:
+        raise StorageError(f"the message at {position} is damaged on disk")
+    return payload

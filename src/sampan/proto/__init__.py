@@ -1,0 +1,1 @@
+"""Protocol schemas of ours (``*.proto``) and the modules generated from them (``tools/generate_protos.py``)."""
