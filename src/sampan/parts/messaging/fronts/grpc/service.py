@@ -231,7 +231,7 @@ class MessagingService:
         poll = Poll(
             group,
             topic,
-            max(-1, request.message_queue.id),
+            -1,  # as in the reference the queue only names a broker: simple consumers ask for their queues one by one
             _filter(request.filter_expression),
             max(1, min(request.batch_size, limits.max_batch)),
             invisible_ms,
