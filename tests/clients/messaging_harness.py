@@ -31,7 +31,9 @@ class Running:
 
 
 @asynccontextmanager
-async def broker(directory: Path, *, clock: Clock | None = None, port: int = 0, **settings: Any) -> AsyncIterator[Running]:
+async def broker(
+    directory: Path, *, clock: Clock | None = None, port: int = 0, **settings: Any
+) -> AsyncIterator[Running]:
     """Run a broker in this loop."""
     clock = clock or Clock()
     native, tls = settings.pop("native", True), settings.pop("tls", None)
