@@ -10,6 +10,7 @@ import asyncio
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,6 +68,49 @@ async def _demo(
         if status.state != "ready":
             raise DemoError(f"the platform is {status.state}")
         click.echo(f"{len(status.parts)} parts are ready")
+        if platform.directory.kubeconfig.exists():
+            click.echo(await asyncio.to_thread(_show, folder, platform.directory.kubeconfig))
         if not check:
             click.echo("press Ctrl-C to end the demo")
             await platform.wait()
+
+
+def _show(folder: Path, kubeconfig: Path) -> str:
+    """Put an object on the platform and read it back, as any client on the network would.
+
+    Raises:
+        DemoError: the Kubernetes API did not answer as it should.
+    """
+    import base64
+    import http.client
+    import json
+    import ssl
+
+    import yaml
+
+    config = yaml.safe_load(kubeconfig.read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    pair = folder / "demo.pem"
+    pair.touch(0o600)
+    pair.write_bytes(b"".join(base64.b64decode(user[f"client-{what}-data"]) for what in ("key", "certificate")))
+    trust = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    trust.load_cert_chain(pair)
+    server = http.client.HTTPSConnection(cluster["server"].removeprefix("https://"), context=trust, timeout=10)
+
+    def call(method: str, path: str, body: object = None) -> Any:
+        server.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+        answer = server.getresponse()
+        content = json.loads(answer.read())
+        if answer.status >= 300:
+            raise DemoError(f"{method} {path} was answered {answer.status}: {content.get('message')}")
+        return content
+
+    name = {"metadata": {"name": "demo"}}
+    call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", **name})
+    obj = {"apiVersion": "v1", "kind": "ConfigMap", **name, "data": {"boat": "sampan"}}
+    call("POST", "/api/v1/namespaces/demo/configmaps", obj)
+    found = call("GET", "/api/v1/namespaces/demo/configmaps/demo")
+    server.close()
+    if found["data"] != obj["data"]:
+        raise DemoError(f"the object came back as {found['data']}")
+    return f"configmap demo/demo was stored at revision {found['metadata']['resourceVersion']} and read back"
