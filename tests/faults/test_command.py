@@ -107,6 +107,16 @@ def test_a_data_directory_of_a_newer_format_is_left_alone(sampan: Command, data:
     assert sampan("doctor").returncode == 1
 
 
+def test_a_taken_port_ends_the_start_and_names_its_holder(sampan: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        result = sampan("up", "--detach", "--ports", "default", "--set", f"kubernetes.port={port}")
+    assert result.returncode == 1
+    assert f"kubernetes cannot listen on 127.0.0.1:{port}: the port is in use by process {os.getpid()}" in result.stderr
+    assert "--ports auto" in result.stderr
+    assert "no platform is running" in sampan("status").stdout
+
+
 def test_a_taken_port_names_its_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]

@@ -81,7 +81,8 @@ def _run(
             loop.add_signal_handler(number, platform.ask_to_stop)
         try:
             await platform.start()
-            report.ready(platform_lines(data_dir, platform.listeners.addresses()))
+            if platform.ready:
+                report.ready(platform_lines(data_dir, platform.listeners.addresses()))
             await platform.wait()
         finally:
             await platform.stop()

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from typing import Any, Literal
 
 import msgspec
 
 from sampan.kernel.clock import Timeline
+
+log = logging.getLogger(__name__)
 
 LINE_LIMIT = 16 * 1024 * 1024
 """Bytes in one message at most."""
@@ -97,6 +100,8 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.broken = False
+        """What came over it made no sense; the peer may still be alive."""
 
     @staticmethod
     async def over(end: socket.socket) -> Channel:
@@ -116,12 +121,16 @@ class Channel:
             await self._writer.drain()
 
     async def receive(self) -> Message | None:
-        """The next message; None when the peer is gone."""
+        """The next message; None when the peer is gone, or speaks nonsense (then the line is of no more use)."""
         try:
             line = await self._reader.readline()
+            return _decoder.decode(line) if line.endswith(b"\n") else None
         except ConnectionError:
             return None
-        return _decoder.decode(line) if line.endswith(b"\n") else None
+        except (ValueError, msgspec.MsgspecError) as error:
+            self.broken = True
+            log.error("the line to the other process broke: %s", error)
+            return None
 
     def close(self) -> None:
         self._writer.close()

@@ -133,7 +133,7 @@ class Platform:
     # -- life
 
     async def start(self) -> None:
-        """Bring everything up; returns when every part is ready.
+        """Bring everything up; returns when every part is ready (`ready`), or the platform was asked to stop.
 
         Raises:
             SampanError: the platform cannot run; everything that was up is down again.
@@ -156,7 +156,7 @@ class Platform:
                 self._admin = None
             await self._tasks.cancel()
             if self._given_clock is None:
-                await asyncio.to_thread(steering.save, self.directory.clock, self.clock)
+                await self._keep_reading()
         if self.directory.held:
             (self.directory.run / "state.json").unlink(missing_ok=True)
         self._log_sinks.close()
@@ -177,6 +177,11 @@ class Platform:
     async def wait(self) -> None:
         """Until somebody asks the platform to stop."""
         await self._stop_asked.wait()
+
+    @property
+    def ready(self) -> bool:
+        """Every part came up, and nobody has begun to stop it."""
+        return self._state == "ready"
 
     # -- what it shows
 
@@ -263,7 +268,7 @@ class Platform:
 
     async def _raise(self, raw: Mapping[str, Section]) -> None:
         machine = Clock()
-        self._tasks = Tasks(machine, "platform")
+        self._tasks = Tasks(machine, "platform", on_failure=self._broken)
         around = Surroundings(
             root=self.directory.path,
             clock=self.clock,
@@ -335,6 +340,11 @@ class Platform:
                 del left[run.name]
             await asyncio.gather(*(run.stop() for run in last))
 
+    def _broken(self, error: BaseException) -> None:
+        """Supervision itself failed: nothing is looked after any more, so the platform ends."""
+        log.critical("the platform cannot go on: %s", error, exc_info=error)
+        self.ask_to_stop()
+
     # -- following what happens
 
     def _on_change(self) -> None:
@@ -366,12 +376,18 @@ class Platform:
         """Keep the reading; while the clock runs faster than the machine's, again and again."""
         machine, timeline = Clock(), self.clock.timeline
         while True:
-            await asyncio.to_thread(steering.save, self.directory.clock, self.clock)
+            await self._keep_reading()
             if timeline.rate in (0.0, 1.0):
                 return
             await machine.sleep(steering.SAVE_EVERY)
             if self.clock.timeline != timeline:
                 return
+
+    async def _keep_reading(self) -> None:
+        try:
+            await asyncio.to_thread(steering.save, self.directory.clock, self.clock)
+        except OSError as error:
+            log.error("the clock's reading cannot be kept, the next start will not know of it: %s", error)
 
     async def _renew(self, machine: Clock) -> None:
         while True:
@@ -380,17 +396,20 @@ class Platform:
                 log.info("renewed certificate %s", leaf)
 
     def _write_state(self) -> None:
-        self.directory.write_state(
-            RunState(
-                pid=os.getpid(),
-                version=self.version,
-                started=self.started,
-                ready=self._state == "ready",
-                addresses=self.listeners.addresses(),
-            )
+        state = RunState(
+            pid=os.getpid(),
+            version=self.version,
+            started=self.started,
+            ready=self._state == "ready",
+            addresses=self.listeners.addresses(),
         )
-        if self._state == "ready":
-            self.directory.write_ports(self.listeners.addresses())
+        try:
+            self.directory.write_state(state)
+            if self._state == "ready":
+                self.directory.write_ports(self.listeners.addresses())
+        except OSError as error:
+            # the admin socket tells the same; a full disk must not take running parts down
+            log.error("the state of the run cannot be written: %s", error)
 
 
 def choose(

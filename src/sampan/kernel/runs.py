@@ -474,6 +474,8 @@ class ProcessRun(Run):
         for future in self._questions.values():
             if not future.done():
                 future.set_result(None)
+        if process.returncode is None and channel.broken:
+            process.kill()  # it no longer hears us
         code = await process.wait()
         self._ended.set()
         if not self._stopping and self.state not in ("stopping", "failed"):
