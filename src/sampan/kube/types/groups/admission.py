@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from sampan.kube.objects import Object
+from datetime import datetime
+from typing import Any
+
+from sampan.kube.objects import Object, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 GROUP_VERSION = "admissionregistration.k8s.io/v1"
 
@@ -13,6 +17,7 @@ GROUP_VERSION = "admissionregistration.k8s.io/v1"
 class WebhookConfigurationStrategy(BuiltinStrategy):
     """Mutating and validating webhook configurations."""
 
+    columns = columns("Webhooks:integer")
     namespaced = False
     has_generation = True
     has_status = False
@@ -32,10 +37,14 @@ class WebhookConfigurationStrategy(BuiltinStrategy):
             for rule in webhook.get("rules") or ():
                 rule.setdefault("scope", "*")
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], len(obj.get("webhooks") or ()), cells.age(obj, now)]
+
 
 class AdmissionPolicyStrategy(BuiltinStrategy):
     """ValidatingAdmissionPolicies."""
 
+    columns = columns("Validations:integer", "ParamKind")
     namespaced = False
     has_generation = True
 
@@ -48,10 +57,16 @@ class AdmissionPolicyStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        parameters = dig(obj, "spec", "paramKind")
+        shown = f"{parameters.get('apiVersion')}/{parameters.get('kind')}" if parameters else cells.UNSET
+        return [obj["metadata"]["name"], len(dig(obj, "spec", "validations", default=())), shown, cells.age(obj, now)]
+
 
 class AdmissionPolicyBindingStrategy(BuiltinStrategy):
     """ValidatingAdmissionPolicyBindings."""
 
+    columns = columns("PolicyName", "ParamRef")
     namespaced = False
     has_generation = True
     has_status = False
@@ -60,6 +75,14 @@ class AdmissionPolicyBindingStrategy(BuiltinStrategy):
         match = (obj.setdefault("spec", {})).get("matchResources")
         if match is not None:
             _default_match(match)
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        reference = dig(obj, "spec", "paramRef")
+        shown = cells.UNSET
+        if reference:
+            name, namespace = reference.get("name") or "*", reference.get("namespace")
+            shown = f"{namespace}/{name}" if namespace else name
+        return [obj["metadata"]["name"], dig(obj, "spec", "policyName", default=""), shown, cells.age(obj, now)]
 
 
 def _default_match(match: Object) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from sampan.kube.objects import Object
+from datetime import datetime
+from typing import Any
+
+from sampan.kube.objects import Object, controller_of, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, scale, status
 from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.groups.storage import default_claim
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 
 class DeploymentStrategy(BuiltinStrategy):
     """Deployments."""
 
+    columns = columns("Ready", "Up-to-date:integer", "Available:integer", wide=("Containers", "Images", "Selector"))
     has_generation = True
 
     def default(self, obj: Object) -> None:
@@ -33,10 +38,23 @@ class DeploymentStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        return [
+            obj["metadata"]["name"],
+            f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}",
+            status.get("updatedReplicas") or 0,
+            status.get("availableReplicas") or 0,
+            cells.age(obj, now),
+            *cells.containers(spec.get("template")),
+            cells.selector(spec.get("selector")),
+        ]
+
 
 class ReplicaSetStrategy(BuiltinStrategy):
     """ReplicaSets."""
 
+    columns = columns("Desired:integer", "Current:integer", "Ready:integer", wide=("Containers", "Images", "Selector"))
     has_generation = True
 
     def default(self, obj: Object) -> None:
@@ -48,10 +66,23 @@ class ReplicaSetStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"replicas": 0}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        return [
+            obj["metadata"]["name"],
+            spec.get("replicas") or 0,
+            status.get("replicas") or 0,
+            status.get("readyReplicas") or 0,
+            cells.age(obj, now),
+            *cells.containers(spec.get("template")),
+            cells.selector(spec.get("selector")),
+        ]
+
 
 class StatefulSetStrategy(BuiltinStrategy):
     """StatefulSets."""
 
+    columns = columns("Ready", wide=("Containers", "Images"))
     has_generation = True
 
     def default(self, obj: Object) -> None:
@@ -80,10 +111,24 @@ class StatefulSetStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"replicas": 0, "availableReplicas": 0}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        ready = f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}"
+        return [obj["metadata"]["name"], ready, cells.age(obj, now), *cells.containers(spec.get("template"))]
+
 
 class DaemonSetStrategy(BuiltinStrategy):
     """DaemonSets."""
 
+    columns = columns(
+        "Desired:integer",
+        "Current:integer",
+        "Ready:integer",
+        "Up-to-date:integer",
+        "Available:integer",
+        "Node Selector",
+        wide=("Containers", "Images", "Selector"),
+    )
     has_generation = True
 
     def default(self, obj: Object) -> None:
@@ -103,11 +148,35 @@ class DaemonSetStrategy(BuiltinStrategy):
         counters = ("currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady")
         obj["status"] = dict.fromkeys(counters, 0)
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        return [
+            obj["metadata"]["name"],
+            status.get("desiredNumberScheduled") or 0,
+            status.get("currentNumberScheduled") or 0,
+            status.get("numberReady") or 0,
+            status.get("updatedNumberScheduled") or 0,
+            status.get("numberAvailable") or 0,
+            cells.labels(dig(spec, "template", "spec", "nodeSelector")),
+            cells.age(obj, now),
+            *cells.containers(spec.get("template")),
+            cells.selector(spec.get("selector")),
+        ]
+
 
 class ControllerRevisionStrategy(BuiltinStrategy):
     """ControllerRevisions."""
 
+    columns = columns("Controller", "Revision")
     has_status = False
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        owner = controller_of(obj)
+        controller = cells.NONE
+        if owner is not None:
+            group = owner["apiVersion"].rpartition("/")[0]
+            controller = f"{owner['kind'].lower()}{'.' + group if group else ''}/{owner['name']}"
+        return [obj["metadata"]["name"], controller, str(obj.get("revision") or 0), cells.age(obj, now)]
 
 
 def types() -> list[ResourceType]:

@@ -7,12 +7,14 @@ conditions) travels in annotations of the v1 view, as upstream does it, so that 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
-from sampan.kube.objects import Object, Resource, copy
+from sampan.kube.objects import Object, Resource, copy, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 METRICS = "autoscaling.alpha.kubernetes.io/metrics"
 CURRENT_METRICS = "autoscaling.alpha.kubernetes.io/current-metrics"
@@ -23,6 +25,8 @@ STORED = Resource("autoscaling", "v2", "horizontalpodautoscalers")
 
 class HorizontalPodAutoscalerStrategy(BuiltinStrategy):
     """HorizontalPodAutoscalers (v2)."""
+
+    columns = columns("Reference", "Targets", "MinPods", "MaxPods:integer", "Replicas:integer")
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
@@ -40,6 +44,29 @@ class HorizontalPodAutoscalerStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"currentReplicas": 0, "desiredReplicas": 0}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        if self.kind.version == "v1":
+            obj = to_v2(obj)
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        target = spec.get("scaleTargetRef") or {}
+        current = status.get("currentMetrics") or ()
+        texts = [
+            _target(metric, current[index] if index < len(current) else {})
+            for index, metric in enumerate(spec.get("metrics") or ())
+        ]
+        shown = ", ".join(texts[:MOST_METRICS]) or cells.NONE
+        if len(texts) > MOST_METRICS:
+            shown += f" + {len(texts) - MOST_METRICS} more..."
+        return [
+            obj["metadata"]["name"],
+            f"{target.get('kind')}/{target.get('name')}",
+            shown,
+            str(spec["minReplicas"]) if "minReplicas" in spec else cells.UNSET,
+            spec.get("maxReplicas") or 0,
+            status.get("currentReplicas") or 0,
+            cells.age(obj, now),
+        ]
+
 
 class HorizontalPodAutoscalerV1Strategy(HorizontalPodAutoscalerStrategy):
     """HorizontalPodAutoscalers in the shape of v1."""
@@ -49,6 +76,36 @@ class HorizontalPodAutoscalerV1Strategy(HorizontalPodAutoscalerStrategy):
         annotations = obj["metadata"].get("annotations") or {}
         if METRICS not in annotations:
             obj["spec"].setdefault("targetCPUUtilizationPercentage", 80)
+
+
+MOST_METRICS = 2
+_SOURCES = {
+    "Resource": "resource",
+    "ContainerResource": "containerResource",
+    "Pods": "pods",
+    "Object": "object",
+    "External": "external",
+}
+
+
+def _target(metric: Any, current: Any) -> str:
+    """``cpu: 10%/80%`` for resources, ``current/target`` for the rest."""
+    kind = metric.get("type") or ""
+    source = _SOURCES.get(kind, "")
+    wanted = dig(metric, source, "target", default={})
+    values = dig(current, source, "current", default={})
+    text = "<unknown>"
+    if wanted.get("averageUtilization") is not None:
+        if values.get("averageUtilization") is not None:
+            text = f"{values['averageUtilization']}%"
+        text = f"{text}/{wanted['averageUtilization']}%"
+    elif wanted.get("averageValue") is not None:
+        average = " (avg)" if kind in ("Object", "External") else ""
+        text = f"{values.get('averageValue') or text}/{wanted['averageValue']}{average}"
+    else:
+        text = f"{values.get('value') or text}/{wanted.get('value')}"
+    name = dig(metric, source, "name", default="") if kind in ("Resource", "ContainerResource") else ""
+    return f"{name}: {text}" if name else text
 
 
 def _default_rules(rules: Object, policies: list[tuple[str, int]]) -> None:

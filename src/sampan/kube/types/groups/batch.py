@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 from sampan.kube.objects import Object, dig
+from sampan.kube.types import duration
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 CONTROLLER_UID = "batch.kubernetes.io/controller-uid"
 JOB_NAME = "batch.kubernetes.io/job-name"
@@ -18,6 +21,7 @@ JOB_NAME = "batch.kubernetes.io/job-name"
 class JobStrategy(BuiltinStrategy):
     """Jobs."""
 
+    columns = columns("Status", "Completions", "Duration", wide=("Containers", "Images", "Selector"))
     has_generation = True
     default_propagation = "Orphan"
     selectable_paths: ClassVar = {"status.successful": ("status", "succeeded")}
@@ -44,10 +48,38 @@ class JobStrategy(BuiltinStrategy):
         if not obj["metadata"].get("labels"):
             obj["metadata"]["labels"] = dict(labels)
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        done, wanted, width = status.get("succeeded") or 0, spec.get("completions"), spec.get("parallelism") or 0
+        completions = f"{done}/{1 if wanted is None else wanted}"
+        if wanted is None and width > 1:
+            completions += f" of {width}"
+        took = ""
+        if started := status.get("startTime"):
+            ended = duration.parse_time(status["completionTime"]) if status.get("completionTime") else now
+            took = duration.human(ended - duration.parse_time(started))
+        return [
+            obj["metadata"]["name"],
+            _job_state(obj),
+            completions,
+            took,
+            cells.age(obj, now),
+            *cells.containers(spec.get("template")),
+            cells.selector(spec.get("selector")),
+        ]
+
 
 class CronJobStrategy(BuiltinStrategy):
     """CronJobs."""
 
+    columns = columns(
+        "Schedule",
+        "Timezone",
+        "Suspend:boolean",
+        "Active:integer",
+        "Last Schedule",
+        wide=("Containers", "Images", "Selector"),
+    )
     has_generation = True
 
     def default(self, obj: Object) -> None:
@@ -64,6 +96,33 @@ class CronJobStrategy(BuiltinStrategy):
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {}
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        job = dig(spec, "jobTemplate", "spec", default={})
+        return [
+            obj["metadata"]["name"],
+            spec.get("schedule") or "",
+            spec.get("timeZone") or cells.NONE,
+            cells.flag(spec.get("suspend")),
+            len(status.get("active") or ()),
+            cells.since(status.get("lastScheduleTime"), now),
+            cells.age(obj, now),
+            *cells.containers(job.get("template")),
+            cells.selector(job.get("selector")),
+        ]
+
+
+def _job_state(job: Object) -> str:
+    if cells.is_true(job, "Complete"):
+        return "Complete"
+    if cells.is_true(job, "Failed"):
+        return "Failed"
+    if job["metadata"].get("deletionTimestamp"):
+        return "Terminating"
+    if cells.is_true(job, "Suspended"):
+        return "Suspended"
+    return "FailureTarget" if cells.is_true(job, "FailureTarget") else "Running"
 
 
 def default_job_spec(spec: Object) -> None:

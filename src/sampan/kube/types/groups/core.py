@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
-from sampan.kube.objects import Kind, Object
+from sampan.kube.objects import Kind, Object, dig
 from sampan.kube.types import names
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, scale, status
 from sampan.kube.types.groups.pod_defaults import default_template
-from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.resource import Column, ResourceType
+from sampan.kube.types.strategy import CREATED_AT, NAME, BuiltinStrategy, columns
 
 
 class NamespaceStrategy(BuiltinStrategy):
     """Namespaces."""
 
+    columns = columns("Status")
     namespaced = False
     name_rule = staticmethod(names.dns_label)
     selectable_paths: ClassVar = {"status.phase": ("status", "phase")}
@@ -40,16 +43,25 @@ class NamespaceStrategy(BuiltinStrategy):
         else:
             new["spec"].pop("finalizers", None)
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], dig(obj, "status", "phase", default=""), cells.age(obj, now)]
+
 
 class ConfigMapStrategy(BuiltinStrategy):
     """ConfigMaps."""
 
+    columns = columns("Data:integer")
     has_status = False
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        entries = len(obj.get("data") or ()) + len(obj.get("binaryData") or ())
+        return [obj["metadata"]["name"], entries, cells.age(obj, now)]
 
 
 class SecretStrategy(BuiltinStrategy):
     """Secrets."""
 
+    columns = columns("Type", "Data:integer")
     has_status = False
     selectable_paths: ClassVar = {"type": ("type",)}
 
@@ -62,17 +74,25 @@ class SecretStrategy(BuiltinStrategy):
             for key, value in text.items():
                 data[key] = base64.b64encode(value.encode()).decode("ascii")
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], obj.get("type") or "", len(obj.get("data") or ()), cells.age(obj, now)]
+
 
 class ServiceAccountStrategy(BuiltinStrategy):
     """ServiceAccounts."""
 
+    columns = columns("Secrets:integer")
     has_status = False
     delete_returns_object = True
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], len(obj.get("secrets") or ()), cells.age(obj, now)]
 
 
 class LimitRangeStrategy(BuiltinStrategy):
     """LimitRanges."""
 
+    columns = (NAME, CREATED_AT)
     has_status = False
     create_on_update = True
 
@@ -89,16 +109,31 @@ class LimitRangeStrategy(BuiltinStrategy):
             if requests:
                 item["defaultRequest"] = requests
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], cells.created(obj)]
+
 
 class ResourceQuotaStrategy(BuiltinStrategy):
     """ResourceQuotas."""
 
+    columns = columns("Request", "Limit", age_at=1)
     delete_returns_object = True
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        hard, used = dig(obj, "status", "hard", default={}), dig(obj, "status", "used", default={})
+        texts = {name: f"{name}: {used.get(name, '0')}/{amount}" for name, amount in sorted(hard.items())}
+        return [
+            obj["metadata"]["name"],
+            cells.age(obj, now),
+            ", ".join(text for name, text in texts.items() if not name.startswith("limits.")),
+            ", ".join(text for name, text in texts.items() if name.startswith("limits.")),
+        ]
 
 
 class ReplicationControllerStrategy(BuiltinStrategy):
     """ReplicationControllers."""
 
+    columns = columns("Desired:integer", "Current:integer", "Ready:integer", wide=("Containers", "Images", "Selector"))
     has_generation = True
     default_propagation = "Orphan"
     selectable_paths: ClassVar = {"status.replicas": ("status", "replicas")}
@@ -120,16 +155,37 @@ class ReplicationControllerStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"replicas": 0}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        return [
+            obj["metadata"]["name"],
+            spec.get("replicas") or 0,
+            status.get("replicas") or 0,
+            status.get("readyReplicas") or 0,
+            cells.age(obj, now),
+            *cells.containers(spec.get("template")),
+            cells.labels(spec.get("selector")),
+        ]
+
 
 class PodTemplateStrategy(BuiltinStrategy):
     """PodTemplates."""
 
+    columns = (NAME, Column("Containers"), Column("Images"), Column("Pod Labels"))
     has_generation = True
     has_status = False
     delete_returns_object = True
 
     def default(self, obj: Object) -> None:
         default_template(obj.setdefault("template", {}))
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        template = obj.get("template") or {}
+        return [
+            obj["metadata"]["name"],
+            *cells.containers(template),
+            cells.labels(dig(template, "metadata", "labels", default={})),
+        ]
 
 
 class BindingStrategy(BuiltinStrategy):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
-from sampan.kube.objects import Object, Resource
+from sampan.kube.objects import Object, Resource, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare
-from sampan.kube.types.resource import ResourceType
+from sampan.kube.types.resource import Column, ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
 
 STORED = Resource("", "v1", "events")
@@ -23,9 +25,49 @@ _RENAMED = {
 _RENAMED_BACK = {new: old for old, new in _RENAMED.items()}
 
 
+EVENT_COLUMNS = (
+    Column("Last Seen"),
+    Column("Type"),
+    Column("Reason"),
+    Column("Object"),
+    Column("Subobject", priority=1),
+    Column("Source", priority=1),
+    Column("Message"),
+    Column("First Seen", priority=1),
+    Column("Count", priority=1),
+    Column("Name", priority=1),
+)
+
+
+def _row(event: Object, now: datetime) -> list[Any]:
+    """The cells of an event in its core shape."""
+    first, last = event.get("firstTimestamp") or event.get("eventTime"), event.get("lastTimestamp")
+    count = event.get("count")
+    series = event.get("series") or {}
+    if series:
+        last, count = series.get("lastObservedTime") or last, series.get("count") or count
+    about = event.get("involvedObject") or {}
+    subject = f"{(about.get('kind') or '').lower()}/{about.get('name') or ''}" if about.get("name") else "-"
+    component = dig(event, "source", "component", default=event.get("reportingComponent") or "")
+    host = dig(event, "source", "host", default=event.get("reportingInstance") or "")
+    return [
+        cells.since(last or first, now, "<unknown>"),
+        event.get("type") or "",
+        event.get("reason") or "",
+        subject,
+        about.get("fieldPath") or "",
+        f"{component}, {host}" if component and host else component,
+        (event.get("message") or "").strip(),
+        cells.since(first, now, "<unknown>"),
+        str(count or 1),
+        event["metadata"]["name"],
+    ]
+
+
 class CoreEventStrategy(BuiltinStrategy):
     """Events in the shape of core/v1."""
 
+    columns = EVENT_COLUMNS
     has_status = False
     create_on_update = True
     selectable_paths: ClassVar = {
@@ -36,10 +78,14 @@ class CoreEventStrategy(BuiltinStrategy):
         "type": ("type",),
     }
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return _row(obj, now)
+
 
 class EventStrategy(BuiltinStrategy):
     """Events in the shape of events.k8s.io/v1."""
 
+    columns = EVENT_COLUMNS
     has_status = False
     create_on_update = True
     selectable_paths: ClassVar = {
@@ -48,6 +94,9 @@ class EventStrategy(BuiltinStrategy):
         "reportingController": ("reportingController",),
         "type": ("type",),
     }
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return _row(to_core(obj), now)
 
 
 def to_core(obj: Object) -> Object:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from sampan.kube.objects import Object
+from datetime import datetime
+from typing import Any
+
+from sampan.kube.objects import Object, dig
 from sampan.kube.types import names
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import CREATED_AT, NAME, BuiltinStrategy, columns
 
 
 class CustomResourceDefinitionStrategy(BuiltinStrategy):
     """CustomResourceDefinitions."""
 
+    columns = (NAME, CREATED_AT)
     namespaced = False
     has_generation = True
 
@@ -36,10 +41,14 @@ class CustomResourceDefinitionStrategy(BuiltinStrategy):
         stored = [version["name"] for version in obj["spec"].get("versions") or () if version.get("storage")]
         obj["status"] = {"storedVersions": stored[:1]}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], cells.created(obj)]
+
 
 class APIServiceStrategy(BuiltinStrategy):
     """APIServices."""
 
+    columns = columns("Service", "Available")
     namespaced = False
     name_rule = staticmethod(names.path_segment)
 
@@ -51,22 +60,56 @@ class APIServiceStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        service = dig(obj, "spec", "service")
+        available = cells.condition(obj, "Available")
+        state = available.get("status") or "Unknown"
+        if available and state != "True":
+            state += f" ({available.get('reason')})"
+        shown = f"{service.get('namespace')}/{service.get('name')}" if service else "Local"
+        return [obj["metadata"]["name"], shown, state, cells.age(obj, now)]
+
 
 class FlowSchemaStrategy(BuiltinStrategy):
     """FlowSchemas: kept for tools that list them; this server has no request queues."""
 
+    columns = columns("PriorityLevel", "MatchingPrecedence:integer", "DistinguisherMethod", "MissingPL", age_at=4)
     namespaced = False
     has_generation = True
 
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {}).setdefault("matchingPrecedence", 1000)
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        return [
+            obj["metadata"]["name"],
+            dig(spec, "priorityLevelConfiguration", "name", default=""),
+            spec.get("matchingPrecedence") or 0,
+            dig(spec, "distinguisherMethod", "type", default=cells.NONE),
+            cells.age(obj, now),
+            cells.condition(obj, "Dangling").get("status") or "?",
+        ]
+
 
 class PriorityLevelStrategy(BuiltinStrategy):
     """PriorityLevelConfigurations: kept like FlowSchemas."""
 
+    columns = columns("Type", "NominalConcurrencyShares:integer", "Queues", "HandSize", "QueueLengthLimit")
     namespaced = False
     has_generation = True
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        limited = spec.get("limited") or spec.get("exempt") or {}
+        queuing = dig(limited, "limitResponse", "queuing", default={})
+        return [
+            obj["metadata"]["name"],
+            spec.get("type") or "",
+            limited.get("nominalConcurrencyShares") or 0,
+            *(str(queuing.get(field) or cells.NONE) for field in ("queues", "handSize", "queueLengthLimit")),
+            cells.age(obj, now),
+        ]
 
 
 def types() -> list[ResourceType]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from sampan.kube.objects import Object
+from datetime import datetime
+from typing import Any
+
+from sampan.kube.objects import Object, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 
 class IngressStrategy(BuiltinStrategy):
     """Ingresses."""
 
+    columns = columns("Class", "Hosts", "Address", "Ports")
     has_generation = True
 
     def default(self, obj: Object) -> None:
@@ -19,10 +24,25 @@ class IngressStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"loadBalancer": {}}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        hosts = [rule["host"] for rule in spec.get("rules") or () if rule.get("host")]
+        ingress = dig(obj, "status", "loadBalancer", "ingress", default=())
+        addresses = sorted({entry.get("ip") or entry.get("hostname") or "" for entry in ingress} - {""})
+        return [
+            obj["metadata"]["name"],
+            spec.get("ingressClassName") or cells.NONE,
+            cells.listed(hosts, "*"),
+            ",".join(addresses),
+            "80, 443" if spec.get("tls") else "80",
+            cells.age(obj, now),
+        ]
+
 
 class IngressClassStrategy(BuiltinStrategy):
     """IngressClasses."""
 
+    columns = columns("Controller", "Parameters")
     namespaced = False
     has_generation = True
     has_status = False
@@ -32,10 +52,20 @@ class IngressClassStrategy(BuiltinStrategy):
         if parameters is not None:
             parameters.setdefault("scope", "Cluster")
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        parameters = spec.get("parameters")
+        shown = cells.NONE
+        if parameters:
+            group = f".{parameters['apiGroup']}" if parameters.get("apiGroup") else ""
+            shown = f"{parameters.get('kind')}{group}/{parameters.get('name')}"
+        return [obj["metadata"]["name"], spec.get("controller") or "", shown, cells.age(obj, now)]
+
 
 class NetworkPolicyStrategy(BuiltinStrategy):
     """NetworkPolicies."""
 
+    columns = columns("Pod-Selector")
     has_generation = True
     has_status = False
 
@@ -48,10 +78,14 @@ class NetworkPolicyStrategy(BuiltinStrategy):
         if not spec.get("policyTypes"):
             spec["policyTypes"] = ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"]
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], cells.selector(dig(obj, "spec", "podSelector")), cells.age(obj, now)]
+
 
 class EndpointSliceStrategy(BuiltinStrategy):
     """EndpointSlices."""
 
+    columns = columns("AddressType", "Ports", "Endpoints")
     has_generation = True
     has_status = False
 
@@ -59,6 +93,17 @@ class EndpointSliceStrategy(BuiltinStrategy):
         for port in obj.get("ports") or ():
             port.setdefault("name", "")
             port.setdefault("protocol", "TCP")
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        ports = [str(port.get("port", "*")) for port in obj.get("ports") or ()]
+        addresses = [a for endpoint in obj.get("endpoints") or () for a in endpoint.get("addresses") or ()]
+        return [
+            obj["metadata"]["name"],
+            obj.get("addressType") or "",
+            cells.listed(ports, cells.UNSET),
+            cells.listed(addresses, cells.UNSET),
+            cells.age(obj, now),
+        ]
 
 
 def types() -> list[ResourceType]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 from sampan.kube.objects import Object, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import PROXY, declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 
 class NodeStrategy(BuiltinStrategy):
     """Nodes."""
 
+    columns = columns(
+        "Status",
+        "Roles",
+        "Version",
+        wide=("Internal-IP", "External-IP", "OS-Image", "Kernel-Version", "Container-Runtime"),
+        age_at=3,
+    )
     namespaced = False
     selectable_paths: ClassVar = {"spec.unschedulable": ("spec", "unschedulable")}
 
@@ -30,12 +39,45 @@ class NodeStrategy(BuiltinStrategy):
         # Node agents register with their status.
         obj.setdefault("status", {})
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        ready = cells.condition(obj, "Ready").get("status")
+        state = {"True": "Ready", "False": "NotReady"}.get(str(ready), "NotReady" if ready else "Unknown")
+        if dig(obj, "spec", "unschedulable"):
+            state += ",SchedulingDisabled"
+        info = dig(obj, "status", "nodeInfo", default={})
+        addresses = dig(obj, "status", "addresses", default=())
+        return [
+            obj["metadata"]["name"],
+            state,
+            ",".join(_roles(obj)) or cells.NONE,
+            cells.age(obj, now),
+            info.get("kubeletVersion") or "",
+            *(
+                next((entry.get("address") for entry in addresses if entry.get("type") == kind), cells.NONE)
+                for kind in ("InternalIP", "ExternalIP")
+            ),
+            *(info.get(field) or "<unknown>" for field in ("osImage", "kernelVersion", "containerRuntimeVersion")),
+        ]
+
+
+def _roles(node: Object) -> list[str]:
+    prefix = "node-role.kubernetes.io/"
+    labels = node["metadata"].get("labels") or {}
+    roles = {key.removeprefix(prefix) for key in labels if key.startswith(prefix) and key != prefix}
+    if role := labels.get("kubernetes.io/role"):
+        roles.add(role)
+    return sorted(roles)
+
 
 class RuntimeClassStrategy(BuiltinStrategy):
     """RuntimeClasses."""
 
+    columns = columns("Handler")
     namespaced = False
     has_status = False
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], obj.get("handler") or "", cells.age(obj, now)]
 
 
 def types() -> list[ResourceType]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 from sampan.kube.objects import Kind, Object, dig
+from sampan.kube.types.groups import pod_table
 from sampan.kube.types.groups.declare import CONNECT, PROXY, READ_WRITE, declare, status
 from sampan.kube.types.groups.pod_defaults import default_pod_spec, quality_of_service
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 DEFAULT_GRACE = 30
 
@@ -17,6 +19,7 @@ DEFAULT_GRACE = 30
 class PodStrategy(BuiltinStrategy):
     """Pods."""
 
+    columns = columns("Ready", "Status", "Restarts", wide=("IP", "Node", "Nominated Node", "Readiness Gates"))
     delete_returns_object = True
     selectable_paths: ClassVar = {
         "spec.nodeName": ("spec", "nodeName"),
@@ -69,6 +72,12 @@ class PodStrategy(BuiltinStrategy):
             return max(requested, 0)
         grace = dig(obj, "spec", "terminationGracePeriodSeconds")
         return DEFAULT_GRACE if grace is None else max(int(grace), 1 if grace < 0 else 0)
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return pod_table.row(obj, now)
+
+    def row_conditions(self, obj: Object) -> list[Object]:
+        return pod_table.conditions(obj)
 
 
 def types() -> list[ResourceType]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 from sampan.kube.objects import Object
 from sampan.kube.types import names
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import CREATED_AT, NAME, BuiltinStrategy, columns
 
 GROUP = "rbac.authorization.k8s.io"
 
@@ -14,9 +18,13 @@ GROUP = "rbac.authorization.k8s.io"
 class RoleStrategy(BuiltinStrategy):
     """Roles."""
 
+    columns = (NAME, CREATED_AT)
     has_status = False
     create_on_update = True
     name_rule = staticmethod(names.path_segment)
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], cells.created(obj)]
 
 
 class ClusterRoleStrategy(RoleStrategy):
@@ -28,6 +36,7 @@ class ClusterRoleStrategy(RoleStrategy):
 class RoleBindingStrategy(BuiltinStrategy):
     """RoleBindings."""
 
+    columns = columns("Role", wide=("Users", "Groups", "ServiceAccounts"))
     has_status = False
     create_on_update = True
     name_rule = staticmethod(names.path_segment)
@@ -39,6 +48,21 @@ class RoleBindingStrategy(BuiltinStrategy):
         for subject in obj.get("subjects") or ():
             if subject.get("kind") in ("User", "Group") and not subject.get("apiGroup"):
                 subject["apiGroup"] = GROUP
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        reference = obj.get("roleRef") or {}
+        subjects: dict[str, list[str]] = {"User": [], "Group": [], "ServiceAccount": []}
+        for subject in obj.get("subjects") or ():
+            name = subject.get("name") or ""
+            if subject.get("kind") == "ServiceAccount":
+                name = f"{subject.get('namespace') or ''}/{name}"
+            subjects.setdefault(subject.get("kind") or "", []).append(name)
+        return [
+            obj["metadata"]["name"],
+            f"{reference.get('kind')}/{reference.get('name')}",
+            cells.age(obj, now),
+            *(", ".join(subjects[kind]) for kind in ("User", "Group", "ServiceAccount")),
+        ]
 
 
 class ClusterRoleBindingStrategy(RoleBindingStrategy):

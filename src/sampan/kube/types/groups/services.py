@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 from sampan.kube.objects import Object
 from sampan.kube.types import names
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import PROXY, declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
 
 
 class ServiceStrategy(BuiltinStrategy):
     """Services."""
 
+    columns = columns("Type", "Cluster-IP", "External-IP", "Port(s)", wide=("Selector",))
     name_rule = staticmethod(names.dns_label_1035)
     delete_returns_object = True
     create_on_update = True
@@ -63,6 +66,34 @@ class ServiceStrategy(BuiltinStrategy):
                 if not port.get("nodePort") and allocated and allocated not in taken:
                     port["nodePort"] = allocated
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        ports = [
+            f"{port.get('port')}{':' + str(port['nodePort']) if port.get('nodePort') else ''}/{port.get('protocol')}"
+            for port in spec.get("ports") or ()
+        ]
+        return [
+            obj["metadata"]["name"],
+            spec.get("type") or "",
+            next(iter(spec.get("clusterIPs") or ()), spec.get("clusterIP")) or cells.NONE,
+            _external_address(obj),
+            ",".join(ports) or cells.NONE,
+            cells.age(obj, now),
+            cells.labels(spec.get("selector")),
+        ]
+
+
+def _external_address(service: Object) -> str:
+    spec = service.get("spec") or {}
+    if spec.get("type") == "ExternalName":
+        return spec.get("externalName") or ""
+    addresses = list(spec.get("externalIPs") or ())
+    if spec.get("type") != "LoadBalancer":
+        return ",".join(addresses) or cells.NONE
+    ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    given = sorted({entry.get("ip") or entry.get("hostname") or "" for entry in ingress} - {""})
+    return ",".join([*given, *addresses]) or "<pending>"
+
 
 def _family(address: str) -> str:
     return "IPv6" if ":" in address else "IPv4"
@@ -75,6 +106,7 @@ def _port_key(port: Object) -> tuple[str, int]:
 class EndpointsStrategy(BuiltinStrategy):
     """Endpoints."""
 
+    columns = columns("Endpoints")
     has_status = False
     create_on_update = True
 
@@ -82,6 +114,16 @@ class EndpointsStrategy(BuiltinStrategy):
         for subset in obj.get("subsets") or ():
             for port in subset.get("ports") or ():
                 port.setdefault("protocol", "TCP")
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        found: list[str] = []
+        for subset in obj.get("subsets") or ():
+            for address in subset.get("addresses") or ():
+                host = address.get("ip") or ""
+                host = f"[{host}]" if ":" in host else host
+                ports = subset.get("ports") or ()
+                found += [f"{host}:{port.get('port')}" for port in ports] if ports else [host]
+        return [obj["metadata"]["name"], cells.listed(found), cells.age(obj, now)]
 
 
 def types() -> list[ResourceType]:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from sampan.kube.objects import Object
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sampan.kube.objects import Object, dig
+from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.resource import ResourceType
-from sampan.kube.types.strategy import BuiltinStrategy
+from sampan.kube.types.strategy import BuiltinStrategy, columns
+
+DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
 class PersistentVolumeStrategy(BuiltinStrategy):
     """PersistentVolumes."""
 
+    columns = columns(
+        "Capacity",
+        "Access Modes",
+        "Reclaim Policy",
+        "Status",
+        "Claim",
+        "StorageClass",
+        "VolumeAttributesClass",
+        "Reason",
+        wide=("VolumeMode",),
+    )
     namespaced = False
     delete_returns_object = True
 
@@ -25,10 +43,36 @@ class PersistentVolumeStrategy(BuiltinStrategy):
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"phase": "Pending"}
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        claim = spec.get("claimRef") or {}
+        return [
+            obj["metadata"]["name"],
+            dig(spec, "capacity", "storage", default=""),
+            _access_modes(spec.get("accessModes")),
+            spec.get("persistentVolumeReclaimPolicy") or "",
+            _phase(obj),
+            f"{claim.get('namespace')}/{claim.get('name')}" if claim else "",
+            spec.get("storageClassName") or "",
+            spec.get("volumeAttributesClassName") or cells.UNSET,
+            status.get("reason") or "",
+            cells.age(obj, now),
+            spec.get("volumeMode") or cells.UNSET,
+        ]
+
 
 class PersistentVolumeClaimStrategy(BuiltinStrategy):
     """PersistentVolumeClaims."""
 
+    columns = columns(
+        "Status",
+        "Volume",
+        "Capacity",
+        "Access Modes",
+        "StorageClass",
+        "VolumeAttributesClass",
+        wide=("VolumeMode",),
+    )
     delete_returns_object = True
 
     def default(self, obj: Object) -> None:
@@ -36,6 +80,38 @@ class PersistentVolumeClaimStrategy(BuiltinStrategy):
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"phase": "Pending"}
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec, status = obj.get("spec") or {}, obj.get("status") or {}
+        volume = spec.get("volumeName") or ""
+        annotation = (obj["metadata"].get("annotations") or {}).get("volume.beta.kubernetes.io/storage-class")
+        return [
+            obj["metadata"]["name"],
+            _phase(obj),
+            volume,
+            dig(status, "capacity", "storage", default="") if volume else "",
+            _access_modes(status.get("accessModes")) if volume else "",
+            annotation or spec.get("storageClassName") or "",
+            spec.get("volumeAttributesClassName") or cells.UNSET,
+            cells.age(obj, now),
+            spec.get("volumeMode") or cells.UNSET,
+        ]
+
+
+_MODES = {
+    "ReadWriteOnce": "RWO",
+    "ReadOnlyMany": "ROX",
+    "ReadWriteMany": "RWX",
+    "ReadWriteOncePod": "RWOP",
+}
+
+
+def _access_modes(modes: Sequence[str] | None) -> str:
+    return ",".join(short for mode, short in _MODES.items() if mode in (modes or ()))
+
+
+def _phase(obj: Object) -> str:
+    return "Terminating" if obj["metadata"].get("deletionTimestamp") else dig(obj, "status", "phase", default="")
 
 
 def default_claim(claim: Object) -> None:
@@ -49,6 +125,7 @@ def default_claim(claim: Object) -> None:
 class StorageClassStrategy(BuiltinStrategy):
     """StorageClasses."""
 
+    columns = columns("Provisioner", "ReclaimPolicy", "VolumeBindingMode", "AllowVolumeExpansion:boolean")
     namespaced = False
     has_status = False
     delete_returns_object = True
@@ -57,10 +134,31 @@ class StorageClassStrategy(BuiltinStrategy):
         obj.setdefault("reclaimPolicy", "Delete")
         obj.setdefault("volumeBindingMode", "Immediate")
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        name = obj["metadata"]["name"]
+        if (obj["metadata"].get("annotations") or {}).get(DEFAULT_CLASS) == "true":
+            name += " (default)"
+        return [
+            name,
+            obj.get("provisioner") or "",
+            obj.get("reclaimPolicy") or "Delete",
+            obj.get("volumeBindingMode") or "Immediate",
+            bool(obj.get("allowVolumeExpansion")),
+            cells.age(obj, now),
+        ]
+
 
 class CSIDriverStrategy(BuiltinStrategy):
     """CSIDrivers."""
 
+    columns = columns(
+        "AttachRequired:boolean",
+        "PodInfoOnMount:boolean",
+        "StorageCapacity:boolean",
+        "TokenRequests",
+        "RequiresRepublish:boolean",
+        "Modes",
+    )
     namespaced = False
     has_status = False
     delete_returns_object = True
@@ -79,26 +177,61 @@ class CSIDriverStrategy(BuiltinStrategy):
         if not spec.get("volumeLifecycleModes"):
             spec["volumeLifecycleModes"] = ["Persistent"]
 
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        audiences = ",".join(request.get("audience") or "" for request in spec.get("tokenRequests") or ())
+        return [
+            obj["metadata"]["name"],
+            bool(spec.get("attachRequired", True)),
+            bool(spec.get("podInfoOnMount")),
+            bool(spec.get("storageCapacity")),
+            audiences or cells.UNSET,
+            bool(spec.get("requiresRepublish")),
+            ",".join(spec.get("volumeLifecycleModes") or ()) or cells.NONE,
+            cells.age(obj, now),
+        ]
+
 
 class CSINodeStrategy(BuiltinStrategy):
     """CSINodes."""
 
+    columns = columns("Drivers:integer")
     namespaced = False
     has_status = False
     delete_returns_object = True
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], len(dig(obj, "spec", "drivers", default=())), cells.age(obj, now)]
 
 
 class CSIStorageCapacityStrategy(BuiltinStrategy):
     """CSIStorageCapacities."""
 
+    columns = columns("StorageClassName", "Capacity")
     has_status = False
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        capacity = obj.get("capacity") or cells.UNSET
+        return [obj["metadata"]["name"], obj.get("storageClassName") or "", capacity, cells.age(obj, now)]
 
 
 class VolumeAttachmentStrategy(BuiltinStrategy):
     """VolumeAttachments."""
 
+    columns = columns("Attacher", "PV", "Node", "Attached:boolean")
     namespaced = False
     delete_returns_object = True
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        spec = obj.get("spec") or {}
+        return [
+            obj["metadata"]["name"],
+            spec.get("attacher") or "",
+            dig(spec, "source", "persistentVolumeName", default=""),
+            spec.get("nodeName") or "",
+            bool(dig(obj, "status", "attached")),
+            cells.age(obj, now),
+        ]
 
 
 def types() -> list[ResourceType]:
