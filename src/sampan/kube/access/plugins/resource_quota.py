@@ -85,12 +85,14 @@ class ResourceQuota(Plugin):
 
     def _totals(self, namespace: str, resource: Resource, found: Object, names: list[str]) -> accounting.Usage:
         totals = {name: Decimal(0) for name in names}
+        spec = found.get("spec") or {}
+        scoped = bool(spec.get("scopes") or spec.get("scopeSelector"))
         for obj in self.cache.objects(resource, namespace):
-            if accounting.covers(found, resource, obj):
+            if not scoped or accounting.covers(found, resource, obj):
                 cost = self._cost(resource, obj)
                 for name in names:
-                    if name in cost:
-                        totals[name] += cost[name]
+                    if (amount := cost.get(name)) is not None:
+                        totals[name] += amount
         for reservation in self._pending.get((namespace, resource), {}).values():
             if accounting.covers(found, resource, reservation.object):
                 for name in names:
