@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sampan.kube.objects import Kind, Object, Resource
 from sampan.kube.status import FieldError
@@ -47,6 +47,19 @@ class ScalePaths:
     status_replicas: tuple[str, ...] = ("status", "replicas")
     selector: tuple[str, ...] = ("spec", "selector")
     """A LabelSelector, or a selector already in its string form; empty: the kind has none."""
+
+
+class Conversion(Protocol):
+    """Conversion by a webhook, done ahead of need: what `prepare` has fetched, ``from_storage`` and ``to_storage`` then answer
+    from memory."""
+
+    async def prepare(self, objects: Sequence[Object], api_version: str) -> None:
+        """Have these objects converted to an API version; those that are in it already cost nothing.
+
+        Raises:
+            ApiError: 500, the webhook cannot be reached or refuses.
+        """
+        ...
 
 
 class Strategy:
@@ -101,6 +114,11 @@ class Strategy:
         """Problems of the change; `validate` has already run on ``new``."""
         return []
 
+    def validate_change(self, new: Object, old: Object) -> list[FieldError]:
+        """All problems of an object that replaces another. Custom kinds override it: what did not change is not judged
+        again, and rules may compare with the old object."""
+        return [*self.validate(new), *self.validate_update(new, old)]
+
     def validate_status_update(self, new: Object, old: Object) -> list[FieldError]:
         """Problems of a change through the status subresource."""
         return []
@@ -154,6 +172,8 @@ class ResourceType:
     to_storage: Callable[[Object], Object] | None = None
     """Converts to the storage version; None: only apiVersion and kind differ, or nothing does."""
     from_storage: Callable[[Object], Object] | None = None
+    conversion: Conversion | None = None
+    """Set where versions are converted by a webhook: await its ``prepare`` before what may call the two functions above."""
     schema_revision: int = 0
     """Custom kinds: the store's revision when this schema came into force. Objects last written before it are converted,
     pruned and defaulted again as they are read."""

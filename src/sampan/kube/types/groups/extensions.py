@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sampan.kube.objects import Object, dig
+from sampan.kube.objects import Object, copy, dig
+from sampan.kube.status import FieldError
 from sampan.kube.types import names
 from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
+from sampan.kube.types.metadata import validate_metadata, validate_metadata_update
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import CREATED_AT, NAME, BuiltinStrategy, columns
 
@@ -43,6 +46,41 @@ class CustomResourceDefinitionStrategy(BuiltinStrategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return [obj["metadata"]["name"], cells.created(obj)]
+
+    def prepare_update(self, new: Object, old: Object) -> None:
+        from sampan.kube.types.custom import definition
+
+        super().prepare_update(new, old)
+        if new["spec"] != old["spec"]:
+            new["status"] = copy(new.get("status") or {})
+            definition.note_stored_version(new)
+
+    # Imported where they are needed: most platforms start without looking at a definition.
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        from sampan.kube.types.custom import definition
+
+        definition.check(obj, problems)
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        from sampan.kube.types.custom import definition
+
+        definition.check_change(new, old, problems)
+
+    def validate_change(self, new: Object, old: Object) -> list[FieldError]:
+        if new["spec"] != old["spec"]:
+            return super().validate_change(new, old)
+        problems = Problems()
+        validate_metadata(new, False, self.name_rule, problems)
+        validate_metadata_update(new, old, problems)
+        return problems
+
+    def validate_status_update(self, new: Object, old: Object) -> list[FieldError]:
+        from sampan.kube.types.custom import definition
+
+        problems = Problems(super().validate_status_update(new, old))
+        definition.check_status(new, problems)
+        return problems
 
 
 class APIServiceStrategy(BuiltinStrategy):

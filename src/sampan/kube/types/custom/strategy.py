@@ -1,0 +1,137 @@
+"""The behaviour of a custom resource in one of its versions, all of it from the definition.
+
+Everything costly (validators, rules, columns) is made at first use: a platform installs dozens of definitions at start and
+touches few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from sampan.kube.objects import Kind, Object
+from sampan.kube.status import FieldError
+from sampan.kube.types import names
+from sampan.kube.types.custom import columns
+from sampan.kube.types.custom.rules import Rules
+from sampan.kube.types.metadata import validate_metadata, validate_metadata_update
+from sampan.kube.types.problems import Problems
+from sampan.kube.types.resource import Column, Schema, Strategy
+from sampan.kube.types.structural import apply_defaults, prune
+from sampan.kube.types.structural_validation import MISSING, Validator, compile_schema
+
+
+class CustomStrategy(Strategy):
+    """Pruning, defaulting, validation and printing of one version of a definition."""
+
+    has_generation = True
+    unconditional_update = False
+
+    def __init__(self, definition: Object, version: Mapping[str, Any]) -> None:
+        spec = definition["spec"]
+        self._version = version
+        self._namespaced = spec.get("scope") == "Namespaced"
+        self._kind = Kind(spec["group"], version["name"], spec["names"]["kind"])
+        self._schema: Schema = (version.get("schema") or {}).get("openAPIV3Schema") or {
+            "type": "object",
+            "x-kubernetes-preserve-unknown-fields": True,
+        }
+        self._deprecation = ""
+        if version.get("deprecated"):
+            self._deprecation = (
+                version.get("deprecationWarning") or f"{self._kind.api_version} {self._kind.kind} is deprecated"
+            )
+        self._rules = Rules(self._schema)
+        self.has_status = "status" in (version.get("subresources") or {})
+        self._selectable = {
+            field["jsonPath"].lstrip("."): field["jsonPath"] for field in version.get("selectableFields") or ()
+        }
+        self.selectable = frozenset({"metadata.name", "metadata.namespace", *self._selectable})
+
+    @cached_property
+    def _validator(self) -> Validator:
+        return compile_schema(self._schema)
+
+    @cached_property
+    def _columns(self) -> Sequence[Mapping[str, Any]]:
+        return self._version.get("additionalPrinterColumns") or columns.AGE_ONLY
+
+    @cached_property
+    def columns(self) -> Sequence[Column]:  # type: ignore[override]
+        return columns.printed(self._columns)
+
+    # -- in
+
+    def prune(self, obj: Object) -> list[str]:
+        return prune(obj, self._schema, self._kind)
+
+    def default(self, obj: Object) -> None:
+        apply_defaults(obj, self._schema)
+
+    def prepare_create(self, obj: Object) -> None:
+        if self.has_status:
+            obj.pop("status", None)
+
+    def prepare_update(self, new: Object, old: Object) -> None:
+        if self.has_status:
+            if "status" in old:
+                new["status"] = old["status"]
+            else:
+                new.pop("status", None)
+
+    # -- judged
+
+    def validate(self, obj: Object) -> list[FieldError]:
+        problems = self._metadata(obj)
+        self._judge(obj, None, problems)
+        return problems
+
+    def validate_change(self, new: Object, old: Object) -> list[FieldError]:
+        """An object that replaces another: what did not change is not judged again."""
+        problems = self._metadata(new)
+        validate_metadata_update(new, old, problems)
+        self._judge(new, old, problems)
+        return problems
+
+    def validate_update(self, new: Object, old: Object) -> list[FieldError]:
+        problems = Problems()
+        validate_metadata_update(new, old, problems)
+        return problems
+
+    def validate_status_update(self, new: Object, old: Object) -> list[FieldError]:
+        problems = Problems()
+        validate_metadata_update(new, old, problems)
+        self._judge(new, old, problems)
+        return problems
+
+    def _metadata(self, obj: Object) -> Problems:
+        problems = Problems()
+        validate_metadata(obj, self._namespaced, names.dns_subdomain, problems)
+        return problems
+
+    def _judge(self, obj: Object, old: Object | None, problems: Problems) -> None:
+        """The schema first; rules only see objects that fit it."""
+        found = Problems()
+        self._validator(obj, "", found, MISSING if old is None else old)
+        problems.extend(found)
+        if not any(problem.reason == "FieldValueTypeInvalid" for problem in found):
+            problems.extend(self._rules.validate(obj, old))
+
+    # -- out
+
+    def fields(self, obj: Object) -> Mapping[str, str]:
+        metadata = obj["metadata"]
+        values = {"metadata.name": metadata["name"], "metadata.namespace": metadata.get("namespace") or ""}
+        for label, path in self._selectable.items():
+            found = columns.find(obj, path)
+            value = found[0] if found else ""
+            values[label] = ("true" if value else "false") if isinstance(value, bool) else str(value)
+        return values
+
+    def row(self, obj: Object, now: datetime) -> list[Any]:
+        return [obj["metadata"]["name"], *(columns.cell(column, obj, now) for column in self._columns)]
+
+    def warnings(self, obj: Object) -> list[str]:
+        return [self._deprecation] if self._deprecation else []
