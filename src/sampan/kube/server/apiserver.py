@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.http import HttpServer
+from sampan.kernel.tasks import Tasks
 from sampan.kube.access.interface import (
     Admission,
     Authenticator,
@@ -23,10 +24,12 @@ from sampan.kube.access.interface import (
     Reviews,
     ServiceAccountTokens,
 )
+from sampan.kube.server.aggregation import Aggregation
 from sampan.kube.server.allocation import SERVICE_RANGE
+from sampan.kube.server.connect import KubeletConnector
 from sampan.kube.server.discovery import Discovery
 from sampan.kube.server.endpoints import Check, Endpoints
-from sampan.kube.server.front import Aggregator, Connector, Front
+from sampan.kube.server.front import Front
 from sampan.kube.server.metrics import Metrics
 from sampan.kube.server.openapi import OpenApi
 from sampan.kube.server.verbs import Api
@@ -50,12 +53,16 @@ class ApiServer:
         registry: CollectorRegistry,
         reviews: Reviews | None = None,
         tokens: ServiceAccountTokens | None = None,
-        connector: Connector | None = None,
-        aggregator: Aggregator | None = None,
+        kubelet_context: ssl.SSLContext | None = None,
+        proxy_certificate: tuple[str, str] | None = None,
         service_range: str = SERVICE_RANGE,
         checks: Mapping[str, Check] | None = None,
     ) -> None:
+        """``kubelet_context``: trusts the kubelets and presents the API server's client certificate;
+        ``proxy_certificate``: files of the certificate and key that vouch for users to aggregated API servers.
+        """
         self.clock = clock
+        self._tasks = Tasks(clock, "apiserver")
         self.api = Api(
             store,
             types,
@@ -69,7 +76,9 @@ class ApiServer:
         )
         self._http: HttpServer | None = None
         self._address = "127.0.0.1:6443"
-        self.discovery = Discovery(types, lambda: self._address)
+        self.discovery = Discovery(types, lambda: self._address, lambda: self._aggregation.remotes())
+        self._aggregation = Aggregation(self.api, self.discovery, clock, self._tasks, proxy_certificate)
+        self._connector = KubeletConnector(self.api, clock, kubelet_context)
         self.endpoints = Endpoints(self.discovery, OpenApi(types), registry, tokens=tokens, checks=checks)
         self.front = Front(
             self.api,
@@ -77,8 +86,8 @@ class ApiServer:
             self.endpoints,
             Metrics(registry, lambda: self.api.hub.count),
             clock,
-            connector=connector,
-            aggregator=aggregator,
+            connector=self._connector,
+            aggregator=self._aggregation,
         )
 
     async def start(self, listener: socket.socket, ssl_context: ssl.SSLContext | None) -> None:
@@ -89,6 +98,7 @@ class ApiServer:
             self.front.handle, listener, self.clock, ssl_context=ssl_context, cancel_on_disconnect=True
         )
         await self._http.start()
+        self._aggregation.start()
 
     async def drain(self, seconds: float = 5.0) -> None:
         """End the watches, let the other requests finish, and accept no more."""
@@ -102,4 +112,7 @@ class ApiServer:
         if self._http is not None:
             await self._http.stop()
             self._http = None
+        await self._tasks.cancel()
+        await self._aggregation.close()
+        await self._connector.close()
         self.api.close()

@@ -6,6 +6,7 @@ default roles come from ``access``; the ServiceAccount and the root certificate 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from sampan.kube.access.interface import MASTER
@@ -30,8 +31,6 @@ MANAGER = "kube-apiserver"
 
 
 def _objects(api: Api, port: int) -> Iterator[tuple[Resource, Object]]:
-    for name in NAMESPACE_NAMES:
-        yield NAMESPACES, {"metadata": {"name": name}}
     for name, value, meant_for in (
         ("system-cluster-critical", 2_000_000_000, "pods the cluster cannot do without, on whatever node"),
         ("system-node-critical", 2_000_001_000, "pods their node cannot do without"),
@@ -87,10 +86,11 @@ async def boot(api: Api, address: str, port: int) -> None:
     Raises:
         ApiError: the store refuses a write.
     """
-    for resource, obj in _objects(api, port):
-        await _ensure(api, resource, obj)
-    for resource, obj in _addresses(address, port):
-        await _ensure(api, resource, obj, current=True)
+    await asyncio.gather(*(_ensure(api, NAMESPACES, {"metadata": {"name": name}}) for name in NAMESPACE_NAMES))
+    await asyncio.gather(
+        *(_ensure(api, resource, obj) for resource, obj in _objects(api, port)),
+        *(_ensure(api, resource, obj, current=True) for resource, obj in _addresses(address, port)),
+    )
     service = await _ensure(api, SERVICES, {"metadata": {"name": "kubernetes", "namespace": "default"}})
     if dig(service, "spec", "ports", 0, "targetPort") != port:
         service["spec"]["ports"][0]["targetPort"] = port

@@ -19,10 +19,11 @@ from sampan.kube.access.interface import AdmissionRequest, Operation, User
 from sampan.kube.objects import Object, dig
 from sampan.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICES
 from sampan.kube.server.options import Query, flag, number, text
+from sampan.kube.server.relay import exact, forwarded, relay
 from sampan.kube.server.routing import Target
 from sampan.kube.server.tunnel import Backend, error_text, tunnel, wants_upgrade
 from sampan.kube.server.verbs import Api
-from sampan.kube.status import bad_request, internal, not_found, unavailable
+from sampan.kube.status import FieldError, bad_request, internal, invalid, not_found, unavailable
 from sampan.kube.types.resource import ResourceType
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 KUBELET_PORT = 10250
 LOG_TYPE = "text/plain"
-_HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers", "transfer-encoding",
-     "upgrade", "host", "content-length", "authorization", "cookie"}
-)  # fmt: skip
 
 
 class KubeletConnector:
@@ -210,23 +207,22 @@ class KubeletConnector:
         import aiohttp
 
         try:
-            async with self._http().get(_exact(url)) as answer:
+            async with self._http().get(exact(url)) as answer:
                 if answer.status != 200:
                     raise error_text(answer.status, await answer.content.read(4096))
-                return await _relay(request, answer, {"Content-Type": LOG_TYPE})
+                return await relay(request, answer, {"Content-Type": LOG_TYPE})
         except aiohttp.ClientConnectorError as error:
             raise internal(f'Get "{url}": dial tcp {backend}: {error.os_error}') from None
 
     async def _pass(self, request: web.BaseRequest, backend: Backend, path: str, target: Target) -> web.StreamResponse:
         url = f"{'https' if backend.context is not None else 'http'}://{backend}{path}"
-        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP]
         import aiohttp
 
         try:
             async with self._http().request(
                 request.method,
-                _exact(url),
-                headers=headers,
+                exact(url),
+                headers=forwarded(request),
                 data=request.content if request.can_read_body else None,
                 allow_redirects=False,
             ) as answer:
@@ -237,32 +233,11 @@ class KubeletConnector:
                     if not parts.netloc or parts.netloc == str(backend):
                         base = request.raw_path.partition("/proxy")[0] + "/proxy"
                         extra["Location"] = base + parts.path + (f"?{parts.query}" if parts.query else "")
-                return await _relay(request, answer, extra)
+                return await relay(request, answer, extra)
         except aiohttp.ClientConnectorError as error:
             raise unavailable(f"error trying to reach service: dial tcp {backend}: {error.os_error}") from None
         except aiohttp.ClientError as error:
             raise unavailable(f"error trying to reach service: {error}") from None
-
-
-def _exact(url: str) -> Any:
-    from yarl import URL
-
-    return URL(url, encoded=True)
-
-
-async def _relay(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, extra: Mapping[str, str]
-) -> web.StreamResponse:
-    response = web.StreamResponse(status=answer.status)
-    for name, value in answer.headers.items():
-        if name.lower() not in _HOP_BY_HOP and name not in extra:
-            response.headers.add(name, value)
-    response.headers.update(extra)
-    await response.prepare(request)
-    async for block in answer.content.iter_any():
-        await response.write(block)
-    await response.write_eof()
-    return response
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
@@ -303,13 +278,9 @@ def _check_log(query: Query, name: str) -> None:
     for option, least in (("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)):
         value = number(query, option)
         if value is not None and value < least:
-            from sampan.kube.status import FieldError, invalid
-
             message = f"Invalid value: {value}: must be greater than {'or equal to ' if not least else ''}0"
             raise invalid("", "PodLogOptions", name, [FieldError(option, "FieldValueInvalid", message)])
     if text(query, "sinceSeconds") and text(query, "sinceTime"):
-        from sampan.kube.status import FieldError, invalid
-
         message = "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
         raise invalid("", "PodLogOptions", name, [FieldError("", "FieldValueForbidden", message)])
 

@@ -1,0 +1,45 @@
+"""Passing plain HTTP on: which headers travel, and how an answer flows back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers", "transfer-encoding",
+     "upgrade", "host", "content-length", "authorization", "cookie"}
+)  # fmt: skip
+
+
+def exact(url: str) -> Any:
+    """A URL that is sent as it is written."""
+    from yarl import URL
+
+    return URL(url, encoded=True)
+
+
+def forwarded(request: web.BaseRequest) -> list[tuple[str, str]]:
+    """The request headers that travel on; credentials and what belongs to this connection stay behind."""
+    return [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP]
+
+
+async def relay(
+    request: web.BaseRequest, answer: aiohttp.ClientResponse, extra: Mapping[str, str]
+) -> web.StreamResponse:
+    """Stream a backend's answer to the client; ``extra`` headers replace its own."""
+    response = web.StreamResponse(status=answer.status)
+    replaced = {name.lower() for name in extra}
+    for name, value in answer.headers.items():
+        if name.lower() not in _HOP_BY_HOP and name.lower() not in replaced:
+            response.headers.add(name, value)
+    response.headers.update(extra)
+    await response.prepare(request)
+    async for block in answer.content.iter_any():
+        await response.write(block)
+    await response.write_eof()
+    return response
