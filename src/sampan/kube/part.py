@@ -24,6 +24,7 @@ from sampan.kube.types.resource import TypeRegistry
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from sampan.kube.access.control import AccessControl
     from sampan.kube.server.apiserver import ApiServer
@@ -41,6 +42,12 @@ NAMES = (
 """What the API server's certificate is good for everywhere; its Service address and host are added."""
 ADMINISTRATOR = ("kubernetes-admin", ("system:masters",))
 """User and groups of the kubeconfig's certificate."""
+
+
+KUBELET_CLIENT = ("kube-apiserver-kubelet-client", ("system:masters",))
+"""User and groups as which the API server calls kubelets."""
+FRONT_PROXY = "front-proxy-client"
+"""The name under which it vouches for users to aggregated API servers."""
 
 
 class KubeSettings(PartSettings, kw_only=True):
@@ -134,8 +141,10 @@ class KubePart(Part[KubeSettings]):
         if host not in names and host not in ("0.0.0.0", "::"):  # noqa: S104
             names.append(host)
         tls = await asyncio.to_thread(self.context.authority.server_context, names, verify_clients=True)
+        self._server.identify(*await asyncio.to_thread(_identity, self.context.authority))
         await self._server.start(self._listener, tls)
-        await boot(self._server.api, _reached(host), port)
+        pem = self.context.authority.certificate_pem.decode()
+        await boot(self._server.api, _reached(host), port, pem)
         await reconcile(self._cache, self._client)
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
@@ -194,6 +203,13 @@ def kubeconfig(authority: Authority, host: str, port: int) -> str:
         certificate=base64.b64encode(pair.certificate.read_bytes()).decode(),
         key=base64.b64encode(pair.key.read_bytes()).decode(),
     )
+
+
+def _identity(authority: Authority) -> tuple[ssl.SSLContext, tuple[str, str]]:
+    """As whom the API server calls kubelets, and the files that vouch for users to aggregated servers."""
+    kubelets = authority.client_context(authority.client_certificate(*KUBELET_CLIENT))
+    proxy = authority.client_certificate(FRONT_PROXY)
+    return kubelets, (str(proxy.certificate), str(proxy.key))
 
 
 def _reached(host: str) -> str:

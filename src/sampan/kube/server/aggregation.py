@@ -60,15 +60,13 @@ class _Unavailable(Exception):
 class Aggregation:
     """Keeps APIServices, checks the remote ones and passes requests on; implements ``front.Aggregator``."""
 
-    def __init__(
-        self, api: Api, discovery: Discovery, clock: Clock, tasks: Tasks, client_certificate: tuple[str, str] | None
-    ) -> None:
-        """``client_certificate``: files of the front proxy's certificate and key."""
+    def __init__(self, api: Api, discovery: Discovery, clock: Clock, tasks: Tasks) -> None:
         self._api = api
         self._discovery = discovery
         self._clock = clock
         self._tasks = tasks
-        self._certificate = client_certificate
+        self.certificate: tuple[str, str] | None = None
+        """Files of the front proxy's certificate and key."""
         self._services: dict[tuple[str, str], Object] = {}
         self._remotes: dict[tuple[str, str], Remote] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
@@ -132,9 +130,7 @@ class Aggregation:
                 wanted.setdefault(f"{version}.{group}", (group, version))
         present = {service["metadata"]["name"]: service for service in self._api.cache.objects(API_SERVICES)}
         writes = [
-            self._create_local(name, group, version)
-            for name, (group, version) in wanted.items()
-            if name not in present
+            self._create_local(name, group, version) for name, (group, version) in wanted.items() if name not in present
         ]
         for name, service in present.items():
             labels = service["metadata"].get("labels") or {}
@@ -285,8 +281,8 @@ class Aggregation:
                 context = ssl.create_default_context()
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            if self._certificate is not None:
-                context.load_cert_chain(*self._certificate)
+            if self.certificate is not None:
+                context.load_cert_chain(*self.certificate)
             self._contexts[bundle] = context
         return context
 

@@ -53,14 +53,9 @@ class ApiServer:
         registry: CollectorRegistry,
         reviews: Reviews | None = None,
         tokens: ServiceAccountTokens | None = None,
-        kubelet_context: ssl.SSLContext | None = None,
-        proxy_certificate: tuple[str, str] | None = None,
         service_range: str = SERVICE_RANGE,
         checks: Mapping[str, Check] | None = None,
     ) -> None:
-        """``kubelet_context``: trusts the kubelets and presents the API server's client certificate;
-        ``proxy_certificate``: files of the certificate and key that vouch for users to aggregated API servers.
-        """
         self.clock = clock
         self._tasks = Tasks(clock, "apiserver")
         self.api = Api(
@@ -77,8 +72,8 @@ class ApiServer:
         self._http: HttpServer | None = None
         self._address = "127.0.0.1:6443"
         self.discovery = Discovery(types, lambda: self._address, lambda: self._aggregation.remotes())
-        self._aggregation = Aggregation(self.api, self.discovery, clock, self._tasks, proxy_certificate)
-        self._connector = KubeletConnector(self.api, clock, kubelet_context)
+        self._aggregation = Aggregation(self.api, self.discovery, clock, self._tasks)
+        self._connector = KubeletConnector(self.api, clock)
         self.endpoints = Endpoints(self.discovery, OpenApi(types), registry, tokens=tokens, checks=checks)
         self.front = Front(
             self.api,
@@ -89,6 +84,15 @@ class ApiServer:
             connector=self._connector,
             aggregator=self._aggregation,
         )
+
+    def identify(self, kubelet_context: ssl.SSLContext, proxy_certificate: tuple[str, str]) -> None:
+        """Say as whom the API server calls others.
+
+        ``kubelet_context`` trusts the kubelets and presents the API server's client certificate; ``proxy_certificate`` (files
+        of certificate and key) vouches for users to aggregated API servers.
+        """
+        self._connector.context = kubelet_context
+        self._aggregation.certificate = proxy_certificate
 
     async def start(self, listener: socket.socket, ssl_context: ssl.SSLContext | None) -> None:
         """Serve HTTP (TLS with a context) on a bound socket."""

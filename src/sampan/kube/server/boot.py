@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from sampan.kube.access.interface import MASTER
 from sampan.kube.objects import Object, Resource, dig
 from sampan.kube.resources import (
+    CONFIG_MAPS,
     ENDPOINT_SLICES,
     ENDPOINTS,
     NAMESPACES,
@@ -30,7 +31,7 @@ DNS_INDEX = 10
 MANAGER = "kube-apiserver"
 
 
-def _objects(api: Api, port: int) -> Iterator[tuple[Resource, Object]]:
+def _objects(api: Api, port: int, authority: str) -> Iterator[tuple[Resource, Object]]:
     for name, value, meant_for in (
         ("system-cluster-critical", 2_000_000_000, "pods the cluster cannot do without, on whatever node"),
         ("system-node-critical", 2_000_001_000, "pods their node cannot do without"),
@@ -47,6 +48,17 @@ def _objects(api: Api, port: int) -> Iterator[tuple[Resource, Object]]:
             "allowVolumeExpansion": True,
         },
     )
+    if authority:
+        data = {
+            "client-ca-file": authority,
+            "requestheader-client-ca-file": authority,
+            "requestheader-allowed-names": '["front-proxy-client"]',
+            "requestheader-extra-headers-prefix": '["X-Remote-Extra-"]',
+            "requestheader-group-headers": '["X-Remote-Group"]',
+            "requestheader-username-headers": '["X-Remote-User"]',
+        }
+        named = {"name": "extension-apiserver-authentication", "namespace": "kube-system"}
+        yield CONFIG_MAPS, {"metadata": named, "data": data}
     labels = {"component": "apiserver", "provider": "kubernetes"}
     yield (
         SERVICES,
@@ -80,15 +92,18 @@ def _addresses(address: str, port: int) -> Iterator[tuple[Resource, Object]]:
     )
 
 
-async def boot(api: Api, address: str, port: int) -> None:
-    """Make what is missing; ``address`` and ``port`` are where the API server listens, as pods reach it.
+async def boot(api: Api, address: str, port: int, authority: str = "") -> None:
+    """Make what is missing.
+
+    ``address`` and ``port`` are where the API server listens, as pods reach it; ``authority`` is the PEM certificate by which
+    aggregated API servers know it and its users.
 
     Raises:
         ApiError: the store refuses a write.
     """
     await asyncio.gather(*(_ensure(api, NAMESPACES, {"metadata": {"name": name}}) for name in NAMESPACE_NAMES))
     await asyncio.gather(
-        *(_ensure(api, resource, obj) for resource, obj in _objects(api, port)),
+        *(_ensure(api, resource, obj) for resource, obj in _objects(api, port, authority)),
         *(_ensure(api, resource, obj, current=True) for resource, obj in _addresses(address, port)),
     )
     service = await _ensure(api, SERVICES, {"metadata": {"name": "kubernetes", "namespace": "default"}})

@@ -36,11 +36,11 @@ LOG_TYPE = "text/plain"
 class KubeletConnector:
     """Serves the streaming subresources; implements ``front.Connector``."""
 
-    def __init__(self, api: Api, clock: Clock, client_context: ssl.SSLContext | None) -> None:
-        """``client_context``: trusts the kubelets' authority and presents the API server's client certificate."""
+    def __init__(self, api: Api, clock: Clock) -> None:
         self._api = api
         self._clock = clock
-        self._context = client_context
+        self.context: ssl.SSLContext | None = None
+        """Trusts the kubelets' authority and presents the API server's client certificate; None: plain HTTP."""
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -116,7 +116,7 @@ class KubeletConnector:
         if not host:
             raise internal(f"no preferred addresses found; known addresses: {list(by_type.values())}")
         port = int(dig(node, "status", "daemonEndpoints", "kubeletEndpoint", "Port", default=KUBELET_PORT))
-        return Backend(host, port, self._context)
+        return Backend(host, port, self.context)
 
     def _proxied(self, type: ResourceType, target: Target) -> tuple[Backend, str]:
         scheme, name, port = _split_name(target.name)
@@ -124,7 +124,7 @@ class KubeletConnector:
         if type.resource == NODES:
             backend = self._kubelet(name)
             return (Backend(backend.host, int(port), backend.context) if port.isdigit() else backend), path
-        context = self._context if scheme == "https" else None
+        context = self.context if scheme == "https" else None
         if type.resource == PODS:
             host, number_ = self._pod_address(target.namespace, name, port)
         else:
@@ -178,7 +178,7 @@ class KubeletConnector:
             import aiohttp
 
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._context or False),
+                connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept"),
@@ -207,7 +207,7 @@ class KubeletConnector:
         import aiohttp
 
         try:
-            async with self._http().get(exact(url)) as answer:
+            async with self._http().get(exact(url), ssl=backend.context or False) as answer:
                 if answer.status != 200:
                     raise error_text(answer.status, await answer.content.read(4096))
                 return await relay(request, answer, {"Content-Type": LOG_TYPE})
@@ -224,6 +224,7 @@ class KubeletConnector:
                 exact(url),
                 headers=forwarded(request),
                 data=request.content if request.can_read_body else None,
+                ssl=backend.context or False,
                 allow_redirects=False,
             ) as answer:
                 location = answer.headers.get("Location", "")
