@@ -20,6 +20,8 @@ from sampan.kernel.files import write_private
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.access.interface import MASTER, Admission, Authorizer, ObjectCache
 from sampan.kube.client import Client
+from sampan.kube.control.controller import ControlContext
+from sampan.kube.control.interface import Informers
 from sampan.kube.types.resource import TypeRegistry
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class KubePart(Part[KubeSettings]):
         """Open the store, build the gates and the server, bind the listener."""
         from sampan.kube.access.control import access_control
         from sampan.kube.client.inprocess import InProcessClient
+        from sampan.kube.control import SharedInformers
         from sampan.kube.server.apiserver import ApiServer
         from sampan.kube.server.cache import StoreCache
         from sampan.kube.store.core import Store
@@ -123,7 +126,11 @@ class KubePart(Part[KubeSettings]):
         )
         self._cache = cache
         self._client = InProcessClient(self._server.api, MASTER)
+        informers = SharedInformers(self._client, context.clock, context.tasks)
+        self._control = ControlContext(self._client, informers, context.clock, context.tasks, context.metrics)
         context.provide(Client, self._client)
+        context.provide(Informers, informers)
+        context.provide(ControlContext, self._control)
         context.provide(TypeRegistry, types)
         context.provide(ObjectCache, cache)
         context.provide(Admission, gates.admission)
@@ -132,10 +139,12 @@ class KubePart(Part[KubeSettings]):
     async def start(self) -> None:
         """Serve, and make what every cluster has."""
         from sampan.kube.access.bootstrap import reconcile
+        from sampan.kube.controllers import builtin_controllers
         from sampan.kube.server.boot import boot
 
         assert self._server is not None
         assert self._listener is not None
+        assert self._gates is not None
         host, port = self.address
         names = [*NAMES, self._server.api.allocator.address(1), *self.context.settings.names]
         if host not in names and host not in ("0.0.0.0", "::"):  # noqa: S104
@@ -146,6 +155,8 @@ class KubePart(Part[KubeSettings]):
         pem = self.context.authority.certificate_pem.decode()
         await boot(self._server.api, _reached(host), port, pem)
         await reconcile(self._cache, self._client)
+        controllers = builtin_controllers(self._control, tokens=self._gates.tokens, authority=self.context.authority)
+        await asyncio.gather(*(controller.start() for controller in controllers))
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
 
@@ -155,7 +166,8 @@ class KubePart(Part[KubeSettings]):
             await self._server.drain()
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Close everything, controllers first."""
+        await self.context.tasks.cancel()
         if self._server is not None:
             await self._server.stop()
         if self._gates is not None:
