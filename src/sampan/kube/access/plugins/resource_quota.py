@@ -28,6 +28,16 @@ class _Reservation(NamedTuple):
 
     added: accounting.Usage
     object: Object
+    before: str | None
+    """The revision the write replaces; None: it creates."""
+
+    def arrived(self, live: Object | None) -> bool:
+        """Whether the write has become visible, so that the live object counts and the reservation must not."""
+        if live is None:
+            return False
+        if self.before is None:
+            return bool(live["metadata"].get("uid") == self.object["metadata"].get("uid"))
+        return bool(live["metadata"].get("resourceVersion") != self.before)
 
 
 class ResourceQuota(Plugin):
@@ -94,7 +104,8 @@ class ResourceQuota(Plugin):
                     if (amount := cost.get(name)) is not None:
                         totals[name] += amount
         for reservation in self._pending.get((namespace, resource), {}).values():
-            if accounting.covers(found, resource, reservation.object):
+            live = self.cache.get(resource, namespace, reservation.object["metadata"]["name"])
+            if accounting.covers(found, resource, reservation.object) and not reservation.arrived(live):
                 for name in names:
                     if name in reservation.added:
                         totals[name] += reservation.added[name]
@@ -117,7 +128,8 @@ class ResourceQuota(Plugin):
         assert request.object is not None
         key = (request.namespace, resource)
         token = id(request)
-        self._pending.setdefault(key, {})[token] = _Reservation(added, request.object)
+        before = None if request.old_object is None else request.old_object["metadata"].get("resourceVersion") or ""
+        self._pending.setdefault(key, {})[token] = _Reservation(added, request.object, before)
 
         def release() -> None:
             pending = self._pending.get(key, {})
