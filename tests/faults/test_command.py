@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def sampan(data: Path) -> Iterator[Command]:
         psutil.Process(holder).kill()
 
 
+def kubectl(data: Path, *arguments: str) -> str:
+    command = [Path(sysconfig.get_path("scripts")) / "kubectl", "--kubeconfig", data / "kubeconfig", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def status(sampan: Command) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(sampan("status", "--json").stdout)
     return parsed
@@ -59,6 +65,7 @@ def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     assert "Traceback" not in again.stderr
 
     assert "+259200" in sampan("clock", "jump", "3d").stdout
+    kubectl(data, "create", "namespace", "kept")
     os.kill(first["pid"], signal.SIGKILL)
     psutil.wait_procs([psutil.Process(first["pid"])] if psutil.pid_exists(first["pid"]) else [], timeout=5)
     crashed = sampan("status")
@@ -69,6 +76,7 @@ def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     second = status(sampan)
     assert second["clock"]["ahead_seconds"] == pytest.approx(259200, abs=5)
     assert second["addresses"] == first["addresses"]
+    assert kubectl(data, "get", "namespace", "kept", "-o", "name") == "namespace/kept\n"
     down = sampan("down")
     assert (down.returncode, down.stdout) == (0, "stopped\n")
     stopped = sampan("status")
@@ -76,6 +84,19 @@ def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     assert "no platform is running" in stopped.stdout
     assert sampan("down").returncode == 0
     assert sampan("clock").returncode == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_a_signal_ends_it_in_order(data: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "sampan", "up", "--ports", "auto", "--data-dir", str(data)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    with running.stdout:
+        assert running.stdout.readline().startswith("ready; data in")
+        running.send_signal(number)
+        assert running.wait(20) == 0
+    assert DataDirectory(data).holder() is None
+    assert DataDirectory(data).read_state() is None
 
 
 @pytest.mark.parametrize(
