@@ -9,17 +9,13 @@ from sampan.kernel.certificates import Authority
 from sampan.kube.access.tokens import Tokens
 from sampan.kube.control import ControlContext, Controller
 from sampan.kube.control.certificates_signing import CertificateApprover, CertificateCleaner, CertificateSigner
-from sampan.kube.control.definitions import DefinitionController, ServedDefinitions
 from sampan.kube.control.service_account_tokens import ServiceAccountTokens
 from sampan.kube.control.storage_protection import ClaimProtection, VolumeProtection
 
 
-def builtin_controllers(
-    context: ControlContext, *, tokens: Tokens, authority: Authority, definitions: ServedDefinitions
-) -> list[Controller]:
+def builtin_controllers(context: ControlContext, *, tokens: Tokens, authority: Authority) -> list[Controller]:
     """All of them, made but not started."""
     return [
-        DefinitionController(context, definitions),
         ServiceAccountTokens(context, tokens, authority.certificate_pem),
         CertificateApprover(context),
         CertificateSigner(context, authority),

@@ -7,5 +7,6 @@ from __future__ import annotations
 
 PARTS: dict[str, str] = {
     "kubernetes": "sampan.kube.part:KubePart",
+    "workloads": "sampan.parts.workloads.part:WorkloadsPart",
 }
 """Every part that ``sampan up`` brings up unless told otherwise, by name."""

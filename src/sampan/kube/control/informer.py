@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
@@ -190,10 +190,19 @@ def _trimmed(obj: Object) -> Object:
     return {**obj, "metadata": {name: value for name, value in metadata.items() if name != "managedFields"}}
 
 
+class Feed(Protocol):
+    """Fills an informer from something nearer than the API (``control.local``)."""
+
+    def follow(self, resource: Resource, informer: SharedInformer) -> bool:
+        """Fill it and keep it current; False where this feed cannot."""
+        ...
+
+
 class SharedInformers:
     """The process's informers; implements ``control.interface.Informers``."""
 
-    def __init__(self, client: Client, clock: Clock, tasks: Tasks) -> None:
+    def __init__(self, client: Client, clock: Clock, tasks: Tasks, feed: Feed | None = None) -> None:
+        self._feed = feed
         self._client = client
         self._clock = clock
         self._tasks = tasks
@@ -207,6 +216,9 @@ class SharedInformers:
         informer = self._informers.get(wanted)
         if informer is None:
             informer = self._informers[wanted] = SharedInformer(resource)
+            whole = label_selector is None and field_selector is None
+            if self._feed is not None and whole and self._feed.follow(resource, informer):
+                return informer
             reflector = Reflector(
                 self._client,
                 self._clock,

@@ -1,0 +1,182 @@
+"""Node lifecycle: notices nodes that stopped reporting, taints them, and evicts what does not tolerate that.
+
+A node reports by its Lease and its status. One that has not for `GRACE` seconds becomes Ready=Unknown and is tainted
+``node.kubernetes.io/unreachable``; one that says it is not ready, ``node.kubernetes.io/not-ready``. NoExecute taints end pods
+after their toleration runs out, unless so many nodes are down that the trouble is more likely ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sampan.kube.client.resources import LEASES, NODES, PODS
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Source, Watches
+from sampan.kube.objects import Key, Object, copy, dig
+from sampan.kube.status import ApiError
+from sampan.parts.workloads import pods
+from sampan.parts.workloads.scheduling.affinity import tolerates
+
+GRACE = 50.0
+"""Seconds without a report after which a node counts as unreachable (upstream 1.32)."""
+LEASE_NAMESPACE = "kube-node-lease"
+NOT_READY = "node.kubernetes.io/not-ready"
+UNREACHABLE = "node.kubernetes.io/unreachable"
+PRESSURES = {
+    "MemoryPressure": "node.kubernetes.io/memory-pressure",
+    "DiskPressure": "node.kubernetes.io/disk-pressure",
+    "PIDPressure": "node.kubernetes.io/pid-pressure",
+    "NetworkUnavailable": "node.kubernetes.io/network-unavailable",
+}
+UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
+
+
+class NodeLifecycleController(Controller):
+    """Conditions and taints of nodes that report badly or not at all."""
+
+    name = "node-lifecycle-controller"
+
+    def __init__(self, context: ControlContext) -> None:
+        super().__init__(context)
+        self._heard: dict[str, tuple[object, float]] = {}
+
+    def sources(self) -> list[Source]:
+        return [For(NODES), Watches(LEASES, self._lease_keys)]
+
+    def _lease_keys(self, lease: Object) -> list[Key]:
+        metadata = lease["metadata"]
+        return [Key("", metadata["name"])] if metadata["namespace"] == LEASE_NAMESPACE else []
+
+    async def reconcile(self, key: Key) -> float | None:
+        node = self.informer(NODES).get(key)
+        if node is None:
+            self._heard.pop(key.name, None)
+            return None
+        silent = self._silence(node)
+        changed: Object = copy(node)
+        if silent >= GRACE:
+            await self._mark_unknown(changed)
+        ready = pods.condition(changed, "Ready")
+        await self._taint(changed, ready["status"] if ready is not None else "Unknown")
+        return max(1.0, GRACE - silent) if silent < GRACE else GRACE
+
+    def _silence(self, node: Object) -> float:
+        """Seconds since the node's lease or heartbeat last changed, by our own clock, not the node's."""
+        name = node["metadata"]["name"]
+        lease = self.informer(LEASES).get(Key(LEASE_NAMESPACE, name))
+        ready = pods.condition(node, "Ready") or {}
+        beat = (dig(lease, "spec", "renewTime"), ready.get("lastHeartbeatTime"))
+        now = self.clock.monotonic()
+        known = self._heard.get(name)
+        if known is None or known[0] != beat:
+            self._heard[name] = (beat, now)
+            return 0.0
+        return now - known[1]
+
+    async def _mark_unknown(self, node: Object) -> None:
+        conditions = node.setdefault("status", {}).setdefault("conditions", [])
+        before, now = copy(conditions), self.clock.now()
+        message = "Kubelet stopped posting node status."
+        for kind in ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure"):
+            current = pods.condition(node, kind)
+            if current is None:
+                unheard = "Kubelet never posted node status."
+                pods.set_condition(conditions, kind, "Unknown", "NodeStatusNeverUpdated", unheard, now)
+            elif current["status"] != "Unknown":
+                pods.set_condition(conditions, kind, "Unknown", "NodeStatusUnknown", message, now)
+        if conditions != before:
+            node.update(await self.client.update(NODES, node, subresource="status"))
+            self.recorder.event(
+                node, "Normal", "NodeNotReady", f"Node {node['metadata']['name']} status is now: NodeNotReady"
+            )
+
+    async def _taint(self, node: Object, ready: str) -> None:
+        wanted: dict[tuple[str, str], Object] = {}
+
+        def want(key: str, effect: str) -> None:
+            wanted[key, effect] = {"key": key, "effect": effect}
+
+        if ready == "False":
+            want(NOT_READY, "NoSchedule")
+            want(NOT_READY, "NoExecute")
+        elif ready == "Unknown":
+            want(UNREACHABLE, "NoSchedule")
+            want(UNREACHABLE, "NoExecute")
+        for kind, taint in PRESSURES.items():
+            if (pods.condition(node, kind) or {}).get("status") == "True":
+                want(taint, "NoSchedule")
+        if dig(node, "spec", "unschedulable"):
+            want(UNSCHEDULABLE, "NoSchedule")
+        ours = {NOT_READY, UNREACHABLE, UNSCHEDULABLE, *PRESSURES.values()}
+        current: list[Object] = dig(node, "spec", "taints", default=[])
+        kept = [one for one in current if one["key"] not in ours or (one["key"], one.get("effect")) in wanted]
+        present = {(one["key"], one.get("effect")) for one in kept}
+        stamp = pods.format_time(self.clock.now())
+        added = [
+            {**taint, "timeAdded": stamp} if taint["effect"] == "NoExecute" else taint
+            for identity, taint in wanted.items()
+            if identity not in present
+        ]
+        if added or len(kept) != len(current):
+            metadata = node["metadata"]
+            patch = {
+                "metadata": {"resourceVersion": metadata["resourceVersion"]},
+                "spec": {"taints": [*kept, *added] or None},
+            }
+            await self.client.patch(NODES, metadata["name"], patch)
+
+
+class TaintEvictionController(Controller):
+    """Ends pods whose toleration of a NoExecute taint is over, or who have none."""
+
+    name = "taint-eviction-controller"
+
+    def sources(self) -> list[Source]:
+        return [For(PODS), Watches(NODES, self._pods_on)]
+
+    def _pods_on(self, node: Object) -> list[Key]:
+        name = node["metadata"]["name"]
+        return [Key.of(pod) for pod in self.informer(PODS).objects() if pod["spec"].get("nodeName") == name]
+
+    async def reconcile(self, key: Key) -> float | None:
+        pod = self.informer(PODS).get(key)
+        if pod is None or pods.is_terminating(pod) or not pod["spec"].get("nodeName"):
+            return None
+        node = self.informer(NODES).get(Key("", pod["spec"]["nodeName"]))
+        taints = [one for one in dig(node, "spec", "taints", default=[]) if one.get("effect") == "NoExecute"]
+        if not taints:
+            return None
+        left = min(self._tolerated_for(pod, taint) for taint in taints)
+        if left == float("inf"):
+            return None
+        if left > 0:
+            return left
+        await self._evict(pod)
+        return None
+
+    def _tolerated_for(self, pod: Object, taint: Mapping[str, Any]) -> float:
+        """Seconds the pod may still stay under this taint."""
+        matching = [one for one in pod["spec"].get("tolerations") or () if tolerates([one], taint)]
+        if not matching:
+            return 0.0
+        bounds = [one["tolerationSeconds"] for one in matching if one.get("tolerationSeconds") is not None]
+        if not bounds:
+            return float("inf")
+        added = taint.get("timeAdded")
+        since = (self.clock.now() - pods.parse_time(added)).total_seconds() if added else 0.0
+        return max(0.0, float(min(bounds)) - since)
+
+    async def _evict(self, pod: Object) -> None:
+        metadata = pod["metadata"]
+        conditions = copy((pod.get("status") or {}).get("conditions") or [])
+        why = "Taint manager: deleting due to NoExecute taint"
+        pods.set_condition(conditions, "DisruptionTarget", "True", "DeletionByTaintManager", why, self.clock.now())
+        self.recorder.event(pod, "Normal", "TaintManagerEviction", f"Marking for deletion Pod {Key.of(pod)}")
+        try:
+            patch = {"status": {"conditions": conditions}}
+            await self.client.patch(PODS, metadata["name"], patch, metadata["namespace"], subresource="status")
+            await self.client.delete(PODS, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+        except ApiError as error:
+            if not (error.not_found or error.conflict):
+                raise

@@ -1,0 +1,197 @@
+"""StatefulSet: pods with stable names, order and volumes."""
+
+from __future__ import annotations
+
+from sampan.kube.client.resources import PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.objects import Key, Object, controller_of, copy, dig
+from sampan.kube.status import ApiError
+from sampan.kube.types.selectors import matches
+from sampan.parts.workloads import ordinals, pods, revisions
+from sampan.parts.workloads.claims import claim
+from sampan.parts.workloads.overlay import Overlay
+
+POD_NAME_LABEL = "statefulset.kubernetes.io/pod-name"
+POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
+
+
+class StatefulSetController(Controller):
+    """StatefulSets of apps/v1."""
+
+    name = "statefulset-controller"
+    workers = 4
+
+    def __init__(self, context: ControlContext) -> None:
+        super().__init__(context)
+        self._overlay = Overlay(self.informer(PODS), self.clock)
+
+    def sources(self) -> list[Source]:
+        return [For(STATEFUL_SETS), Owns(PODS, "StatefulSet"), Watches(PODS, self._orphan_keys)]
+
+    def _orphan_keys(self, pod: Object) -> list[Key]:
+        labels = pod["metadata"].get("labels")
+        if controller_of(pod) is not None or not labels:
+            return []
+        candidates = self.informer(STATEFUL_SETS).objects(pod["metadata"]["namespace"])
+        return [Key.of(one) for one in candidates if matches(one["spec"].get("selector"), labels)]
+
+    async def reconcile(self, key: Key) -> float | None:
+        stateful_set = self.informer(STATEFUL_SETS).get(key)
+        if stateful_set is None:
+            return None
+        uid = stateful_set["metadata"]["uid"]
+        owned = self._overlay.correct(uid, self.informer(PODS).indexed("owner", uid))
+        claimed = await claim(self, PODS, stateful_set, stateful_set["spec"]["selector"], owned)
+        by_ordinal = {n: pod for pod in claimed if (n := ordinals.ordinal_of(stateful_set, pod)) is not None}
+        history = await revisions.sync(self, stateful_set)
+        status = stateful_set.get("status") or {}
+        known = {one["metadata"]["name"] for one in history.revisions}
+        current: str = status.get("currentRevision") or ""
+        if current not in known:
+            current = history.update_name
+        now, min_ready = self.clock.now(), stateful_set["spec"].get("minReadySeconds") or 0
+        waits = {pod["metadata"]["uid"]: pods.available_in(pod, min_ready, now) for pod in by_ordinal.values()}
+        if not stateful_set["metadata"].get("deletionTimestamp"):
+            available = {pod_uid: wait == 0.0 for pod_uid, wait in waits.items()}
+            step = ordinals.next_step(stateful_set, by_ordinal, current, history.update_name, available)
+            await self._keep_claims(stateful_set, step)
+            for ordinal, revision in step.create:
+                by_ordinal[ordinal] = await self._create(stateful_set, ordinal, revision, history)
+            for pod in step.delete:
+                await self._delete(stateful_set, pod)
+        await self._report(stateful_set, by_ordinal, waits, current, history)
+        pending = [wait for wait in waits.values() if wait]
+        return min(pending) if pending else None
+
+    async def _create(self, stateful_set: Object, ordinal: int, revision: str, history: revisions.History) -> Object:
+        stored = next((one for one in history.revisions if one["metadata"]["name"] == revision), None)
+        template = revisions.template_of(stored) if stored is not None else stateful_set["spec"]["template"]
+        metadata = stateful_set["metadata"]
+        name = f"{metadata['name']}-{ordinal}"
+        await self._create_claims(stateful_set, name)
+        pod = pods.from_template(template, stateful_set, name=name)
+        pod["metadata"].setdefault("labels", {}).update(
+            {POD_NAME_LABEL: name, POD_INDEX_LABEL: str(ordinal), revisions.HASH_LABEL: revision}
+        )
+        spec = pod["spec"]
+        spec["hostname"] = name
+        if stateful_set["spec"].get("serviceName"):
+            spec["subdomain"] = stateful_set["spec"]["serviceName"]
+        templates = stateful_set["spec"].get("volumeClaimTemplates") or ()
+        claimed = {one["metadata"]["name"] for one in templates}
+        volumes = [one for one in spec.get("volumes") or () if one["name"] not in claimed]
+        volumes += [
+            {
+                "name": one["metadata"]["name"],
+                "persistentVolumeClaim": {"claimName": f"{one['metadata']['name']}-{name}"},
+            }
+            for one in templates
+        ]
+        if volumes:
+            spec["volumes"] = volumes
+        try:
+            created = await self.client.create(PODS, pod, metadata["namespace"])
+        except ApiError as error:
+            if not error.already_exists:
+                message = f"create Pod {name} in StatefulSet {metadata['name']} failed error: {error.message}"
+                self.recorder.event(stateful_set, "Warning", "FailedCreate", message)
+            raise
+        self._overlay.created(metadata["uid"], created)
+        message = f"create Pod {name} in StatefulSet {metadata['name']} successful"
+        self.recorder.event(stateful_set, "Normal", "SuccessfulCreate", message)
+        return created
+
+    async def _create_claims(self, stateful_set: Object, pod_name: str) -> None:
+        namespace = stateful_set["metadata"]["namespace"]
+        informer = self.informer(PERSISTENT_VOLUME_CLAIMS)
+        for wanted in ordinals.claims_of(stateful_set, pod_name):
+            name = wanted["metadata"]["name"]
+            existing = informer.get(Key(namespace, name))
+            if existing is not None and not existing["metadata"].get("deletionTimestamp"):
+                continue
+            if dig(stateful_set, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted") == "Delete":
+                wanted["metadata"]["ownerReferences"] = [_set_reference(stateful_set)]
+            try:
+                await self.client.create(PERSISTENT_VOLUME_CLAIMS, wanted, namespace)
+            except ApiError as error:
+                if not error.already_exists:
+                    message = f"create Claim {name} Pod {pod_name} failed error: {error.message}"
+                    self.recorder.event(stateful_set, "Warning", "FailedCreate", message)
+                    raise
+                continue
+            message = f"create Claim {name} Pod {pod_name} in StatefulSet {stateful_set['metadata']['name']} success"
+            self.recorder.event(stateful_set, "Normal", "SuccessfulCreate", message)
+
+    async def _keep_claims(self, stateful_set: Object, step: ordinals.Step) -> None:
+        """Under ``whenScaled: Delete`` a condemned pod owns its claims, so they go when it goes."""
+        if dig(stateful_set, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled") != "Delete":
+            return
+        namespace = stateful_set["metadata"]["namespace"]
+        for pod in step.condemned:
+            for wanted in ordinals.claims_of(stateful_set, pod["metadata"]["name"]):
+                existing = self.informer(PERSISTENT_VOLUME_CLAIMS).get(Key(namespace, wanted["metadata"]["name"]))
+                if existing is None:
+                    continue
+                references = existing["metadata"].get("ownerReferences") or []
+                if any(one["uid"] == pod["metadata"]["uid"] for one in references):
+                    continue
+                owner = {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "name": pod["metadata"]["name"],
+                    "uid": pod["metadata"]["uid"],
+                }
+                patch = {"metadata": {"ownerReferences": [*references, owner]}}
+                await self.client.patch(PERSISTENT_VOLUME_CLAIMS, existing["metadata"]["name"], patch, namespace)
+
+    async def _delete(self, stateful_set: Object, pod: Object) -> None:
+        metadata = pod["metadata"]
+        try:
+            await self.client.delete(PODS, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+        except ApiError as error:
+            if not (error.not_found or error.conflict):
+                raise
+        message = f"delete Pod {metadata['name']} in StatefulSet {stateful_set['metadata']['name']} successful"
+        self.recorder.event(stateful_set, "Normal", "SuccessfulDelete", message)
+
+    async def _report(
+        self,
+        stateful_set: Object,
+        by_ordinal: dict[int, Object],
+        waits: dict[str, float | None],
+        current: str,
+        history: revisions.History,
+    ) -> None:
+        update = history.update_name
+        live = [pod for pod in by_ordinal.values() if not pods.is_terminating(pod)]
+        counters = {
+            "replicas": len(by_ordinal),
+            "readyReplicas": sum(ordinals.is_healthy(pod) for pod in live),
+            "availableReplicas": sum(
+                ordinals.is_healthy(pod) and waits.get(pod["metadata"]["uid"]) == 0.0 for pod in live
+            ),
+            "currentReplicas": sum(revisions.of(pod) == current for pod in live),
+            "updatedReplicas": sum(revisions.of(pod) == update for pod in live),
+        }
+        wanted = int(stateful_set["spec"].get("replicas", 1))
+        done = counters["updatedReplicas"] == counters["replicas"] == counters["readyReplicas"] == wanted
+        if done and dig(stateful_set, "spec", "updateStrategy", "type") != "OnDelete":
+            current = update
+            counters["currentReplicas"] = counters["updatedReplicas"]
+        status: Object = {
+            name: count for name, count in counters.items() if count or name in ("replicas", "availableReplicas")
+        }
+        status["observedGeneration"] = stateful_set["metadata"].get("generation", 0)
+        status["currentRevision"] = current
+        status["updateRevision"] = update
+        status["collisionCount"] = history.collisions
+        if dig(stateful_set, "status", "conditions"):
+            status["conditions"] = copy(stateful_set["status"]["conditions"])
+        if status != (stateful_set.get("status") or {}):
+            await self.client.update(STATEFUL_SETS, {**stateful_set, "status": status}, subresource="status")
+
+
+def _set_reference(stateful_set: Object) -> Object:
+    metadata = stateful_set["metadata"]
+    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": metadata["name"], "uid": metadata["uid"]}
