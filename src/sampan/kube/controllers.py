@@ -7,15 +7,30 @@ from __future__ import annotations
 
 from sampan.kernel.certificates import Authority
 from sampan.kube.access.tokens import Tokens
-from sampan.kube.control import ControlContext, Controller
+from sampan.kube.control import ControlContext, Startable
 from sampan.kube.control.certificates_signing import CertificateApprover, CertificateCleaner, CertificateSigner
+from sampan.kube.control.cluster_roles import ClusterRoleAggregation
+from sampan.kube.control.garbage import GarbageCollector
+from sampan.kube.control.namespaces import NamespaceController
+from sampan.kube.control.quota import QuotaController
 from sampan.kube.control.service_account_tokens import ServiceAccountTokens
+from sampan.kube.control.service_accounts import ServiceAccountController
 from sampan.kube.control.storage_protection import ClaimProtection, VolumeProtection
+from sampan.kube.control.ttl import EventExpiry
+from sampan.kube.types.resource import TypeRegistry
 
 
-def builtin_controllers(context: ControlContext, *, tokens: Tokens, authority: Authority) -> list[Controller]:
+def builtin_controllers(
+    context: ControlContext, *, types: TypeRegistry, tokens: Tokens, authority: Authority
+) -> list[Startable]:
     """All of them, made but not started."""
     return [
+        ServiceAccountController(context, authority.certificate_pem.decode()),
+        NamespaceController(context, types),
+        GarbageCollector(context, types),
+        ClusterRoleAggregation(context),
+        QuotaController(context, types),
+        EventExpiry(context),
         ServiceAccountTokens(context, tokens, authority.certificate_pem),
         CertificateApprover(context),
         CertificateSigner(context, authority),

@@ -126,6 +126,7 @@ class KubePart(Part[KubeSettings]):
             service_range=settings.service_range,
         )
         self._cache = cache
+        self._types = types
         self._client = InProcessClient(self._server.api, MASTER)
         informers = SharedInformers(self._client, context.clock, context.tasks, LocalFeed(store, types))
         self._control = ControlContext(self._client, informers, context.clock, context.tasks, context.metrics)
@@ -156,7 +157,9 @@ class KubePart(Part[KubeSettings]):
         pem = self.context.authority.certificate_pem.decode()
         await boot(self._server.api, _reached(host), port, pem)
         await reconcile(self._cache, self._client)
-        controllers = builtin_controllers(self._control, tokens=self._gates.tokens, authority=self.context.authority)
+        controllers = builtin_controllers(
+            self._control, types=self._types, tokens=self._gates.tokens, authority=self.context.authority
+        )
         await asyncio.gather(*(controller.start() for controller in controllers))
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)

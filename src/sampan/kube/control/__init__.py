@@ -3,7 +3,7 @@
 from sampan.kube.control.controller import ControlContext, Controller, start_workers
 from sampan.kube.control.events import EventRecorder
 from sampan.kube.control.informer import SharedInformer, SharedInformers
-from sampan.kube.control.interface import For, Informer, Informers, Owns, Queue, Recorder, Source, Watches
+from sampan.kube.control.interface import For, Informer, Informers, Owns, Queue, Recorder, Source, Startable, Watches
 from sampan.kube.control.queue import WorkQueue
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SharedInformer",
     "SharedInformers",
     "Source",
+    "Startable",
     "Watches",
     "WorkQueue",
     "start_workers",

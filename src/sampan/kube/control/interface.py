@@ -111,6 +111,14 @@ class Recorder(Protocol):
     ) -> None: ...
 
 
+class Startable(Protocol):
+    """A controller, or a loop that is started like one."""
+
+    async def start(self) -> None:
+        """Return when its caches are filled and it works."""
+        ...
+
+
 class Queue(Protocol):
     """Keys to reconcile: deduplicated, one worker a key at a time, exponential per-key backoff."""
 
