@@ -10,6 +10,7 @@ from sampan.kube.access.tokens import Tokens
 from sampan.kube.control import ControlContext, Startable
 from sampan.kube.control.certificates_signing import CertificateApprover, CertificateCleaner, CertificateSigner
 from sampan.kube.control.cluster_roles import ClusterRoleAggregation
+from sampan.kube.control.definitions import DefinitionController, ServedDefinitions
 from sampan.kube.control.garbage import GarbageCollector
 from sampan.kube.control.namespaces import NamespaceController
 from sampan.kube.control.quota import QuotaController
@@ -21,10 +22,16 @@ from sampan.kube.types.resource import TypeRegistry
 
 
 def builtin_controllers(
-    context: ControlContext, *, types: TypeRegistry, tokens: Tokens, authority: Authority
+    context: ControlContext,
+    *,
+    types: TypeRegistry,
+    tokens: Tokens,
+    authority: Authority,
+    definitions: ServedDefinitions,
 ) -> list[Startable]:
     """All of them, made but not started."""
     return [
+        DefinitionController(context, definitions),
         ServiceAccountController(context, authority.certificate_pem.decode()),
         NamespaceController(context, types),
         GarbageCollector(context, types),

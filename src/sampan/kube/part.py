@@ -22,6 +22,7 @@ from sampan.kube.access.interface import MASTER, Admission, Authorizer, ObjectCa
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.interface import Informers
+from sampan.kube.resources import CUSTOM_RESOURCE_DEFINITIONS
 from sampan.kube.types.resource import TypeRegistry
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class KubePart(Part[KubeSettings]):
         from sampan.kube.access.control import access_control
         from sampan.kube.client.inprocess import InProcessClient
         from sampan.kube.control import SharedInformers
+        from sampan.kube.control.definitions import ServedDefinitions
         from sampan.kube.control.local import LocalFeed
         from sampan.kube.server.apiserver import ApiServer
         from sampan.kube.server.cache import StoreCache
@@ -128,6 +130,8 @@ class KubePart(Part[KubeSettings]):
         self._cache = cache
         self._types = types
         self._client = InProcessClient(self._server.api, MASTER)
+        self._definitions = ServedDefinitions(types)
+        self._definitions.load(cache.objects(CUSTOM_RESOURCE_DEFINITIONS))
         informers = SharedInformers(self._client, context.clock, context.tasks, LocalFeed(store, types))
         self._control = ControlContext(self._client, informers, context.clock, context.tasks, context.metrics)
         context.provide(Client, self._client)
@@ -158,7 +162,11 @@ class KubePart(Part[KubeSettings]):
         await boot(self._server.api, _reached(host), port, pem)
         await reconcile(self._cache, self._client)
         controllers = builtin_controllers(
-            self._control, types=self._types, tokens=self._gates.tokens, authority=self.context.authority
+            self._control,
+            types=self._types,
+            tokens=self._gates.tokens,
+            authority=self.context.authority,
+            definitions=self._definitions,
         )
         await asyncio.gather(*(controller.start() for controller in controllers))
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)

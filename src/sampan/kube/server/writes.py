@@ -248,8 +248,7 @@ class Writer:
                 if status_only:
                     errors += strategy.validate_status_update(new, old)
                 else:
-                    errors += strategy.validate(new)
-                    errors += [] if piece else strategy.validate_update(new, old)
+                    errors += strategy.validate(new) if piece else strategy.validate_change(new, old)
                 self._refuse(call, errors)
                 request.object = new
                 await self._admission.validate(request)

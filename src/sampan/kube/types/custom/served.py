@@ -11,6 +11,7 @@ from sampan.kube.types.custom.openapi import definition_name, served_schema
 from sampan.kube.types.custom.strategy import CustomStrategy
 from sampan.kube.types.resource import Conversion, ResourceType, ScalePaths, Subresource
 
+_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 _READ_WRITE = ("get", "patch", "update")
 _SCALE = Kind("autoscaling", "v1", "Scale")
 _VERSION = re.compile(r"v([1-9]\d*)(?:(alpha|beta)([1-9]\d*))?")
@@ -39,12 +40,16 @@ def _keys(path: str | None) -> tuple[str, ...]:
 
 
 def resource_types(
-    definition: Object, *, conversion: Conversion | None = None, convert: Converter | None = None
+    definition: Object,
+    *,
+    conversion: Conversion | None = None,
+    convert: Converter | None = None,
+    creatable: bool = True,
 ) -> list[ResourceType]:
     """The types of all served versions, preferred version first. The definition must be valid and stay unchanged.
 
     ``conversion`` and ``convert`` are the two halves of a webhook's conversion (see ``conversion``); without them only
-    ``apiVersion`` differs between versions.
+    ``apiVersion`` differs between versions. ``creatable`` false: the definition is going, instances may only go too.
     """
     spec = definition["spec"]
     accepted = {**spec["names"], **((definition.get("status") or {}).get("acceptedNames") or {})}
@@ -69,6 +74,7 @@ def resource_types(
                 list_kind=accepted.get("listKind") or f"{kind}List",
                 short_names=tuple(accepted.get("shortNames") or ()),
                 categories=tuple(accepted.get("categories") or ()),
+                verbs=_VERBS if creatable else tuple(verb for verb in _VERBS if verb != "create"),
                 subresources=_subresources(version, Kind(group, name, kind)),
                 scale=_scale(version),
                 custom=True,
