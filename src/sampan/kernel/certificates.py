@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 365
+_KEY_USAGES = frozenset(
+    {
+        "signing",
+        "digital signature",
+        "content commitment",
+        "key encipherment",
+        "data encipherment",
+        "key agreement",
+        "cert sign",
+        "crl sign",
+    }
+)
 BACKDATED = timedelta(hours=1)
 """Certificates are valid from a little before they were made, for peers whose clock is behind."""
 
@@ -263,12 +275,14 @@ class Authority:
             .not_valid_before(start - BACKDATED)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(usages), critical=True)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
                 critical=False,
             )
         )
+        if usages & _KEY_USAGES:
+            # the extension without a single usage is what OpenSSL calls an invalid certificate
+            builder = builder.add_extension(_key_usage(usages), critical=True)
         extended = _extended_usages(usages)
         if extended:
             builder = builder.add_extension(x509.ExtendedKeyUsage(extended), critical=False)

@@ -67,6 +67,8 @@ class Endpoints:
         if request.method not in ("GET", "HEAD"):
             raise method_not_allowed()
         first, _, rest = path.strip("/").partition("/")
+        # generated clients ask for /version/ and /openid/v1/jwks/
+        plain = path.rstrip("/") or "/"
         pretty = {name: list(values) for name, values in query.items()}
         if first in ("api", "apis"):
             document = self._discovery.find(path, request.headers.get("Accept", ""))
@@ -74,24 +76,24 @@ class Endpoints:
                 return await self._document(request, document, aggregated=not rest)
         elif first in _HEALTH:
             return await self._health(request, first, rest, query)
-        elif path == "/version":
+        elif plain == "/version":
             return await reply_object(request, {"pretty": ["true"]}, representation.json(version_info()))
         elif first == "openapi":
             response = await self._open_api(request, rest, query)
             if response is not None:
                 return response
-        elif path == "/swagger-2.0.0.pb-v1":
+        elif plain == "/swagger-2.0.0.pb-v1":
             raise not_acceptable(("application/json",))
-        elif path == "/metrics":
+        elif plain == "/metrics":
             body = generate_latest(self._registry)
             return await reply(request, body, content_type="text/plain; version=0.0.4; charset=utf-8")
-        elif path == "/.well-known/openid-configuration" and self._tokens is not None:
+        elif plain == "/.well-known/openid-configuration" and self._tokens is not None:
             return await reply_object(request, pretty, representation.json(self._tokens.discovery()))
-        elif path == "/openid/v1/jwks" and self._tokens is not None:
+        elif plain == "/openid/v1/jwks" and self._tokens is not None:
             return await reply(
                 request, representation.json(self._tokens.keys()), content_type="application/jwk-set+json"
             )
-        elif path == "/":
+        elif plain == "/":
             return await reply_object(request, {"pretty": ["true"]}, representation.json({"paths": self._root()}))
         return await reply_text(request, "404 page not found\n", 404)
 
