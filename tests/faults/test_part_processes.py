@@ -71,12 +71,31 @@ class Ship(Part[PartSettings]):
         return {"pid": os.getpid(), "quay": list(self.greeting), "woke": self.woke}
 """
 
+LOOKOUT = """
+from sampan.kernel.part import Part, PartSettings
+from sampan.kube.client import Client
+from sampan.kube.resources import NAMESPACES
+
+
+class Lookout(Part[PartSettings]):
+    name = "lookout"
+    needs = ("kubernetes",)
+    own_process = True
+
+    async def start(self):
+        self.seen = (await self.context.get(Client).list(NAMESPACES)).items
+
+    def status(self):
+        return {"seen": sorted(item["metadata"]["name"] for item in self.seen)}
+"""
+
 PARTS = {"quay": "quay_parts:Quay", "ship": "quay_parts:Ship"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "quay_parts.py").write_text(SOURCE)
+    (tmp_path / "lookout_part.py").write_text(LOOKOUT)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)]))
     return tmp_path
@@ -119,6 +138,14 @@ async def test_a_child_that_cannot_start_says_why(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("SHIP_SINKS", "1")
     with pytest.raises(PartFailedError, match="RuntimeError: a hole below the waterline"):
         await Platform(PARTS, folder / "data").start()
+
+
+async def test_a_child_that_needs_kubernetes_gets_a_client_over_http(folder: Path) -> None:
+    parts = {"kubernetes": "sampan.kube.part:KubePart", "lookout": "lookout_part:Lookout"}
+    async with Platform(parts, folder / "data", flags=["platform.ports=auto"]) as platform:
+        status = await platform.status()
+        facts = {part.name: part.facts for part in status.parts}
+    assert {"default", "kube-system"} <= set(facts["lookout"]["seen"])
 
 
 def test_children_die_with_a_killed_core(folder: Path) -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import msgspec
 
 from sampan.kernel.certificates import Authority
+from sampan.kernel.errors import SampanError
 from sampan.kernel.files import write_private
-from sampan.kernel.part import Part, PartSettings
+from sampan.kernel.part import Part, PartContext, PartSettings
 from sampan.kube.access.interface import MASTER, Admission, Authorizer, ObjectCache
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
@@ -81,6 +82,7 @@ class KubePart(Part[KubeSettings]):
 
     name = "kubernetes"
     settings_type: ClassVar[type[PartSettings]] = KubeSettings
+    remote = "sampan.kube.part:connect"
 
     _store: Store | None = None
     _server: ApiServer | None = None
@@ -216,13 +218,42 @@ class KubePart(Part[KubeSettings]):
         return SqliteLog(self.context.data_dir / "objects.db")
 
 
+async def connect(context: PartContext[Any]) -> None:
+    """Provide `Client`, `Informers` and `ControlContext` in another process, over HTTP, as ``system:sampan:<part>``."""
+    from sampan.kube.client.http import HttpClient
+    from sampan.kube.control import SharedInformers
+
+    address = context.listeners.address("kubernetes")
+    if address is None:
+        raise SampanError("the Kubernetes API has no address yet; the part must need `kubernetes`")
+    authority = context.authority
+    pair = await asyncio.to_thread(authority.client_certificate, f"system:sampan:{context.name}", ["system:masters"])
+    client = HttpClient(_url(*address), authority.client_context(pair), field_manager=context.name)
+
+    async def close_at_the_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await client.close()
+
+    context.tasks.start("kubernetes/client", close_at_the_end())
+    informers = SharedInformers(client, context.clock, context.tasks)
+    context.provide(Client, client)
+    context.provide(Informers, informers)
+    context.provide(ControlContext, ControlContext(client, informers, context.clock, context.tasks, context.metrics))
+
+
+def _url(host: str, port: int) -> str:
+    reached = _reached(host)
+    return f"https://[{reached}]:{port}" if ":" in reached else f"https://{reached}:{port}"
+
+
 def kubeconfig(authority: Authority, host: str, port: int) -> str:
     """A kubeconfig with administrator rights and everything in it."""
     user, groups = ADMINISTRATOR
     pair = authority.client_certificate(user, groups)
-    reached = f"[{_reached(host)}]" if ":" in host and host != "::" else _reached(host)
     return _KUBECONFIG.format(
-        server=f"https://{reached}:{port}",
+        server=_url(host, port),
         authority=base64.b64encode(authority.certificate_pem).decode(),
         certificate=base64.b64encode(pair.certificate.read_bytes()).decode(),
         key=base64.b64encode(pair.key.read_bytes()).decode(),

@@ -16,13 +16,16 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sampan.kernel.autojump import autojump
 from sampan.kernel.clock import Clock
 from sampan.kernel.errors import SampanError
 from sampan.kernel.part import Part
 from sampan.kernel.platform import Platform as KernelPlatform
+
+if TYPE_CHECKING:
+    from sampan.kube.client.http import HttpClient
 
 T = TypeVar("T")
 
@@ -142,6 +145,15 @@ class Platform:
             known = ", ".join(sorted(self.kernel.listeners.addresses())) or "nothing"
             raise LookupError(f"nothing listens as {name}; there is {known}")
         return f"{address[0]}:{address[1]}"
+
+    def client(self, user: str = "", groups: Sequence[str] = ()) -> HttpClient:
+        """A client of the platform's Kubernetes API for the running event loop (`async with` it); as an administrator, or
+        impersonating ``user``.
+        """
+        from sampan.kube.client.http import HttpClient
+
+        client = HttpClient.from_kubeconfig(self.kubeconfig)
+        return client.impersonate(user, groups) if user else client
 
     def get(self, interface: type[T]) -> T:
         """What a part provides in this process, for tests in the platform's own loop."""

@@ -5,6 +5,7 @@
 | ``platform`` | function | an isolated platform on free ports; ``@pytest.mark.sampan(only=[...], settings={...})`` shapes it |
 | ``shared_platform`` | session | one platform for all tests that do not mind company |
 | ``clock`` | function | the clock of ``platform``: ``jump``, ``freeze``, ``run``, ``autojump`` |
+| ``kube`` | function | an asyncio client of its Kubernetes API (where pytest-asyncio is installed) |
 | ``kubeconfig`` | function | path of the platform's kubeconfig, also set as KUBECONFIG for what the test starts |
 
 The platform runs on a thread of its own, so these work in synchronous and asynchronous tests alike.
@@ -12,13 +13,19 @@ The platform runs on a thread of its own, so these work in synchronous and async
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+try:
+    import pytest_asyncio
+except ImportError:
+    pytest_asyncio = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
+    from sampan.kube.client.http import HttpClient
     from sampan.testing.platform import Platform, SteeredClock
 
 
@@ -58,3 +65,12 @@ def kubeconfig(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The kubeconfig of the test's platform; KUBECONFIG names it for the length of the test."""
     monkeypatch.setenv("KUBECONFIG", str(platform.kubeconfig))
     return platform.kubeconfig
+
+
+if pytest_asyncio is not None:
+
+    @pytest_asyncio.fixture
+    async def kube(platform: Platform) -> AsyncIterator[HttpClient]:
+        """A client of the test's platform, as an administrator."""
+        async with platform.client() as client:
+            yield client
