@@ -35,8 +35,13 @@ def validate_annotations(annotations: Mapping[str, str], path: str, problems: Pr
         problems.too_long(path, ANNOTATIONS_LIMIT)
 
 
-def validate_metadata(obj: Object, namespaced: bool, rule: NameRule, problems: Problems) -> None:
-    """The metadata of an object on its way into the store."""
+def validate_metadata(
+    obj: Object, namespaced: bool, rule: NameRule, problems: Problems, *, any_finalizer: bool = False
+) -> None:
+    """The metadata of an object on its way into the store.
+
+    ``any_finalizer``: finalizers need no domain (definitions and custom resources; upstream's own kinds are stricter).
+    """
     metadata: Mapping[str, Any] = obj.get("metadata") or {}
     if generate_name := metadata.get("generateName"):
         # Something follows the base, so a final dash or dot is fine.
@@ -62,7 +67,7 @@ def validate_metadata(obj: Object, namespaced: bool, rule: NameRule, problems: P
     if owners := metadata.get("ownerReferences"):
         _validate_owners(owners, problems)
     if finalizers := metadata.get("finalizers"):
-        _validate_finalizers(finalizers, problems)
+        _validate_finalizers(finalizers, problems, any_finalizer)
 
 
 def _validate_owners(owners: list[Mapping[str, Any]], problems: Problems) -> None:
@@ -86,11 +91,11 @@ def _show(controllers: list[Any]) -> list[str]:
     return [f'"true" in references for {name}' for name in controllers]
 
 
-def _validate_finalizers(finalizers: list[str], problems: Problems) -> None:
+def _validate_finalizers(finalizers: list[str], problems: Problems, any_finalizer: bool) -> None:
     for finalizer in finalizers:
         for why in names.qualified_name(finalizer):
             problems.invalid("metadata.finalizers", finalizer, why)
-        if "/" not in finalizer and finalizer not in STANDARD_FINALIZERS:
+        if not any_finalizer and "/" not in finalizer and finalizer not in STANDARD_FINALIZERS:
             why = "name is neither a standard finalizer name nor is it fully qualified"
             problems.invalid("metadata.finalizers", finalizer, why)
     if "orphan" in finalizers and "foregroundDeletion" in finalizers:

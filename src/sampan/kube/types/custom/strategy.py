@@ -108,7 +108,7 @@ class CustomStrategy(Strategy):
 
     def _metadata(self, obj: Object) -> Problems:
         problems = Problems()
-        validate_metadata(obj, self._namespaced, names.dns_subdomain, problems)
+        validate_metadata(obj, self._namespaced, names.dns_subdomain, problems, any_finalizer=True)
         return problems
 
     def _judge(self, obj: Object, old: Object | None, problems: Problems) -> None:

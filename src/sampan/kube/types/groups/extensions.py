@@ -67,11 +67,17 @@ class CustomResourceDefinitionStrategy(BuiltinStrategy):
 
         definition.check_change(new, old, problems)
 
+    def validate(self, obj: Object) -> list[FieldError]:
+        problems = Problems()
+        validate_metadata(obj, False, self.name_rule, problems, any_finalizer=True)
+        self.check(obj, problems)
+        return problems
+
     def validate_change(self, new: Object, old: Object) -> list[FieldError]:
         if new["spec"] != old["spec"]:
             return super().validate_change(new, old)
         problems = Problems()
-        validate_metadata(new, False, self.name_rule, problems)
+        validate_metadata(new, False, self.name_rule, problems, any_finalizer=True)
         validate_metadata_update(new, old, problems)
         return problems
 
