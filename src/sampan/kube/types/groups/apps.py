@@ -10,8 +10,27 @@ from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, scale, status
 from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.groups.storage import default_claim
+from sampan.kube.types.groups.workload_validation import (
+    is_zero,
+    selector_unchanged,
+    validate_int_or_percent,
+    validate_workload,
+)
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
+
+_STATEFUL_MUTABLE = frozenset(
+    {
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+    }
+)
 
 
 class DeploymentStrategy(BuiltinStrategy):
@@ -50,6 +69,32 @@ class DeploymentStrategy(BuiltinStrategy):
             cells.selector(spec.get("selector")),
         ]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        counts = ("replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds")
+        validate_workload(spec, problems, counts=counts)
+        strategy = spec.get("strategy") or {}
+        problems.one_of("spec.strategy.type", strategy.get("type"), ("Recreate", "RollingUpdate"))
+        rolling = strategy.get("rollingUpdate")
+        if strategy.get("type") == "Recreate" and rolling is not None:
+            why = "may not be specified when strategy `type` is 'Recreate'"
+            problems.forbidden("spec.strategy.rollingUpdate", why)
+        elif strategy.get("type") == "RollingUpdate" and rolling is not None:
+            here = "spec.strategy.rollingUpdate"
+            validate_int_or_percent(
+                rolling.get("maxUnavailable"), f"{here}.maxUnavailable", problems, limit_percent=True
+            )
+            validate_int_or_percent(rolling.get("maxSurge"), f"{here}.maxSurge", problems)
+            if is_zero(rolling.get("maxUnavailable")) and is_zero(rolling.get("maxSurge")):
+                why = "may not be 0 when `maxSurge` is 0"
+                problems.invalid(f"{here}.maxUnavailable", rolling.get("maxUnavailable"), why)
+        deadline, ready = spec.get("progressDeadlineSeconds"), spec.get("minReadySeconds") or 0
+        if deadline is not None and deadline <= ready:
+            problems.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds")
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        selector_unchanged(new, old, problems)
+
 
 class ReplicaSetStrategy(BuiltinStrategy):
     """ReplicaSets."""
@@ -77,6 +122,12 @@ class ReplicaSetStrategy(BuiltinStrategy):
             *cells.containers(spec.get("template")),
             cells.selector(spec.get("selector")),
         ]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        validate_workload(obj.get("spec") or {}, problems, counts=("replicas", "minReadySeconds"))
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        selector_unchanged(new, old, problems)
 
 
 class StatefulSetStrategy(BuiltinStrategy):
@@ -115,6 +166,34 @@ class StatefulSetStrategy(BuiltinStrategy):
         spec, status = obj.get("spec") or {}, obj.get("status") or {}
         ready = f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}"
         return [obj["metadata"]["name"], ready, cells.age(obj, now), *cells.containers(spec.get("template"))]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        validate_workload(
+            spec, problems, counts=("replicas", "minReadySeconds", "revisionHistoryLimit"), kind="statefulset"
+        )
+        problems.one_of("spec.podManagementPolicy", spec.get("podManagementPolicy"), ("OrderedReady", "Parallel"))
+        strategy = spec.get("updateStrategy") or {}
+        problems.one_of("spec.updateStrategy.type", strategy.get("type"), ("RollingUpdate", "OnDelete"))
+        rolling = strategy.get("rollingUpdate")
+        if strategy.get("type") == "OnDelete" and rolling is not None:
+            why = "only allowed for updateStrategy 'RollingUpdate'"
+            problems.invalid("spec.updateStrategy.rollingUpdate", rolling, why)
+        problems.at_least("spec.updateStrategy.rollingUpdate.partition", (rolling or {}).get("partition"))
+        retention = spec.get("persistentVolumeClaimRetentionPolicy") or {}
+        for moment in ("whenDeleted", "whenScaled"):
+            here = f"spec.persistentVolumeClaimRetentionPolicy.{moment}"
+            problems.one_of(here, retention.get(moment), ("Retain", "Delete"))
+        problems.at_least("spec.ordinals.start", (spec.get("ordinals") or {}).get("start"))
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        fresh, stored = new.get("spec") or {}, old.get("spec") or {}
+        if any(fresh.get(field) != stored.get(field) for field in {*fresh, *stored} - _STATEFUL_MUTABLE):
+            problems.forbidden(
+                "spec",
+                "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', "
+                "'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+            )
 
 
 class DaemonSetStrategy(BuiltinStrategy):
@@ -163,6 +242,25 @@ class DaemonSetStrategy(BuiltinStrategy):
             cells.selector(spec.get("selector")),
         ]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        validate_workload(spec, problems, counts=("minReadySeconds", "revisionHistoryLimit"), kind="daemonset")
+        strategy = spec.get("updateStrategy") or {}
+        problems.one_of("spec.updateStrategy.type", strategy.get("type"), ("RollingUpdate", "OnDelete"))
+        if strategy.get("type") != "RollingUpdate":
+            return
+        here, rolling = "spec.updateStrategy.rollingUpdate", strategy.get("rollingUpdate") or {}
+        unavailable, surge = rolling.get("maxUnavailable"), rolling.get("maxSurge")
+        validate_int_or_percent(unavailable, f"{here}.maxUnavailable", problems, limit_percent=True)
+        validate_int_or_percent(surge, f"{here}.maxSurge", problems, limit_percent=True)
+        if is_zero(unavailable) and is_zero(surge):
+            problems.required(f"{here}.maxUnavailable", "cannot be 0 when maxSurge is 0")
+        elif not is_zero(unavailable) and not is_zero(surge):
+            problems.invalid(f"{here}.maxSurge", surge, "may not be set when maxUnavailable is non-zero")
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        selector_unchanged(new, old, problems)
+
 
 class ControllerRevisionStrategy(BuiltinStrategy):
     """ControllerRevisions."""
@@ -177,6 +275,14 @@ class ControllerRevisionStrategy(BuiltinStrategy):
             group = owner["apiVersion"].rpartition("/")[0]
             controller = f"{owner['kind'].lower()}{'.' + group if group else ''}/{owner['name']}"
         return [obj["metadata"]["name"], controller, str(obj.get("revision") or 0), cells.age(obj, now)]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        if obj.get("data") is None:
+            problems.required("data", "data is mandatory")
+        problems.at_least("revision", obj.get("revision"))
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        problems.immutable("data", new.get("data"), old.get("data"))
 
 
 def types() -> list[ResourceType]:

@@ -11,8 +11,10 @@ from datetime import datetime
 from typing import Any
 
 from sampan.kube.objects import Object, Resource, copy, dig
+from sampan.kube.types import names
 from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
 
@@ -67,15 +69,81 @@ class HorizontalPodAutoscalerStrategy(BuiltinStrategy):
             cells.age(obj, now),
         ]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        least, most = spec.get("minReplicas"), spec.get("maxReplicas") or 0
+        if least is not None and least < 1:
+            problems.invalid("spec.minReplicas", least, "must be greater than or equal to 1")
+        if most < 1:
+            problems.invalid("spec.maxReplicas", most, "must be greater than 0")
+        if least is not None and most < least:
+            problems.invalid("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`")
+        reference = spec.get("scaleTargetRef") or {}
+        for field in ("kind", "name"):
+            if not reference.get(field):
+                problems.required(f"spec.scaleTargetRef.{field}")
+            else:
+                value = reference[field]
+                problems.invalid_all(f"spec.scaleTargetRef.{field}", value, names.path_segment(value))
+        for index, metric in enumerate(spec.get("metrics") or ()):
+            _check_metric(metric, f"spec.metrics[{index}]", problems)
+        for direction in ("scaleUp", "scaleDown"):
+            rules = (spec.get("behavior") or {}).get(direction) or {}
+            _check_rules(rules, f"spec.behavior.{direction}", problems)
+
 
 class HorizontalPodAutoscalerV1Strategy(HorizontalPodAutoscalerStrategy):
     """HorizontalPodAutoscalers in the shape of v1."""
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        super().check(to_v2(obj), problems)
 
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {}).setdefault("minReplicas", 1)
         annotations = obj["metadata"].get("annotations") or {}
         if METRICS not in annotations:
             obj["spec"].setdefault("targetCPUUtilizationPercentage", 80)
+
+
+def _check_metric(metric: Object, path: str, problems: Problems) -> None:
+    kind = metric.get("type") or ""
+    problems.one_of(f"{path}.type", kind, tuple(sorted(_SOURCES)))
+    if kind not in _SOURCES:
+        return
+    source = metric.get(_SOURCES[kind])
+    here = f"{path}.{_SOURCES[kind]}"
+    if source is None:
+        problems.required(here, "must populate information for the given metric source")
+        return
+    if kind in ("Resource", "ContainerResource") and not source.get("name"):
+        problems.required(f"{here}.name", "must specify a resource name")
+    if kind in ("Pods", "Object", "External") and not dig(source, "metric", "name"):
+        problems.required(f"{here}.metric.name", "must specify a metric name")
+    target = source.get("target") or {}
+    problems.one_of(f"{here}.target.type", target.get("type"), ("Utilization", "Value", "AverageValue"))
+    given = [field for field in ("averageUtilization", "averageValue", "value") if target.get(field) is not None]
+    if not given:
+        problems.required(f"{here}.target", "must set either a target raw value or a target utilization")
+    utilization = target.get("averageUtilization")
+    if utilization is not None and utilization < 1:
+        problems.invalid(f"{here}.target.averageUtilization", utilization, "must be greater than 0")
+
+
+def _check_rules(rules: Object, path: str, problems: Problems) -> None:
+    window = rules.get("stabilizationWindowSeconds")
+    problems.at_least(f"{path}.stabilizationWindowSeconds", window)
+    if window is not None and window > 3600:
+        problems.invalid(f"{path}.stabilizationWindowSeconds", window, "must be less than or equal to 3600")
+    choices = ("Disabled", "Max", "Min")
+    problems.one_of(f"{path}.selectPolicy", rules.get("selectPolicy"), choices, required=False)
+    for index, policy in enumerate(rules.get("policies") or ()):
+        here = f"{path}.policies[{index}]"
+        problems.one_of(f"{here}.type", policy.get("type"), ("Percent", "Pods"))
+        for field in ("value", "periodSeconds"):
+            if (policy.get(field) or 0) <= 0:
+                problems.invalid(f"{here}.{field}", policy.get(field) or 0, "must be greater than zero")
+        if (policy.get("periodSeconds") or 0) > 1800:
+            problems.invalid(f"{here}.periodSeconds", policy["periodSeconds"], "must be less than or equal to 1800")
 
 
 MOST_METRICS = 2

@@ -9,8 +9,16 @@ from sampan.kube.objects import Object, dig
 from sampan.kube.types import duration
 from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import READ_WRITE, declare, status
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
+
+USAGES = (
+    "signing", "digital signature", "content commitment", "key encipherment", "key agreement", "data encipherment",
+    "cert sign", "crl sign", "encipher only", "decipher only", "any", "server auth", "client auth", "code signing",
+    "email protection", "s/mime", "ipsec end system", "ipsec tunnel", "ipsec user", "timestamping", "ocsp signing",
+    "microsoft sgc", "netscape sgc",
+)  # fmt: skip
 
 
 class CertificateSigningRequestStrategy(BuiltinStrategy):
@@ -42,6 +50,30 @@ class CertificateSigningRequestStrategy(BuiltinStrategy):
             duration.human(timedelta(seconds=seconds)) if seconds is not None else cells.NONE,
             ",".join(states) or "Pending",
         ]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        if not spec.get("request"):
+            problems.required("spec.request")
+        usages = spec.get("usages") or ()
+        if not usages:
+            problems.required("spec.usages")
+        for index, usage in enumerate(usages):
+            if usage not in USAGES:
+                problems.unsupported(f"spec.usages[{index}]", usage, USAGES)
+            if usage in usages[:index]:
+                problems.duplicate(f"spec.usages[{index}]", usage)
+        signer = spec.get("signerName") or ""
+        if not signer:
+            problems.required("spec.signerName")
+        elif signer.count("/") != 1 or signer.startswith("/") or signer.endswith("/"):
+            why = "must be a fully qualified domain and path of the form 'example.com/signer-name'"
+            problems.invalid("spec.signerName", signer, why)
+        seconds = spec.get("expirationSeconds")
+        if seconds is not None and seconds < 600:
+            problems.invalid(
+                "spec.expirationSeconds", seconds, "may not specify a duration less than 600 seconds (10 minutes)"
+            )
 
 
 def types() -> list[ResourceType]:

@@ -113,6 +113,25 @@ class APIServiceStrategy(BuiltinStrategy):
         shown = f"{service.get('namespace')}/{service.get('name')}" if service else "Local"
         return [obj["metadata"]["name"], shown, state, cells.age(obj, now)]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        wanted = f"{spec.get('version') or ''}.{spec.get('group') or ''}"
+        if obj["metadata"].get("name") != wanted:
+            why = f'must be `spec.version+"."+spec.group`: {wanted!r}'
+            problems.invalid("metadata.name", obj["metadata"].get("name") or "", why)
+        for field, most in (("groupPriorityMinimum", 20000), ("versionPriority", 1000)):
+            value = spec.get(field) or 0
+            if not 0 < value <= most:
+                problems.invalid(f"spec.{field}", value, f"must be positive and less than {most}")
+        service = spec.get("service")
+        if service is not None:
+            for field in ("namespace", "name"):
+                if not service.get(field):
+                    problems.required(f"spec.service.{field}")
+        if spec.get("insecureSkipTLSVerify") and spec.get("caBundle"):
+            why = "may not be true if caBundle is specified"
+            problems.invalid("spec.insecureSkipTLSVerify", True, why)
+
 
 class FlowSchemaStrategy(BuiltinStrategy):
     """FlowSchemas: kept for tools that list them; this server has no request queues."""

@@ -7,8 +7,11 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from sampan.kube.objects import Object, dig
+from sampan.kube.types import names
 from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import PROXY, declare, status
+from sampan.kube.types.groups.pod_validation import EFFECTS
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
 
@@ -59,6 +62,22 @@ class NodeStrategy(BuiltinStrategy):
             *(info.get(field) or "<unknown>" for field in ("osImage", "kernelVersion", "containerRuntimeVersion")),
         ]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        seen: set[tuple[Any, Any]] = set()
+        for index, taint in enumerate(dig(obj, "spec", "taints", default=())):
+            here, key, effect = f"spec.taints[{index}]", taint.get("key") or "", taint.get("effect")
+            problems.invalid_all(f"{here}.key", key, names.qualified_name(key))
+            problems.invalid_all(f"{here}.value", taint.get("value") or "", names.label_value(taint.get("value") or ""))
+            problems.one_of(f"{here}.effect", effect, EFFECTS)
+            if (key, effect) in seen:
+                problems.duplicate(here, {"key": key, "effect": str(effect)})
+            seen.add((key, effect))
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        stored = dig(old, "spec", "podCIDRs", default=[])
+        if stored and dig(new, "spec", "podCIDRs", default=[]) != stored:
+            problems.forbidden("spec.podCIDRs", 'node updates may not change podCIDR except from "" to valid')
+
 
 def _roles(node: Object) -> list[str]:
     prefix = "node-role.kubernetes.io/"
@@ -78,6 +97,13 @@ class RuntimeClassStrategy(BuiltinStrategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return [obj["metadata"]["name"], obj.get("handler") or "", cells.age(obj, now)]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        handler = obj.get("handler") or ""
+        problems.invalid_all("handler", handler, names.dns_label(handler))
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        problems.immutable("handler", new.get("handler"), old.get("handler"))
 
 
 def types() -> list[ResourceType]:

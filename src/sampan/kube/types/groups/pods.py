@@ -10,6 +10,8 @@ from sampan.kube.objects import Kind, Object, dig
 from sampan.kube.types.groups import pod_table
 from sampan.kube.types.groups.declare import CONNECT, PROXY, READ_WRITE, declare, status
 from sampan.kube.types.groups.pod_defaults import default_pod_spec, quality_of_service
+from sampan.kube.types.groups.pod_validation import validate_pod_spec, validate_pod_update
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
 
@@ -63,6 +65,12 @@ class PodStrategy(BuiltinStrategy):
             "status.podIPs": ",".join(address.get("ip", "") for address in status.get("podIPs") or ()),
             "status.nominatedNodeName": status.get("nominatedNodeName", ""),
         }
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        validate_pod_spec(obj.get("spec") or {}, "spec", problems)
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        validate_pod_update(new, old, problems)
 
     def deletion_grace(self, obj: Object, requested: int | None) -> int:
         """The request's, else the pod's own, else 30; a pod that is on no node or has finished goes at once."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
 from sampan.kube.objects import Object
 from sampan.kube.types import names
 from sampan.kube.types.groups import cells
+from sampan.kube.types.groups.container_validation import PROTOCOLS, validate_port_reference
 from sampan.kube.types.groups.declare import PROXY, declare, status
+from sampan.kube.types.groups.pod_validation import validate_address
+from sampan.kube.types.metadata import validate_labels
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
 
@@ -82,6 +87,81 @@ class ServiceStrategy(BuiltinStrategy):
             cells.labels(spec.get("selector")),
         ]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        kind, ports = spec.get("type"), spec.get("ports") or ()
+        problems.one_of("spec.type", kind, ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort"))
+        problems.one_of("spec.sessionAffinity", spec.get("sessionAffinity"), ("ClientIP", "None"))
+        headless = spec.get("clusterIP") == "None"
+        if kind == "ExternalName":
+            name = spec.get("externalName") or ""
+            if not name:
+                problems.required("spec.externalName")
+            else:
+                problems.invalid_all("spec.externalName", name, names.dns_subdomain(name.removesuffix(".")))
+            if spec.get("clusterIP") not in (None, ""):
+                problems.forbidden("spec.clusterIP", "may not be set when `type` is 'ExternalName'")
+        elif not ports and not headless:
+            problems.required("spec.ports")
+        if headless and kind in ("NodePort", "LoadBalancer"):
+            why = f"may not be set to 'None' for {kind} services"
+            problems.invalid("spec.clusterIPs[0]", "None", why)
+        elif spec.get("clusterIP") and not headless:
+            validate_address(spec["clusterIP"], "spec.clusterIPs[0]", problems)
+        validate_labels(spec.get("selector") or {}, "spec.selector", problems)
+        _validate_service_ports(ports, kind or "", problems)
+        for index, address in enumerate(spec.get("externalIPs") or ()):
+            validate_address(address, f"spec.externalIPs[{index}]", problems)
+        timeout = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
+        if timeout is not None and not 0 < timeout <= 86400:
+            here = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+            problems.invalid(here, timeout, "must be greater than 0 and less than 86400")
+        if kind in ("NodePort", "LoadBalancer"):
+            problems.one_of("spec.externalTrafficPolicy", spec.get("externalTrafficPolicy"), ("Cluster", "Local"))
+        if kind != "ExternalName":
+            problems.one_of("spec.internalTrafficPolicy", spec.get("internalTrafficPolicy"), ("Cluster", "Local"))
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        fresh, stored = new.get("spec") or {}, old.get("spec") or {}
+        before = stored.get("clusterIP")
+        if (
+            before
+            and "ExternalName" not in (fresh.get("type"), stored.get("type"))
+            and fresh.get("clusterIP") != before
+        ):
+            problems.invalid("spec.clusterIPs[0]", fresh.get("clusterIPs") or [], "may not change once set")
+
+
+def _validate_service_ports(ports: Sequence[Object], kind: str, problems: Problems) -> None:
+    seen: set[str] = set()
+    numbers: set[tuple[Any, Any]] = set()
+    node_ports: set[tuple[Any, Any]] = set()
+    for index, port in enumerate(ports):
+        here, name = f"spec.ports[{index}]", port.get("name") or ""
+        if not name and len(ports) > 1:
+            problems.required(f"{here}.name")
+        elif name:
+            problems.invalid_all(f"{here}.name", name, names.dns_label(name))
+            if name in seen:
+                problems.duplicate(f"{here}.name", name)
+            seen.add(name)
+        number, protocol = port.get("port") or 0, port.get("protocol")
+        problems.invalid_all(f"{here}.port", number, names.port_number(number))
+        problems.one_of(f"{here}.protocol", protocol, PROTOCOLS)
+        if port.get("targetPort") is not None:
+            validate_port_reference(port["targetPort"], f"{here}.targetPort", problems)
+        if (number, protocol) in numbers:
+            problems.duplicate(here, {"port": str(number), "protocol": str(protocol)})
+        numbers.add((number, protocol))
+        node_port = port.get("nodePort")
+        if not node_port:
+            continue
+        if kind not in ("NodePort", "LoadBalancer"):
+            problems.forbidden(f"{here}.nodePort", f"may not be used when `type` is '{kind}'")
+        elif (node_port, protocol) in node_ports:
+            problems.duplicate(f"{here}.nodePort", node_port)
+        node_ports.add((node_port, protocol))
+
 
 def _external_address(service: Object) -> str:
     spec = service.get("spec") or {}
@@ -124,6 +204,21 @@ class EndpointsStrategy(BuiltinStrategy):
                 ports = subset.get("ports") or ()
                 found += [f"{host}:{port.get('port')}" for port in ports] if ports else [host]
         return [obj["metadata"]["name"], cells.listed(found), cells.age(obj, now)]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        for index, subset in enumerate(obj.get("subsets") or ()):
+            here, ports = f"subsets[{index}]", subset.get("ports") or ()
+            if not subset.get("addresses") and not subset.get("notReadyAddresses"):
+                problems.required(here, "must specify `addresses` or `notReadyAddresses`")
+            for field in ("addresses", "notReadyAddresses"):
+                for place, address in enumerate(subset.get(field) or ()):
+                    validate_address(address.get("ip") or "", f"{here}.{field}[{place}].ip", problems)
+            for place, port in enumerate(ports):
+                if len(ports) > 1 and not port.get("name"):
+                    problems.required(f"{here}.ports[{place}].name")
+                number = port.get("port") or 0
+                problems.invalid_all(f"{here}.ports[{place}].port", number, names.port_number(number))
+                problems.one_of(f"{here}.ports[{place}].protocol", port.get("protocol"), PROTOCOLS)
 
 
 def types() -> list[ResourceType]:

@@ -7,8 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from sampan.kube.objects import Object, dig
+from sampan.kube.types import names, quantity
 from sampan.kube.types.groups import cells
+from sampan.kube.types.groups.container_validation import validate_resources
 from sampan.kube.types.groups.declare import declare, status
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
 
@@ -60,6 +63,34 @@ class PersistentVolumeStrategy(BuiltinStrategy):
             spec.get("volumeMode") or cells.UNSET,
         ]
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        spec = obj.get("spec") or {}
+        _check_modes(spec, "spec", problems)
+        capacity = spec.get("capacity") or {}
+        if not capacity:
+            problems.required("spec.capacity")
+        elif set(capacity) != {"storage"}:
+            problems.unsupported("spec.capacity", sorted(capacity), ("storage",))
+        elif quantity.parse(capacity["storage"]) <= 0:
+            problems.invalid("spec.capacity[storage]", capacity["storage"], "must be greater than zero")
+        policies = ("Delete", "Recycle", "Retain")
+        problems.one_of("spec.persistentVolumeReclaimPolicy", spec.get("persistentVolumeReclaimPolicy"), policies)
+        sources = [name for name in _VOLUME_SOURCES if spec.get(name) is not None]
+        if not sources:
+            problems.required("spec", "must specify a volume type")
+        for extra in sources[1:]:
+            problems.forbidden(f"spec.{extra}", "may not specify more than 1 volume type")
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        fresh, stored = new.get("spec") or {}, old.get("spec") or {}
+        for name in _VOLUME_SOURCES:
+            if fresh.get(name) != stored.get(name) and name != "csi":
+                problems.forbidden(
+                    "spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation"
+                )
+                break
+        problems.immutable("spec.volumeMode", fresh.get("volumeMode"), stored.get("volumeMode"))
+
 
 class PersistentVolumeClaimStrategy(BuiltinStrategy):
     """PersistentVolumeClaims."""
@@ -96,6 +127,60 @@ class PersistentVolumeClaimStrategy(BuiltinStrategy):
             cells.age(obj, now),
             spec.get("volumeMode") or cells.UNSET,
         ]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        validate_claim_spec(obj.get("spec") or {}, "spec", problems)
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        fresh, stored = dict(new.get("spec") or {}), dict(old.get("spec") or {})
+        asked, had = (dig(s, "resources", "requests", "storage", default="0") for s in (fresh, stored))
+        if quantity.compare(asked, had) < 0:
+            problems.forbidden("spec.resources.requests.storage", "field can not be less than status.capacity")
+        # A claim is bound by setting its volume once; its class by the default-class admission.
+        for field in ("volumeName", "storageClassName"):
+            if not stored.get(field):
+                fresh.pop(field, None)
+        for spec in (fresh, stored):
+            spec.pop("resources", None)
+            spec.pop("volumeAttributesClassName", None)
+        if fresh != stored:
+            problems.forbidden(
+                "spec",
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+            )
+
+
+_VOLUME_SOURCES = (
+    "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "csi", "fc", "flexVolume", "flocker",
+    "gcePersistentDisk", "glusterfs", "hostPath", "iscsi", "local", "nfs", "photonPersistentDisk", "portworxVolume",
+    "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume",
+)  # fmt: skip
+
+
+def _check_modes(spec: Object, path: str, problems: Problems) -> None:
+    modes = spec.get("accessModes") or ()
+    if not modes:
+        problems.required(f"{path}.accessModes", "at least 1 access mode is required")
+    for mode in modes:
+        if mode not in _MODES:
+            problems.unsupported(f"{path}.accessModes", mode, tuple(_MODES))
+    if "ReadWriteOncePod" in modes and len(modes) > 1:
+        problems.forbidden(f"{path}.accessModes", "may not use ReadWriteOncePod with other access modes")
+    problems.one_of(f"{path}.volumeMode", spec.get("volumeMode"), ("Block", "Filesystem"), required=False)
+
+
+def validate_claim_spec(spec: Object, path: str, problems: Problems) -> None:
+    """Everything below ``spec`` of a claim."""
+    _check_modes(spec, path, problems)
+    resources = spec.get("resources") or {}
+    amount = (resources.get("requests") or {}).get("storage")
+    if amount is None:
+        problems.required(f"{path}.resources[storage]")
+    elif quantity.parse(amount) <= 0:
+        problems.invalid(f"{path}.resources[storage]", amount, "must be greater than zero")
+    validate_resources(resources, f"{path}.resources", problems)
+    if name := spec.get("storageClassName"):
+        problems.invalid_all(f"{path}.storageClassName", name, names.dns_subdomain(name))
 
 
 _MODES = {
@@ -146,6 +231,25 @@ class StorageClassStrategy(BuiltinStrategy):
             bool(obj.get("allowVolumeExpansion")),
             cells.age(obj, now),
         ]
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        provisioner = obj.get("provisioner") or ""
+        if not provisioner:
+            problems.required("provisioner")
+        else:
+            problems.invalid_all("provisioner", provisioner, names.qualified_name(provisioner.lower()))
+        problems.one_of("reclaimPolicy", obj.get("reclaimPolicy"), ("Delete", "Retain"))
+        modes = ("Immediate", "WaitForFirstConsumer")
+        problems.one_of("volumeBindingMode", obj.get("volumeBindingMode"), modes)
+
+    def check_update(self, new: Object, old: Object, problems: Problems) -> None:
+        if (new.get("parameters") or {}) != (old.get("parameters") or {}):
+            problems.forbidden("parameters", "updates to parameters are forbidden.")
+        if new.get("provisioner") != old.get("provisioner"):
+            problems.forbidden("provisioner", "updates to provisioner are forbidden.")
+        if new.get("reclaimPolicy") != old.get("reclaimPolicy"):
+            problems.forbidden("reclaimPolicy", "updates to reclaimPolicy are forbidden.")
+        problems.immutable("volumeBindingMode", new.get("volumeBindingMode"), old.get("volumeBindingMode"))
 
 
 class CSIDriverStrategy(BuiltinStrategy):
