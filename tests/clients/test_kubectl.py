@@ -94,8 +94,8 @@ def test_errors_are_what_users_know(ctl: Command) -> None:
     assert 'configmaps "c" already exists' in ctl("create", "configmap", "c", fails=True)
     wrong = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\nspec: {a: 1}\n"
     assert 'unknown field "spec"' in ctl("create", "-f", "-", stdin=wrong, fails=True)
-    bad = WEB.replace("name: c, image", "name: C_, image")
-    assert 'Invalid value: "C_"' in ctl("apply", "-f", "-", stdin=bad, fails=True)
+    bad = WEB.replace("{name: web,", "{name: Web_,")
+    assert 'metadata.name: Invalid value: "Web_"' in ctl("apply", "-f", "-", stdin=bad, fails=True)
     unknown = "apiVersion: example.com/v1\nkind: Nothing\nmetadata: {name: x}\n"
     assert 'no matches for kind "Nothing"' in ctl("create", "-f", "-", stdin=unknown, fails=True)
 
