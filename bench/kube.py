@@ -59,7 +59,16 @@ class Platform:
 
     def __init__(self, folder: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from sampan.cli import main; main()", "up", "--data-dir", str(folder), "--ports", "auto"],
+            [
+                sys.executable,
+                "-c",
+                "from sampan.cli import main; main()",
+                "up",
+                "--data-dir",
+                str(folder),
+                "--ports",
+                "auto",
+            ],
             stdout=subprocess.DEVNULL,
         )
         self.folder = folder
@@ -78,9 +87,7 @@ class Platform:
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
         pem = self.folder / "bench.pem"
-        pem.write_bytes(
-            base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"])
-        )
+        pem.write_bytes(base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"]))
         context.load_cert_chain(pem)
         return cluster["server"], context
 
@@ -97,7 +104,9 @@ class Platform:
         self.process.wait(20)
 
 
-async def rate(session: aiohttp.ClientSession, url: str, bodies: Any, workers: int, seconds: float) -> tuple[float, int]:
+async def rate(
+    session: aiohttp.ClientSession, url: str, bodies: Any, workers: int, seconds: float
+) -> tuple[float, int]:
     """Requests a second over some connections."""
     done = 0
     stop = time.perf_counter() + seconds
@@ -125,7 +134,9 @@ async def bare_rate(seconds: float) -> float:
         " print(l.sockets[0].getsockname()[1],flush=True)\n await asyncio.Event().wait()\n"
         "import uvloop;uvloop.run(m())\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(  # noqa: ASYNC220 (before the load begins)
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     port = int(process.stdout.readline())
     try:
@@ -228,11 +239,23 @@ async def measure(arguments: argparse.Namespace) -> None:
                 before = platform.cpu()
                 creates, count = await rate(session, collection, bodies, 8, arguments.seconds)
                 cpu = (platform.cpu() - before) / count * 1e6
-                rows.append(("durable creates/s, 8 connections", f"{creates:,.0f}", f"{creates / bare:.2f} of a bare aiohttp server ({bare:,.0f}/s); {cpu:.0f} µs CPU each; {fsyncs:,.0f} fsync/s"))
+                rows.append(
+                    (
+                        "durable creates/s, 8 connections",
+                        f"{creates:,.0f}",
+                        f"{creates / bare:.2f} of a bare aiohttp server ({bare:,.0f}/s); {cpu:.0f} µs CPU each; {fsyncs:,.0f} fsync/s",
+                    )
+                )
                 for _ in range(3):
                     await paced_gets(session, f"{collection}/c-1", 1000, 0.2)
                 taken = await paced_gets(session, f"{collection}/c-1", 1000, arguments.seconds)
-                rows.append(("get at 1,000/s: median, p99 (ms)", f"{statistics.median(taken):.2f}, {taken[int(len(taken) * 0.99)]:.2f}", f"load generator included ({len(taken)} gets)"))
+                rows.append(
+                    (
+                        "get at 1,000/s: median, p99 (ms)",
+                        f"{statistics.median(taken):.2f}, {taken[int(len(taken) * 0.99)]:.2f}",
+                        f"load generator included ({len(taken)} gets)",
+                    )
+                )
                 pods = f"{url}/api/v1/namespaces/default/pods"
                 memory = platform.memory()
                 numbers = iter(range(arguments.pods))
@@ -257,9 +280,21 @@ async def measure(arguments: argparse.Namespace) -> None:
                     async with session.get(pods) as answer:
                         size = len(await answer.read())
                     best = min(best, time.perf_counter() - began)
-                rows.append((f"list of {arguments.pods:,} pods (ms)", f"{best * 1000:.0f}", f"{size / 2**20:.1f} MiB, {size / 2**20 / best:.0f} MiB/s"))
+                rows.append(
+                    (
+                        f"list of {arguments.pods:,} pods (ms)",
+                        f"{best * 1000:.0f}",
+                        f"{size / 2**20:.1f} MiB, {size / 2**20 / best:.0f} MiB/s",
+                    )
+                )
             median, last = await fan_out(url, context, arguments.watchers)
-            rows.append((f"one write to {arguments.watchers:,} watchers: median, last (ms)", f"{median * 1000:.0f}, {last * 1000:.0f}", "load generator included"))
+            rows.append(
+                (
+                    f"one write to {arguments.watchers:,} watchers: median, last (ms)",
+                    f"{median * 1000:.0f}, {last * 1000:.0f}",
+                    "load generator included",
+                )
+            )
             rows.append(("memory at the end (MiB)", f"{platform.memory() / 2**20:.0f}", ""))
         finally:
             platform.stop()
@@ -280,4 +315,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

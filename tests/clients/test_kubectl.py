@@ -81,7 +81,7 @@ def test_typed_creation_edits_and_columns(ctl: Command) -> None:
     ctl("patch", "configmap", "c", "--type=json", "-p", '[{"op":"add","path":"/data/k","value":"v"}]')
     assert ctl("get", "cm", "c", "-o", "jsonpath={.data.k}{.metadata.labels.x}") == "vy"
     table = ctl("get", "deploy", "-o", "wide").splitlines()
-    assert table[0].split() == "NAME READY UP-TO-DATE AVAILABLE AGE CONTAINERS IMAGES SELECTOR".split()
+    assert table[0].split() == ["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE", "CONTAINERS", "IMAGES", "SELECTOR"]
     assert ctl("get", "cm", "-l", "x=y", "-o", "name").strip() == "configmap/c"
     assert ctl("get", "cm", "--field-selector", "metadata.name=c", "--no-headers").split()[0] == "c"
     assert "Name:" in ctl("describe", "deploy", "d")

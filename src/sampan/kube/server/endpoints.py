@@ -66,6 +66,7 @@ class Endpoints:
         """Answer a path that names no resource."""
         if request.method not in ("GET", "HEAD"):
             raise method_not_allowed()
+        path = path.rstrip("/") or "/"
         first, _, rest = path.strip("/").partition("/")
         # generated clients ask for /version/ and /openid/v1/jwks/
         plain = path.rstrip("/") or "/"

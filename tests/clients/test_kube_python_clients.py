@@ -1,0 +1,196 @@
+"""The Python clients and operators people use, unchanged, against a whole platform."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sampan.testing import Platform
+
+
+@pytest.fixture
+def namespace(shared_platform: Platform) -> Iterator[str]:
+    """A namespace of the test's own."""
+    from kubernetes import client, config
+
+    api = client.CoreV1Api(config.new_client_from_config(str(shared_platform.kubeconfig)))
+    name = f"py-{time.time_ns():x}"
+    api.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name)))
+    yield name
+    api.delete_namespace(name)
+
+
+def test_official_client_typed_and_watching(shared_platform: Platform, namespace: str) -> None:
+    from kubernetes import client, config, watch
+
+    connection = config.new_client_from_config(str(shared_platform.kubeconfig))
+    core, apps = client.CoreV1Api(connection), client.AppsV1Api(connection)
+    core.create_namespaced_config_map(namespace, client.V1ConfigMap(metadata={"name": "a"}, data={"x": "1"}))
+    core.patch_namespaced_config_map("a", namespace, {"data": {"y": "2"}})
+    found = core.read_namespaced_config_map("a", namespace)
+    assert found.data == {"x": "1", "y": "2"}
+    labels = {"app": "w"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+    apps.create_namespaced_deployment(namespace, {"metadata": {"name": "w"}, "spec": spec})
+    assert apps.patch_namespaced_deployment_scale("w", namespace, {"spec": {"replicas": 0}}).spec.replicas in (0, None)
+    listed = apps.list_namespaced_deployment(namespace, label_selector="!nothing", limit=10)
+    assert [item.metadata.name for item in listed.items] == ["w"]
+    with pytest.raises(client.ApiException) as raised:
+        core.read_namespaced_config_map("none", namespace)
+    assert raised.value.status == 404
+    watching = watch.Watch()
+    seen = []
+    for event in watching.stream(core.list_namespaced_config_map, namespace, timeout_seconds=10):
+        seen.append((event["type"], event["object"].metadata.name))
+        if ("ADDED", "a") in seen:
+            if len(seen) >= 1 and ("ADDED", "b") not in seen:
+                with contextlib.suppress(client.ApiException):
+                    core.create_namespaced_config_map(namespace, {"metadata": {"name": "b"}})
+            else:
+                watching.stop()
+    assert ("ADDED", "b") in seen
+    core.delete_namespaced_config_map("a", namespace)
+    assert "a" not in [item.metadata.name for item in core.list_namespaced_config_map(namespace).items]
+    assert client.VersionApi(connection).get_code().major == "1"
+
+
+def test_official_dynamic_client(shared_platform: Platform, namespace: str) -> None:
+    from kubernetes import config
+    from kubernetes.dynamic import DynamicClient
+
+    dynamic = DynamicClient(config.new_client_from_config(str(shared_platform.kubeconfig)))
+    maps = dynamic.resources.get(api_version="v1", kind="ConfigMap")
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "d"}, "data": {"k": "v"}}
+    maps.create(body=body, namespace=namespace)
+    applied = {**body, "data": {"k": "w"}}
+    maps.server_side_apply(body=applied, name="d", namespace=namespace, field_manager="me", force_conflicts=True)
+    assert maps.get(name="d", namespace=namespace).data.k == "w"
+    events = dynamic.watch(maps, namespace=namespace, timeout=5)
+    assert next(iter(events))["type"] == "ADDED"
+    maps.delete(name="d", namespace=namespace)
+
+
+async def test_asyncio_client(shared_platform: Platform, namespace: str) -> None:
+    from kubernetes_asyncio import client, config, watch
+
+    connection = await config.new_client_from_config(str(shared_platform.kubeconfig))
+    try:
+        core = client.CoreV1Api(connection)
+        await core.create_namespaced_secret(namespace, {"metadata": {"name": "s"}, "stringData": {"p": "q"}})
+        assert (await core.read_namespaced_secret("s", namespace)).data == {"p": "cQ=="}
+        async with watch.Watch() as watching:
+            async for event in watching.stream(core.list_namespaced_secret, namespace, timeout_seconds=10):
+                assert event["type"] == "ADDED"
+                break
+    finally:
+        await connection.close()
+
+
+async def test_kr8s(shared_platform: Platform, namespace: str) -> None:
+    import kr8s.asyncio
+    from kr8s.asyncio.objects import ConfigMap
+
+    api = await kr8s.asyncio.api(kubeconfig=str(shared_platform.kubeconfig))
+    made = await ConfigMap(
+        {"metadata": {"name": "k", "namespace": namespace, "labels": {"a": "b"}}, "data": {"x": "1"}}, api=api
+    )
+    await made.create()
+    found = [item async for item in api.get("configmaps", namespace=namespace, label_selector={"a": "b"})]
+    assert [item.name for item in found] == ["k"]
+    await made.patch({"data": {"x": "2"}})
+    assert made.raw["data"]["x"] == "2"
+    await made.delete()
+
+
+def test_lightkube(shared_platform: Platform, namespace: str) -> None:
+    from lightkube import Client
+    from lightkube.config.kubeconfig import KubeConfig
+    from lightkube.models.meta_v1 import ObjectMeta
+    from lightkube.resources.core_v1 import ConfigMap
+
+    light = Client(config=KubeConfig.from_file(str(shared_platform.kubeconfig)), field_manager="light")
+    light.apply(
+        ConfigMap(
+            apiVersion="v1", kind="ConfigMap", metadata=ObjectMeta(name="l", namespace=namespace), data={"a": "1"}
+        )
+    )
+    assert light.get(ConfigMap, "l", namespace=namespace).data == {"a": "1"}
+    for kind, item in light.watch(ConfigMap, namespace=namespace, fields={"metadata.name": "l"}, server_timeout=5):
+        assert (kind, item.metadata.name) == ("ADDED", "l")  # type: ignore[union-attr]
+        break
+    light.delete(ConfigMap, "l", namespace=namespace)
+
+
+OPERATOR = """
+import kopf
+
+@kopf.on.startup()
+def configure(settings, **_):
+    settings.posting.enabled = True
+    settings.scanning.disabled = False
+
+@kopf.on.create("configmaps", labels={"kopf": "yes"})
+def made(name, namespace, patch, **_):
+    patch.metadata.annotations["seen"] = "created"
+    return None
+
+@kopf.on.update("configmaps", labels={"kopf": "yes"}, field="data")
+def changed(patch, new, **_):
+    patch.metadata.annotations["seen"] = "updated"
+
+@kopf.on.delete("configmaps", labels={"kopf": "yes"})
+def gone(logger, **_):
+    logger.info("gone")
+"""
+
+
+def test_kopf_operator(shared_platform: Platform, namespace: str, tmp_path: Path) -> None:
+    from kubernetes import client, config
+
+    core = client.CoreV1Api(config.new_client_from_config(str(shared_platform.kubeconfig)))
+    (tmp_path / "handlers.py").write_text(textwrap.dedent(OPERATOR))
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "kopf"), "run", "-n", namespace, "--standalone", "handlers.py"],
+        cwd=tmp_path,
+        env={"KUBECONFIG": str(shared_platform.kubeconfig), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+
+    def until(wanted: str) -> None:
+        for _ in range(200):
+            annotations: dict[str, Any] = core.read_namespaced_config_map("o", namespace).metadata.annotations or {}
+            if annotations.get("seen") == wanted:
+                return
+            time.sleep(0.1)
+        raise AssertionError((tmp_path / "log").read_text()[-3000:])
+
+    try:
+        core.create_namespaced_config_map(
+            namespace, {"metadata": {"name": "o", "labels": {"kopf": "yes"}}, "data": {"a": "1"}}
+        )
+        until("created")
+        core.patch_namespaced_config_map("o", namespace, {"data": {"a": "2"}})
+        until("updated")
+        assert core.read_namespaced_config_map("o", namespace).metadata.finalizers
+        core.delete_namespaced_config_map("o", namespace)
+        for _ in range(200):
+            if not core.list_namespaced_config_map(namespace, field_selector="metadata.name=o").items:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError((tmp_path / "log").read_text()[-3000:])
+    finally:
+        process.terminate()
+        process.wait(10)
+        log.close()
