@@ -1,0 +1,1 @@
+"""From changes of objects to a published configuration and written statuses."""

@@ -1,0 +1,209 @@
+"""The gateway's one loop: objects change, the whole configuration is translated, published and reported.
+
+Translation is pure and cheap (unchanged rules and backends keep their wire form), so there is one way to be right: always
+from everything. Changes that arrive while a publication waits for Envoy are taken together in the next one. A status is
+written after Envoy has acknowledged what it reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from sampan.kube.client import resources as core
+from sampan.kube.control.controller import ControlContext
+from sampan.kube.objects import Key, Object, Resource, copy, dig
+from sampan.kube.status import ApiError
+from sampan.parts.traffic import resources
+from sampan.parts.traffic.envoy.build import Builder
+from sampan.parts.traffic.model import Model
+from sampan.parts.traffic.references import Backends
+from sampan.parts.traffic.sources import ingress
+from sampan.parts.traffic.sources.gateway_api import GatewaySource, PortMap, Statuses
+from sampan.parts.traffic.world import World
+from sampan.parts.traffic.xds import schema
+from sampan.parts.traffic.xds.server import ControlPlane
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = "kubernetes.io/service-name"
+
+_FIELDS: Mapping[Resource, str] = {
+    resources.GATEWAY_CLASSES: "gateway_classes",
+    resources.GATEWAYS: "gateways",
+    resources.HTTP_ROUTES: "http_routes",
+    resources.GRPC_ROUTES: "grpc_routes",
+    resources.TLS_ROUTES: "tls_routes",
+    resources.TCP_ROUTES: "tcp_routes",
+    resources.UDP_ROUTES: "udp_routes",
+    resources.REFERENCE_GRANTS: "reference_grants",
+    resources.BACKEND_TLS_POLICIES: "backend_tls_policies",
+    core.INGRESSES: "ingresses",
+    core.INGRESS_CLASSES: "ingress_classes",
+    core.SERVICES: "services",
+    core.SECRETS: "secrets",
+    core.CONFIG_MAPS: "config_maps",
+    core.NAMESPACES: "namespaces",
+}
+
+
+class Publisher:
+    """Follows the objects and keeps Envoy and the statuses in step with them."""
+
+    def __init__(
+        self,
+        context: ControlContext,
+        control_plane: ControlPlane,
+        address: str,
+        http_port: int,
+        https_port: int,
+        port_map: PortMap,
+    ) -> None:
+        self._context = context
+        self._control_plane = control_plane
+        self._address = address
+        self._ports = (http_port, https_port)
+        self._world = World()
+        self._gateways = GatewaySource(address, port_map)
+        self._builder = Builder()
+        self._dirty = asyncio.Event()
+        self._published = asyncio.Event()
+        self.generation = 0
+        """How many configurations were published."""
+
+    async def start(self) -> None:
+        """Follow the objects; publishing begins once all are known."""
+        informers = self._context.informers
+        for resource, name in _FIELDS.items():
+            informer = informers.informer(resource)
+            await informer.wait_synced()
+            informer.on_change(self._follow(name))
+        slices = informers.informer(core.ENDPOINT_SLICES)
+        await slices.wait_synced()
+        slices.on_change(self._slice_changed)
+        self._dirty.set()
+        self._context.tasks.keep("publisher", self._run)
+
+    async def published(self) -> None:
+        """Return once the first configuration is out."""
+        await self._published.wait()
+
+    def _follow(self, name: str) -> Callable[[Object | None, Object | None], None]:
+        """A listener that keeps one field of the world current."""
+        objects: dict[Key, Object] = getattr(self._world, name)
+
+        def changed(old: Object | None, new: Object | None) -> None:
+            if new is not None:
+                objects[Key.of(new)] = new
+                # our own status writes come back as changes of the same generation
+                if old is not None and _same_wish(old, new):
+                    return
+            elif old is not None:
+                objects.pop(Key.of(old), None)
+            self._dirty.set()
+
+        return changed
+
+    def _slice_changed(self, old: Object | None, new: Object | None) -> None:
+        slices: dict[Key, list[Object]] = self._world.slices  # type: ignore[assignment]
+        for one in (old, new):
+            service = dig(one, "metadata", "labels", SERVICE_NAME)
+            if one is None or not service:
+                continue
+            key, uid = Key(one["metadata"]["namespace"], service), one["metadata"]["uid"]
+            kept = [other for other in slices.get(key, ()) if other["metadata"]["uid"] != uid]
+            if one is new:
+                kept.append(one)
+            if kept:
+                slices[key] = kept
+            else:
+                slices.pop(key, None)
+        self._dirty.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._publish()
+            self._published.set()
+
+    async def _publish(self) -> None:
+        backends = Backends(self._world)
+        gateways = self._gateways.translate(self._world, backends)
+        ingresses = ingress.translate(self._world, backends, self._address, *self._ports)
+        model = Model([*gateways.listeners, *ingresses.listeners], backends.made)
+        await self._control_plane.publish(self._builder.build(model))
+        self.generation += 1
+        statuses = {**gateways.statuses, **ingresses.statuses}
+        self._report_rejections(statuses)
+        await self._write(statuses)
+
+    def _report_rejections(self, statuses: Statuses) -> None:
+        """What passed our own checks and Envoy still refuses is told where it belongs: on the Gateway."""
+        for (type_url, name), (_, reason) in self._control_plane.rejected().items():
+            log.error("Envoy refuses %s %s: %s", type_url.rpartition(".")[2], name, reason)
+            if type_url != schema.LISTENER and type_url != schema.ROUTES:
+                continue
+            for (resource, _), status in statuses.items():
+                if resource != resources.GATEWAYS:
+                    continue
+                for condition in status["conditions"]:
+                    if condition["type"] == "Programmed":
+                        condition |= {"status": "False", "reason": "Invalid", "message": f"{name}: {reason}"}
+
+    async def _write(self, statuses: Statuses) -> None:
+        for (resource, key), status in statuses.items():
+            current: Object | None = getattr(self._world, _FIELDS[resource]).get(key)
+            if current is None:
+                continue
+            wanted = self._with_times(status, current.get("status") or {})
+            if wanted == {name: dig(current, "status", name) for name in wanted}:
+                continue
+            try:
+                await self._context.client.patch(
+                    resource, key.name, {"status": wanted}, key.namespace or None, subresource="status"
+                )
+            except ApiError as error:
+                if not (error.not_found or error.conflict):
+                    log.warning("status of %s %s: %s", resource, key, error.message)
+
+    def _with_times(self, wanted: Object, current: Object) -> Object:
+        """The wanted status with ``lastTransitionTime`` kept where a condition's status did not change."""
+        dated: Object = copy(wanted)
+        stamp = self._context.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        _date(dated.get("conditions"), current.get("conditions"), stamp)
+        for listener in dated.get("listeners") or ():
+            known = (one for one in current.get("listeners") or () if one["name"] == listener["name"])
+            before: Object = next(known, {})
+            _date(listener["conditions"], before.get("conditions"), stamp)
+        for field, reference in (("parents", "parentRef"), ("ancestors", "ancestorRef")):
+            for entry in dated.get(field) or ():
+                same = (
+                    one
+                    for one in current.get(field) or ()
+                    if (one[reference], one["controllerName"]) == (entry[reference], entry["controllerName"])
+                )
+                earlier: Object = next(same, {})
+                _date(entry["conditions"], earlier.get("conditions"), stamp)
+        return dated
+
+
+def _same_wish(old: Object, new: Object) -> bool:
+    """Two states that differ in nothing but status and bookkeeping."""
+    if "status" not in new and "status" not in old:
+        return False
+    metadata = ("labels", "annotations", "generation", "deletionTimestamp")
+    return old.get("spec") == new.get("spec") and all(
+        old["metadata"].get(name) == new["metadata"].get(name) for name in metadata
+    )
+
+
+def _date(conditions: list[Object] | None, before: list[Object] | None, stamp: str) -> None:
+    known = {one["type"]: one for one in before or ()}
+    for condition in conditions or ():
+        old = known.get(condition["type"])
+        unchanged = old is not None and old["status"] == condition["status"]
+        condition.setdefault(
+            "lastTransitionTime", old["lastTransitionTime"] if old is not None and unchanged else stamp
+        )

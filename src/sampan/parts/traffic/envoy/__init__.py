@@ -1,0 +1,1 @@
+"""The Envoy process: its bootstrap, and its supervision across crashes, restarts and upgrades."""

@@ -1,0 +1,72 @@
+"""The bootstrap Envoy starts from: where its control plane is, and nothing else; all the rest comes over xDS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+NODE_CLUSTER = "sampan"
+XDS_CLUSTER = "sampan-xds"
+
+
+def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, Any]:
+    """An Envoy bootstrap in JSON form: delta ADS, load reports, a locked-down admin socket."""
+    http2 = {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {
+            "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
+        },
+    }
+    service = {"envoy_grpc": {"cluster_name": XDS_CLUSTER}}
+    return {
+        "node": {"id": node_id, "cluster": NODE_CLUSTER},
+        "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": True,
+                "grpc_services": [service],
+            },
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
+            "lds_config": {"ads": {}, "resource_api_version": "V3"},
+        },
+        "cluster_manager": {
+            "load_stats_config": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}
+        },
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": XDS_CLUSTER,
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "typed_extension_protocol_options": {
+                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
+                    },
+                    "load_assignment": {
+                        "cluster_name": XDS_CLUSTER,
+                        "endpoints": [
+                            {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(xds_socket)}}}}]}
+                        ],
+                    },
+                }
+            ]
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3"
+                        ".DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": 50_000,
+                    },
+                }
+            ]
+        },
+        "layered_runtime": {
+            "layers": [
+                {"name": "static", "static_layer": {"envoy.reloadable_features.no_extension_lookup_by_name": True}}
+            ]
+        },
+    }

@@ -1,0 +1,37 @@
+"""The model as a snapshot: everything Envoy is told, from plain values to wire form."""
+
+from __future__ import annotations
+
+from sampan.parts.traffic.envoy import clusters, listeners
+from sampan.parts.traffic.model import Backend, Model
+from sampan.parts.traffic.xds import schema
+from sampan.parts.traffic.xds.snapshot import Resource, Snapshot
+
+
+class Builder:
+    """Builds snapshots and keeps the encoding of backends that did not change."""
+
+    def __init__(self) -> None:
+        self._backends: dict[str, tuple[Backend, Resource, Resource]] = {}
+
+    def build(self, model: Model) -> Snapshot:
+        """The snapshot of a model."""
+        self._backends = {name: self._encode(name, backend) for name, backend in model.backends.items()}
+        built = listeners.build(model.listeners)
+        return Snapshot.build(
+            {
+                schema.CLUSTER: [cluster for _, cluster, _ in self._backends.values()],
+                schema.ENDPOINTS: [assignment for _, _, assignment in self._backends.values()],
+                schema.SECRET: list(built.secrets.values()),
+                schema.LISTENER: built.listeners,
+                schema.ROUTES: built.routes,
+            }
+        )
+
+    def _encode(self, name: str, backend: Backend) -> tuple[Backend, Resource, Resource]:
+        known = self._backends.get(name)
+        if known is not None and known[0] == backend:
+            return known
+        cluster = Resource.of(name, schema.resource(schema.CLUSTER, clusters.cluster(backend)))
+        assignment = Resource.of(name, schema.resource(schema.ENDPOINTS, clusters.load_assignment(backend)))
+        return backend, cluster, assignment

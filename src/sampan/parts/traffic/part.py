@@ -1,0 +1,144 @@
+"""The traffic part: Envoy, its control plane, the gateway.
+
+Read this first. ``sources`` translate objects to a ``model`` of plain values, ``envoy.build`` makes a snapshot of it, ``xds``
+brings the snapshot to Envoy make-before-break, ``control.publisher`` is the loop around all that, and ``envoy.process`` keeps
+Envoy running. Envoy survives the platform's core; only a stop that was asked for ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+import msgspec
+
+from sampan.kernel.part import Part, PartSettings
+from sampan.kube.client import resources as core
+from sampan.kube.client.interface import Client
+from sampan.kube.control.controller import ControlContext
+from sampan.kube.control.definitions import install
+from sampan.kube.status import ApiError
+from sampan.parts.traffic import definitions, resources
+from sampan.parts.traffic.control.publisher import Publisher
+from sampan.parts.traffic.envoy.process import Envoy
+from sampan.parts.traffic.load import LoadSignal
+from sampan.parts.traffic.sources import gateway_api, ingress
+from sampan.parts.traffic.xds.server import ControlPlane
+
+access_log = logging.getLogger("sampan.traffic.access")
+
+
+class TrafficSettings(PartSettings):
+    """Settings of the traffic part."""
+
+    host: Annotated[str, msgspec.Meta(description="Address the gateway listens on.")] = "127.0.0.1"
+    http_port: Annotated[
+        int, msgspec.Meta(description="Port that serves what Gateways and Ingresses ask of port 80.")
+    ] = 9080
+    https_port: Annotated[int, msgspec.Meta(description="Port that serves what they ask of port 443.")] = 9443
+    workers: Annotated[int, msgspec.Meta(description="Envoy worker threads.", ge=1)] = 2
+    load_interval: Annotated[float, msgspec.Meta(description="Seconds between Envoy's load reports.", gt=0)] = 0.5
+    drain_seconds: Annotated[float, msgspec.Meta(description="Seconds requests under way have at a stop.", ge=0)] = 5.0
+
+
+class TrafficPart(Part[TrafficSettings]):
+    """Gateway and its data plane."""
+
+    name = "traffic"
+    needs = ("kubernetes",)
+    settings_type = TrafficSettings
+
+    _control_plane: ControlPlane
+    _envoy: Envoy
+    _publisher: Publisher
+
+    async def provision(self) -> None:
+        await install(self.context.get(Client), definitions.all_definitions())
+        for resource, obj in (
+            (
+                resources.GATEWAY_CLASSES,
+                _class("gateway.networking.k8s.io/v1", "GatewayClass", "controllerName", gateway_api.CONTROLLER),
+            ),
+            (core.INGRESS_CLASSES, _class("networking.k8s.io/v1", "IngressClass", "controller", ingress.CONTROLLER)),
+        ):
+            try:
+                await self.context.get(Client).create(resource, obj)
+            except ApiError as error:
+                if not error.already_exists:
+                    raise
+
+    async def start(self) -> None:
+        context, settings = self.context, self.context.settings
+        signal = LoadSignal()
+        context.provide(LoadSignal, signal)
+        directory = context.data_dir / "envoy"
+        directory.mkdir(parents=True, exist_ok=True)
+        node = f"sampan-{context.data_dir.parent.name}"
+        self._envoy = Envoy(directory, context.clock, node_id=node, concurrency=settings.workers)
+        self._control_plane = ControlPlane(
+            self._envoy.xds_socket,
+            context.clock,
+            on_load=signal.take,
+            on_access=_log_access,
+            load_interval=settings.load_interval,
+        )
+        await self._control_plane.start()
+        http = context.listeners.choose("gateway", settings.http_port)
+        https = context.listeners.choose("gateway.tls", settings.https_port)
+        context.listeners.record("gateway", settings.host, http)
+        context.listeners.record("gateway.tls", settings.host, https)
+
+        def port_map(port: int) -> int:
+            return {80: http, 443: https}.get(port, port)
+
+        shared = context.get(ControlContext)
+        control = ControlContext(shared.client, shared.informers, shared.clock, context.tasks)
+        self._publisher = Publisher(control, self._control_plane, settings.host, http, https, port_map)
+        await self._publisher.start()
+        await self._envoy.start(context.tasks)
+
+    async def ready(self) -> None:
+        await self._publisher.published()
+        await self._envoy.ready()
+
+    async def drain(self) -> None:
+        await self._envoy.drain(self.context.settings.drain_seconds)
+
+    async def stop(self) -> None:
+        await self._envoy.stop()
+        await self._control_plane.stop()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "envoy": {"pid": self._envoy.pid, "restarts": self._envoy.restarts},
+            "connections": self._control_plane.connections,
+            "published": self._publisher.generation,
+            "rejected": {f"{kind}/{name}": why for (kind, name), (_, why) in self._control_plane.rejected().items()},
+        }
+
+
+def _class(api_version: str, kind: str, field: str, controller: str) -> dict[str, Any]:
+    annotations = {ingress.DEFAULT_CLASS: "true"} if kind == "IngressClass" else {}
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {"name": "sampan", "annotations": annotations},
+        "spec": {field: controller},
+    }
+
+
+def _log_access(batch: Any) -> None:
+    for entry in batch.http_logs.log_entry:
+        request, response = entry.request, entry.response
+        access_log.info(
+            "%s %s %d",
+            request.path,
+            request.authority,
+            response.response_code.value,
+            extra={
+                "route": entry.common_properties.route_name,
+                "cluster": entry.common_properties.upstream_cluster,
+                "user_agent": request.user_agent,
+                "bytes": response.response_body_bytes,
+            },
+        )

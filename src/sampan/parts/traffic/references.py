@@ -1,0 +1,209 @@
+"""Following references of the Gateway API: grants across namespaces, backends, certificates."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from sampan.kube.objects import Key, Object, dig
+from sampan.parts.traffic.model import Backend, Certificate, UpstreamTls
+from sampan.parts.traffic.world import World
+
+GROUP = "gateway.networking.k8s.io"
+
+
+class Problem(NamedTuple):
+    """Why a reference does not resolve: the condition's reason and message."""
+
+    reason: str
+    message: str
+
+
+class Origin(NamedTuple):
+    """Who refers."""
+
+    group: str
+    kind: str
+    namespace: str
+
+
+def granted(world: World, origin: Origin, group: str, kind: str, target: Key) -> bool:
+    """A ReferenceGrant in the target's namespace allows the reference (none is needed within one namespace)."""
+    if origin.namespace == target.namespace:
+        return True
+    for key, grant in world.reference_grants.items():
+        if key.namespace != target.namespace:
+            continue
+        allowed_from = any(
+            (one.get("group") or "", one["kind"], one["namespace"]) == (origin.group, origin.kind, origin.namespace)
+            for one in grant["spec"].get("from") or ()
+        )
+        allowed_to = any(
+            (one.get("group") or "") == group and one["kind"] == kind and one.get("name") in (None, "", target.name)
+            for one in grant["spec"].get("to") or ()
+        )
+        if allowed_from and allowed_to:
+            return True
+    return False
+
+
+class Backends:
+    """Resolves backend references into clusters, each made once."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.made: dict[str, Backend] = {}
+        self.policies = TlsPolicies(world)
+
+    def resolve(
+        self, origin: Origin, reference: Mapping[str, Any], *, grpc: bool = False, tcp: bool = False
+    ) -> str | Problem:
+        """The cluster name behind a backendRef, or why there is none."""
+        group, kind = reference.get("group") or "", reference.get("kind") or "Service"
+        key = Key(reference.get("namespace") or origin.namespace, reference["name"])
+        if (group, kind) != ("", "Service"):
+            return Problem("InvalidKind", f"backend kind {group}/{kind} is not supported")
+        if not granted(self._world, origin, group, kind, key):
+            return Problem("RefNotPermitted", f"Service {key} may not be referred to from namespace {origin.namespace}")
+        if reference.get("port") is None:
+            return Problem("BackendNotFound", f"a reference to Service {key} needs a port")
+        port = self._world.service_port(key, reference["port"])
+        if port is None:
+            what = f"port {reference['port']} of Service {key}" if key in self._world.services else f"Service {key}"
+            return Problem("BackendNotFound", f"{what} does not exist")
+        return self.cluster(key, port, grpc=grpc, tcp=tcp)
+
+    def cluster(self, service: Key, port: Object, *, grpc: bool = False, tcp: bool = False) -> str:
+        """The cluster of a Service port; one per protocol it is spoken to in."""
+        protocol = "tcp" if tcp else _protocol(port, grpc=grpc)
+        number = port["port"]
+        suffix = {"http1": "", "h2c": "/h2", "tcp": "/tcp"}[protocol]
+        name = f"{service.namespace}/{service.name}/{number}{suffix}"
+        if name not in self.made:
+            tls, broken = self.policies.upstream_tls(service, port) if not tcp else (None, False)
+            affinity = dig(self._world.services.get(service), "spec", "sessionAffinity") == "ClientIP"
+            self.made[name] = Backend(
+                name,
+                self._world.endpoints(service, port),
+                protocol=protocol,  # type: ignore[arg-type]
+                tls=tls,
+                broken=broken,
+                affinity=affinity,
+            )
+        return name
+
+
+def _protocol(port: Mapping[str, Any], *, grpc: bool) -> str:
+    declared = port.get("appProtocol") or ""
+    name = port.get("name") or ""
+    if grpc or declared in ("kubernetes.io/h2c", "grpc", "http2", "h2c"):
+        return "h2c"
+    if not declared and (name in ("h2c", "grpc", "http2") or name.startswith(("h2c-", "grpc-", "http2-"))):
+        return "h2c"
+    return "http1"
+
+
+class TlsPolicies:
+    """BackendTLSPolicies by the Service they target."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._by_service: dict[Key, list[Object]] = {}
+        for key, policy in sorted(world.backend_tls_policies.items(), key=_age):
+            for target in policy["spec"].get("targetRefs") or ():
+                if (target.get("group") or "", target["kind"]) == ("", "Service"):
+                    self._by_service.setdefault(Key(key.namespace, target["name"]), []).append(policy)
+
+    def of(self, service: Key, port: Mapping[str, Any]) -> Object | None:
+        """The policy in force for a Service port: one naming the port before one for the whole Service, then the oldest."""
+        whole = None
+        for policy in self._by_service.get(service, ()):
+            for target in policy["spec"]["targetRefs"]:
+                if target["name"] != service.name:
+                    continue
+                if target.get("sectionName") and target["sectionName"] == port.get("name"):
+                    return policy
+                if not target.get("sectionName") and whole is None:
+                    whole = policy
+        return whole
+
+    def upstream_tls(self, service: Key, port: Mapping[str, Any]) -> tuple[UpstreamTls | None, bool]:
+        """(TLS settings, the policy is broken) for a Service port."""
+        policy = self.of(service, port)
+        if policy is None:
+            return None, False
+        authority = self.authority(policy)
+        if isinstance(authority, Problem):
+            return None, True
+        validation = policy["spec"]["validation"]
+        names = tuple(
+            ("URI", one["uri"]) if one["type"] == "URI" else ("DNS", one["hostname"])
+            for one in validation.get("subjectAltNames") or ()
+        )
+        return UpstreamTls(validation["hostname"], authority, names), False
+
+    def authority(self, policy: Mapping[str, Any]) -> bytes | Problem | None:
+        """The PEM bundle a policy trusts (None: the system's), or what is wrong with it."""
+        validation = policy["spec"]["validation"]
+        namespace = policy["metadata"]["namespace"]
+        if validation.get("wellKnownCACertificates"):
+            return None
+        bundles = []
+        for reference in validation.get("caCertificateRefs") or ():
+            if (reference.get("group") or "", reference["kind"]) != ("", "ConfigMap"):
+                return Problem("InvalidKind", f"CA certificate kind {reference['kind']} is not supported")
+            key = Key(namespace, reference["name"])
+            text = dig(self._world.config_maps.get(key), "data", "ca.crt")
+            if not text:
+                return Problem("InvalidCACertificateRef", f"ConfigMap {key} does not exist or has no ca.crt")
+            try:
+                x509.load_pem_x509_certificates(text.encode())
+            except ValueError as error:
+                return Problem("InvalidCACertificateRef", f"ca.crt of ConfigMap {key} is no certificate: {error}")
+            bundles.append(text.encode())
+        if not bundles:
+            return Problem("InvalidCACertificateRef", "the policy names no CA certificate")
+        return b"\n".join(bundles)
+
+
+def _age(item: tuple[Key, Object]) -> tuple[str, Key]:
+    return item[1]["metadata"].get("creationTimestamp") or "", item[0]
+
+
+def certificate(world: World, origin: Origin, reference: Mapping[str, Any]) -> Certificate | Problem:
+    """The certificate behind a certificateRef."""
+    group, kind = reference.get("group") or "", reference.get("kind") or "Secret"
+    key = Key(reference.get("namespace") or origin.namespace, reference["name"])
+    if (group, kind) != ("", "Secret"):
+        return Problem("InvalidCertificateRef", f"certificate kind {group}/{kind} is not supported")
+    if not granted(world, origin, group, kind, key):
+        return Problem("RefNotPermitted", f"Secret {key} may not be referred to from namespace {origin.namespace}")
+    secret = world.secrets.get(key)
+    if secret is None:
+        return Problem("InvalidCertificateRef", f"Secret {key} does not exist")
+    return read_certificate(key, secret)
+
+
+def read_certificate(key: Key, secret: Mapping[str, Any]) -> Certificate | Problem:
+    """Certificate and key of a ``kubernetes.io/tls`` Secret, checked to be a pair Envoy will take."""
+    data = secret.get("data") or {}
+    try:
+        chain, private = (
+            base64.b64decode(data["tls.crt"], validate=True),
+            base64.b64decode(data["tls.key"], validate=True),
+        )
+        parsed = x509.load_pem_x509_certificates(chain)
+        loaded = serialization.load_pem_private_key(private, None)
+    except KeyError as error:
+        return Problem("InvalidCertificateRef", f"Secret {key} has no {error.args[0]}")
+    except (ValueError, TypeError, binascii.Error) as error:
+        return Problem("InvalidCertificateRef", f"Secret {key} holds no valid certificate and key: {error}")
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if parsed[0].public_key().public_bytes(encoding, form) != loaded.public_key().public_bytes(encoding, form):
+        return Problem("InvalidCertificateRef", f"the key in Secret {key} does not belong to its certificate")
+    return Certificate(f"{key.namespace}/{key.name}", chain, private)

@@ -1,0 +1,72 @@
+"""The objects the sources read, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sampan.kube.objects import Key, Object, dig
+from sampan.parts.traffic.model import Endpoint
+
+Objects = Mapping[Key, Object]
+
+
+@dataclass(slots=True)
+class World:
+    """Objects by kind and key; a kind nobody has is empty."""
+
+    gateway_classes: Objects = field(default_factory=dict)
+    gateways: Objects = field(default_factory=dict)
+    http_routes: Objects = field(default_factory=dict)
+    grpc_routes: Objects = field(default_factory=dict)
+    tls_routes: Objects = field(default_factory=dict)
+    tcp_routes: Objects = field(default_factory=dict)
+    udp_routes: Objects = field(default_factory=dict)
+    reference_grants: Objects = field(default_factory=dict)
+    backend_tls_policies: Objects = field(default_factory=dict)
+    ingresses: Objects = field(default_factory=dict)
+    ingress_classes: Objects = field(default_factory=dict)
+    knative_ingresses: Objects = field(default_factory=dict)
+    services: Objects = field(default_factory=dict)
+    slices: Mapping[Key, list[Object]] = field(default_factory=dict)
+    """EndpointSlices by the key of their Service."""
+    secrets: Objects = field(default_factory=dict)
+    config_maps: Objects = field(default_factory=dict)
+    namespaces: Objects = field(default_factory=dict)
+
+    def namespace_labels(self, name: str) -> Mapping[str, str]:
+        """Labels of a namespace."""
+        labels: Mapping[str, str] = dig(self.namespaces.get(Key("", name)), "metadata", "labels", default={})
+        return labels
+
+    def service_port(self, service: Key, port: int | str) -> Object | None:
+        """A port of a Service by number or name."""
+        found = self.services.get(service)
+        for candidate in dig(found, "spec", "ports", default=[]):
+            if port in (candidate["port"], candidate.get("name")):
+                result: Object = candidate
+                return result
+        return None
+
+    def endpoints(self, service: Key, port: Object) -> tuple[Endpoint, ...]:
+        """The addresses behind a Service port: ready ones, and terminating ones that still serve as a last resort."""
+        found: dict[tuple[str, int], Endpoint] = {}
+        for one in self.slices.get(service, ()):
+            number = next(
+                (
+                    candidate["port"]
+                    for candidate in one.get("ports") or ()
+                    if (candidate.get("name") or "") == (port.get("name") or "")
+                ),
+                None,
+            )
+            if number is None:
+                continue
+            for endpoint in one.get("endpoints") or ():
+                conditions = endpoint.get("conditions") or {}
+                ready = conditions.get("ready", True) is not False
+                last_resort = conditions.get("serving", False) and conditions.get("terminating", False)
+                if ready or last_resort:
+                    for address in endpoint["addresses"]:
+                        found[address, number] = Endpoint(address, number, healthy=ready)
+        return tuple(sorted(found.values()))

@@ -1,0 +1,171 @@
+"""One delta xDS stream as a state machine over values: requests in, responses out, no I/O.
+
+The stream knows what its Envoy has subscribed to and holds. ``request`` answers a DeltaDiscoveryRequest from the current
+snapshot; ``update`` gives the responses that bring the Envoy from what it was sent to a newer snapshot. Acknowledgements
+are per response: ``pending`` names what is still on its way, ``rejected`` what Envoy refused and why.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sampan.parts.traffic.xds.snapshot import TYPES, Resource, Snapshot
+
+
+class Request(NamedTuple):
+    """What of a DeltaDiscoveryRequest matters."""
+
+    type_url: str
+    subscribe: Sequence[str] = ()
+    unsubscribe: Sequence[str] = ()
+    initial_versions: Mapping[str, str] = {}
+    nonce: str = ""
+    error: str | None = None
+    """Set on a NACK: Envoy's reason."""
+
+
+class Response(NamedTuple):
+    """One DeltaDiscoveryResponse to send."""
+
+    type_url: str
+    nonce: str
+    resources: Sequence[Resource]
+    removed: Sequence[str]
+
+
+@dataclass(slots=True)
+class _Sent:
+    type_url: str
+    versions: dict[str, str]
+    removed: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Subscription:
+    wildcard: bool = False
+    names: set[str] = field(default_factory=set)
+    held: dict[str, str] = field(default_factory=dict)
+    """Version last sent of each resource the Envoy holds."""
+
+    def wants(self, name: str) -> bool:
+        return self.wildcard or name in self.names
+
+
+class Stream:
+    """The server's side of one delta stream."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._pending: dict[str, _Sent] = {}
+        self._nonces = itertools.count(1)
+        self.rejected: dict[tuple[str, str], tuple[str, str]] = {}
+        """(type, name) to (rejected version, reason); dropped once a newer version is accepted."""
+
+    @property
+    def pending(self) -> frozenset[str]:
+        """Nonces not answered yet."""
+        return frozenset(self._pending)
+
+    def request(self, request: Request) -> list[Response]:
+        """Take a request; the responses it calls for."""
+        first = request.type_url not in self._subscriptions
+        subscription = self._subscriptions.setdefault(request.type_url, _Subscription())
+        if first:
+            subscription.held.update(request.initial_versions)
+            subscription.names.update(request.initial_versions)
+            if not request.subscribe:
+                subscription.wildcard = True
+        again: list[Response] = []
+        if request.nonce:
+            again += self._answer(request)
+        asked = set(request.subscribe)
+        if "*" in asked:
+            subscription.wildcard = True
+            asked.discard("*")
+        subscription.names |= asked
+        for name in request.unsubscribe:
+            if name == "*":
+                subscription.wildcard = False
+            subscription.names.discard(name)
+            subscription.held.pop(name, None)
+        for name in asked:
+            subscription.held.pop(name, None)  # asking for a name already sent asks for it again
+        current = self._snapshot.of(request.type_url)
+        due = self._changes(request.type_url, current, asked if not first else None)
+        if asked or first:
+            unknown = [name for name in asked if name not in current]
+            if due or unknown or (first and subscription.wildcard):
+                again.append(self._send(request.type_url, due, unknown))
+        return again
+
+    def update(self, snapshot: Snapshot, types: Iterable[str] = TYPES, *, removals: bool) -> list[Response]:
+        """Move to a snapshot: its changes in these types, and what it no longer has when ``removals``."""
+        self._snapshot = snapshot
+        responses = []
+        for type_url in types:
+            subscription = self._subscriptions.get(type_url)
+            if subscription is None:
+                continue
+            current = snapshot.of(type_url)
+            due = self._changes(type_url, current, None)
+            gone = [name for name in subscription.held if name not in current] if removals else []
+            if due or gone:
+                responses.append(self._send(type_url, due, gone))
+        return responses
+
+    def _changes(self, type_url: str, current: Mapping[str, Resource], among: set[str] | None) -> list[Resource]:
+        """Resources the Envoy wants and does not hold in this version, without the versions it refused."""
+        subscription = self._subscriptions[type_url]
+        candidates: Iterable[Resource]
+        if among is not None:
+            candidates = [current[name] for name in among if name in current]
+        elif subscription.wildcard:
+            candidates = current.values()
+        else:
+            candidates = [current[name] for name in subscription.names if name in current]
+        return [
+            one
+            for one in candidates
+            if subscription.held.get(one.name) != one.version
+            and self.rejected.get((type_url, one.name), ("", ""))[0] != one.version
+        ]
+
+    def _send(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> Response:
+        nonce = str(next(self._nonces))
+        subscription = self._subscriptions[type_url]
+        for one in resources:
+            subscription.held[one.name] = one.version
+        for name in removed:
+            subscription.held.pop(name, None)
+        versions = {one.name: one.version for one in resources}
+        self._pending[nonce] = _Sent(type_url, versions, tuple(removed))
+        return Response(type_url, nonce, resources, removed)
+
+    def _answer(self, request: Request) -> list[Response]:
+        """An ACK or NACK. A refused response with several resources is repeated one by one to find the bad ones."""
+        sent = self._pending.pop(request.nonce, None)
+        if sent is None:
+            return []
+        if request.error is None:
+            for name, version in sent.versions.items():
+                refused = self.rejected.get((sent.type_url, name))
+                if refused is not None and refused[0] != version:
+                    del self.rejected[sent.type_url, name]
+            return []
+        held = self._subscriptions[sent.type_url].held
+        for name in sent.versions:
+            held.pop(name, None)
+        if len(sent.versions) == 1:
+            ((name, version),) = sent.versions.items()
+            self.rejected[sent.type_url, name] = (version, request.error)
+            return []
+        current = self._snapshot.of(sent.type_url)
+        return [
+            self._send(sent.type_url, [current[name]], [])
+            for name, version in sent.versions.items()
+            if name in current and current[name].version == version
+        ]

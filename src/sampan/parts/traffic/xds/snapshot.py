@@ -1,0 +1,61 @@
+"""What Envoy should have: resources by type and name, each with a version that is a digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sampan.parts.traffic.xds import schema
+
+
+class Resource(NamedTuple):
+    """One named resource in its wire form."""
+
+    name: str
+    version: str
+    data: bytes
+
+    @staticmethod
+    def of(name: str, data: bytes) -> Resource:
+        return Resource(name, hashlib.blake2b(data, digest_size=8).hexdigest(), data)
+
+
+TYPES = (schema.CLUSTER, schema.ENDPOINTS, schema.SECRET, schema.LISTENER, schema.ROUTES)
+"""In the order in which additions must arrive: whatever is referred to comes first."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A complete configuration."""
+
+    resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
+
+    def of(self, type_url: str) -> Mapping[str, Resource]:
+        """The resources of a type by name."""
+        return self.resources.get(type_url, {})
+
+    @staticmethod
+    def build(parts: Mapping[str, Iterable[Resource]]) -> Snapshot:
+        """From resources by type URL."""
+        return Snapshot({type_url: {one.name: one for one in resources} for type_url, resources in parts.items()})
+
+    def merged(self, newer: Snapshot) -> Snapshot:
+        """Everything of both; ``newer`` wins. What Envoy holds between the additions and the removals of a push."""
+        return Snapshot({type_url: {**self.of(type_url), **newer.of(type_url)} for type_url in TYPES})
+
+    def without(self, rejected: Mapping[tuple[str, str], str], last_good: Snapshot) -> Snapshot:
+        """The snapshot with rejected versions (``(type, name)`` to version) replaced by the last accepted ones."""
+        changed: dict[str, dict[str, Resource]] = {}
+        for type_url in TYPES:
+            resources = dict(self.of(type_url))
+            for (kind, name), version in rejected.items():
+                if kind == type_url and name in resources and resources[name].version == version:
+                    good = last_good.of(type_url).get(name)
+                    if good is not None and good.version != version:
+                        resources[name] = good
+                    else:
+                        del resources[name]
+            changed[type_url] = resources
+        return Snapshot(changed)
