@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes.client.exceptions import ApiException
+from kubernetes.config.incluster_config import InClusterConfigLoader
 
 import sampan.testing
 
@@ -110,6 +111,31 @@ def test_a_service_account_token_works_in_kubectl_and_python_once_it_is_bound(wo
     plain = [str(KUBECTL), "--kubeconfig=/dev/null", f"--server={world.url}", f"--token={token}"]
     who = [*plain, f"--certificate-authority={world.authority}", "auth", "whoami", "-o", "name"]
     assert subprocess.run(who, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_programme_in_a_pod_finds_its_way_in(world: World, tmp_path: Path) -> None:
+    namespace = world.namespace("inside")
+    world.kubectl("create", "--validate=false", "-n", namespace, "-f", "-", stdin=json.dumps(pod("programme")))
+    uid = world.kubectl("get", "pod", "programme", "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+    bound = ("--bound-object-kind=Pod", "--bound-object-name=programme", f"--bound-object-uid={uid}")
+    (tmp_path / "token").write_text(world.kubectl("create", "token", "default", "-n", namespace, *bound).strip())
+    (tmp_path / "ca.crt").write_bytes(world.authority.read_bytes())
+    host, _, port = world.url.removeprefix("https://").partition(":")
+    loader = InClusterConfigLoader(
+        token_filename=tmp_path / "token",
+        cert_filename=tmp_path / "ca.crt",
+        environ={"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port},
+    )
+    configuration = kube.Configuration()
+    loader.load_and_set(configuration)
+    client = kube.ApiClient(configuration)
+    answer = kube.AuthenticationV1Api(client).create_self_subject_review({})
+    assert answer.status.user_info.username == "system:serviceaccount:inside:default"
+    assert answer.status.user_info.extra["authentication.kubernetes.io/pod-name"] == ["programme"]
+    world.kubectl("delete", "pod", "programme", "-n", namespace, "--force", "--grace-period=0")
+    with pytest.raises(ApiException) as refused:
+        kube.AuthenticationV1Api(client).create_self_subject_review({})
+    assert refused.value.status == 401
 
 
 def test_outsiders_verify_a_token_by_the_published_keys(world: World) -> None:

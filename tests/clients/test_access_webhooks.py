@@ -61,6 +61,13 @@ class Hook:
         if request.path == "/slow":
             while not self.release.is_set():
                 await asyncio.sleep(0.01)
+        if request.path == "/huge":
+            return web.Response(body=b"x" * (4 << 20))
+        if request.path == "/cut":
+            assert request.transport is not None
+            request.transport.close()
+        if request.path == "/elsewhere":
+            raise web.HTTPFound("https://localhost/")
         if request.path == "/broken":
             return web.Response(text="not JSON")
         response = {"uid": review["request"]["uid"], **self.answer(request.path, review["request"])}
@@ -179,6 +186,9 @@ def test_a_webhook_that_cannot_be_asked_refuses_or_is_ignored(kubectl: Kubectl, 
     for name, client, words in (
         ("stranger", hook.client("/", caBundle=stranger), "tls: failed to verify certificate"),
         ("broken", hook.client("/broken"), "the response is not JSON"),
+        ("huge", hook.client("/huge"), "the response is larger than 3145728 bytes"),
+        ("cut", hook.client("/cut"), "failed to call webhook"),
+        ("elsewhere", hook.client("/elsewhere"), "(code 302)"),
         ("closed", hook.client("/", url="https://127.0.0.1:1/"), "connection refused"),
     ):
         kubectl.configure("ValidatingWebhookConfiguration", name, webhook(client))
