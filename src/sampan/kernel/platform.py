@@ -148,6 +148,8 @@ class Platform:
 
     async def stop(self) -> None:
         """Drain and stop every part, dependents first; idempotent."""
+        if self._state == "ready":
+            log.info("the platform stops")
         self._state = "stopping"
         if hasattr(self, "_tasks"):
             await self._lower_runs()
@@ -307,6 +309,7 @@ class Platform:
             self._changed.clear()
             await self._changed.wait()
         self._state = "ready"
+        log.info("the platform is ready after %.2f s", machine_time() - self.started)
         self._write_state()
 
     def _link(self, around: Surroundings, raw: Mapping[str, Section]) -> None:

@@ -215,11 +215,13 @@ class Run(ABC):
             if self._ending():
                 return self._failure
         self._enter("starting")
+        began = self.around.machine.monotonic()
         failure = await self._attempt(self.raise_part())
         if failure is not None or self._ending():
             return self._failure or (None if self._ending() else failure)
         self.came_up = True
         self.error = ""
+        log.info("%s is ready after %.2f s", self.name, self.around.machine.monotonic() - began)
         self._enter("ready")
         while not self._ending():
             await self._woken()
