@@ -4,7 +4,8 @@
 synchronously as the cache changes, so a listener that looks at the cache sees the very state it is told about.
 
 Cached objects lack ``metadata.managedFields``: no controller reads them, and they would be a quarter of the memory. The
-server keeps an object's managed fields when an update comes without any, so writing such an object back is safe.
+server keeps an object's managed fields when an update comes without any, so writing such an object back is safe. Equal
+parts of cached objects are kept once (`compact.Compactor`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client import Client, WatchEvent
+from sampan.kube.control.compact import Compactor
 from sampan.kube.control.interface import Index
 from sampan.kube.control.reflector import Reflector
 from sampan.kube.objects import Key, Object, Resource, controller_of
@@ -35,8 +37,9 @@ def _owner(obj: Object) -> Iterable[str]:
 class SharedInformer:
     """A cache of one collection; see ``control.interface.Informer``."""
 
-    def __init__(self, resource: Resource) -> None:
+    def __init__(self, resource: Resource, compactor: Compactor | None = None) -> None:
         self.resource = resource
+        self._compactor = compactor or Compactor()
         self._objects: dict[Key, Object] = {}
         self._by_namespace: dict[str, dict[Key, None]] = {}
         self._indexes: dict[str, Index] = {"owner": _owner}
@@ -121,7 +124,7 @@ class SharedInformer:
         if event.type == "DELETED":
             if key in self._objects:
                 # The last state is what a listener wants to know of what is gone.
-                self._store(key, _trimmed(event.object))
+                self._store(key, self._compactor.compact(event.object))
                 self._set(key, None)
         else:
             self._put(key, event.object)
@@ -135,7 +138,7 @@ class SharedInformer:
             if was.get("uid") != now.get("uid"):
                 # Deleted and created again while nobody watched: two changes, or dependents of the old one are missed.
                 self._set(key, None)
-        self._set(key, _trimmed(obj))
+        self._set(key, self._compactor.compact(obj))
 
     def _set(self, key: Key, new: Object | None) -> None:
         old = self._store(key, new)
@@ -183,13 +186,6 @@ def _discard(table: dict[str, dict[Key, None]], value: str, key: Key) -> None:
             del table[value]
 
 
-def _trimmed(obj: Object) -> Object:
-    metadata = obj["metadata"]
-    if "managedFields" not in metadata:
-        return obj
-    return {**obj, "metadata": {name: value for name, value in metadata.items() if name != "managedFields"}}
-
-
 class Feed(Protocol):
     """Fills an informer from something nearer than the API (``control.local``)."""
 
@@ -206,6 +202,7 @@ class SharedInformers:
         self._client = client
         self._clock = clock
         self._tasks = tasks
+        self._compactor = Compactor()
         self._informers: dict[tuple[Resource, str | None, str | None], SharedInformer] = {}
 
     def informer(
@@ -215,7 +212,7 @@ class SharedInformers:
         wanted = (resource, label_selector, field_selector)
         informer = self._informers.get(wanted)
         if informer is None:
-            informer = self._informers[wanted] = SharedInformer(resource)
+            informer = self._informers[wanted] = SharedInformer(resource, self._compactor)
             whole = label_selector is None and field_selector is None
             if self._feed is not None and whole and self._feed.follow(resource, informer):
                 return informer
