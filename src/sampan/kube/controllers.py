@@ -14,6 +14,7 @@ from sampan.kube.control.definitions import DefinitionController, ServedDefiniti
 from sampan.kube.control.garbage import GarbageCollector
 from sampan.kube.control.namespaces import NamespaceController
 from sampan.kube.control.quota import QuotaController
+from sampan.kube.control.reflector import Feed
 from sampan.kube.control.service_account_tokens import ServiceAccountTokens
 from sampan.kube.control.service_accounts import ServiceAccountController
 from sampan.kube.control.storage_protection import ClaimProtection, VolumeProtection
@@ -28,13 +29,14 @@ def builtin_controllers(
     tokens: Tokens,
     authority: Authority,
     definitions: ServedDefinitions,
+    feed: Feed | None = None,
 ) -> list[Startable]:
-    """All of them, made but not started."""
+    """All of them, made but not started; ``feed`` is a shorter way to the objects than the client, where there is one."""
     return [
         DefinitionController(context, definitions),
         ServiceAccountController(context, authority.certificate_pem.decode()),
         NamespaceController(context, types),
-        GarbageCollector(context, types),
+        GarbageCollector(context, types, feed),
         ClusterRoleAggregation(context),
         QuotaController(context, types),
         EventExpiry(context),

@@ -134,7 +134,8 @@ class KubePart(Part[KubeSettings]):
         self._client = InProcessClient(self._server.api, MASTER)
         self._definitions = ServedDefinitions(types)
         self._definitions.load(cache.objects(CUSTOM_RESOURCE_DEFINITIONS))
-        informers = SharedInformers(self._client, context.clock, context.tasks, LocalFeed(store, types))
+        self._feed = LocalFeed(store, types)
+        informers = SharedInformers(self._client, context.clock, context.tasks, self._feed)
         self._control = ControlContext(self._client, informers, context.clock, context.tasks, context.metrics)
         context.provide(Client, self._client)
         context.provide(Informers, informers)
@@ -169,6 +170,7 @@ class KubePart(Part[KubeSettings]):
             tokens=self._gates.tokens,
             authority=self.context.authority,
             definitions=self._definitions,
+            feed=self._feed,
         )
         await asyncio.gather(*(controller.start() for controller in controllers))
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)

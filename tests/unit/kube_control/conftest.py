@@ -15,6 +15,7 @@ from sampan.kube.access.interface import MASTER
 from sampan.kube.access.rbac import AlwaysAllow
 from sampan.kube.client.inprocess import InProcessClient
 from sampan.kube.control import ControlContext, SharedInformers
+from sampan.kube.control.local import LocalFeed
 from sampan.kube.objects import Object, Resource
 from sampan.kube.server.cache import StoreCache
 from sampan.kube.server.verbs import Api
@@ -32,6 +33,7 @@ class World:
     clock: Clock
     types: TypeRegistry
     context: ControlContext
+    feed: LocalFeed
 
     async def create(self, resource: Resource, name: str, namespace: str | None = None, **fields: object) -> Object:
         """Create an object; ``owners`` are objects it is owned by, other fields stand at the top."""
@@ -86,7 +88,7 @@ async def world() -> AsyncIterator[World]:
     client = InProcessClient(api, MASTER)
     async with Tasks(clock) as tasks:
         informers = SharedInformers(client, clock, tasks)
-        yield World(client, clock, types, ControlContext(client, informers, clock, tasks))
+        yield World(client, clock, types, ControlContext(client, informers, clock, tasks), LocalFeed(store, types))
         await tasks.cancel()
     api.close()
     cache.close()

@@ -29,11 +29,11 @@ def owned(*owners: Object, block: bool = False, controller: bool = False) -> lis
     ]
 
 
-@pytest.fixture
-async def collector(world: World) -> GarbageCollector:
+@pytest.fixture(params=["watches", "feed"])
+async def collector(world: World, request: pytest.FixtureRequest) -> GarbageCollector:
     for name in ("default", "other"):
         await world.create(NAMESPACES, name)
-    collector = GarbageCollector(world.context, world.types)
+    collector = GarbageCollector(world.context, world.types, world.feed if request.param == "feed" else None)
     await collector.start()
     return collector
 

@@ -26,7 +26,7 @@ from sampan.kube.control.events import EventRecorder
 from sampan.kube.control.measures import ControllerMetrics
 from sampan.kube.control.ownership import FOREGROUND, ORPHAN, Node, OwnerReference, OwnershipGraph
 from sampan.kube.control.queue import WorkQueue
-from sampan.kube.control.reflector import Reflector
+from sampan.kube.control.reflector import Feed, Reflector
 from sampan.kube.objects import Kind, Object, Resource
 from sampan.kube.resources import EVENTS
 from sampan.kube.status import ApiError
@@ -52,7 +52,8 @@ class GarbageCollector:
 
     name = "garbage-collector"
 
-    def __init__(self, context: ControlContext, types: TypeRegistry) -> None:
+    def __init__(self, context: ControlContext, types: TypeRegistry, feed: Feed | None = None) -> None:
+        self._feed = feed
         self._client = context.client
         self._clock = context.clock
         self._tasks = context.tasks
@@ -61,7 +62,7 @@ class GarbageCollector:
         self._metrics = None if context.metrics is None else ControllerMetrics(context.metrics, self.name)
         self._queue: WorkQueue[str] = WorkQueue(context.clock, metrics=self._metrics)
         self._recorder = EventRecorder(context.client, context.clock, context.tasks, self.name)
-        self._monitors: dict[Resource, tuple[asyncio.Task[None], _Monitor]] = {}
+        self._monitors: dict[Resource, tuple[asyncio.Task[None] | None, _Monitor]] = {}
         self._absent: OrderedDict[str, None] = OrderedDict()
 
     async def start(self) -> None:
@@ -83,13 +84,16 @@ class GarbageCollector:
         wanted = collectable(self._types)
         for resource in [resource for resource in self._monitors if resource not in wanted]:
             task, monitor = self._monitors.pop(resource)
-            task.cancel()
+            if task is not None:
+                task.cancel()
             monitor.replace([])
         for resource in wanted:
             if resource not in self._monitors:
                 monitor = _Monitor(self, resource)
-                reflector = Reflector(self._client, self._clock, resource, monitor)
-                task = self._tasks.keep(f"{self.name}/{resource}", reflector.run)
+                task = None
+                if self._feed is None or not self._feed.follow(resource, monitor):
+                    reflector = Reflector(self._client, self._clock, resource, monitor)
+                    task = self._tasks.keep(f"{self.name}/{resource}", reflector.run)
                 self._monitors[resource] = (task, monitor)
 
     # -- visits

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client import Client, WatchEvent
 from sampan.kube.control.compact import Compactor
 from sampan.kube.control.interface import Index
-from sampan.kube.control.reflector import Reflector
+from sampan.kube.control.reflector import Feed, Reflector
 from sampan.kube.objects import Key, Object, Resource, controller_of
 from sampan.kube.types import selectors
 
@@ -184,14 +184,6 @@ def _discard(table: dict[str, dict[Key, None]], value: str, key: Key) -> None:
         keys.pop(key, None)
         if not keys:
             del table[value]
-
-
-class Feed(Protocol):
-    """Fills an informer from something nearer than the API (``control.local``)."""
-
-    def follow(self, resource: Resource, informer: SharedInformer) -> bool:
-        """Fill it and keep it current; False where this feed cannot."""
-        ...
 
 
 class SharedInformers:

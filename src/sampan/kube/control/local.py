@@ -1,4 +1,4 @@
-"""Informers of the API server's own process, fed by the store itself.
+"""Informers (and other sinks) of the API server's own process, fed by the store itself.
 
 Beside the store there is no need to list and watch: `LocalFeed` fills an informer from the live entries and follows the store
 synchronously, so the cache is never behind a write and a controller never acts on a state older than its own last write.
@@ -8,11 +8,12 @@ Elsewhere, and for kinds whose versions a webhook converts or whose definition i
 from __future__ import annotations
 
 from sampan.kube.client import WatchEvent
-from sampan.kube.control.informer import SharedInformer
-from sampan.kube.objects import Resource
+from sampan.kube.client.interface import EventType
+from sampan.kube.control.reflector import Sink
+from sampan.kube.objects import Object, Resource
 from sampan.kube.server.conversion import served_object
 from sampan.kube.store.interface import Change, Store
-from sampan.kube.types.resource import TypeRegistry
+from sampan.kube.types.resource import ResourceType, TypeRegistry
 
 
 class LocalFeed:
@@ -21,21 +22,27 @@ class LocalFeed:
     def __init__(self, store: Store, types: TypeRegistry) -> None:
         self._store = store
         self._types = types
+        self._last: tuple[Change, Resource, Object] | None = None
+        """The newest change decoded: its followers are told one after the other, so all but the first find it here."""
 
-    def follow(self, resource: Resource, informer: SharedInformer) -> bool:
-        """Fill the informer and keep it current from now on; False where only a reflector can."""
+    def follow(self, resource: Resource, sink: Sink) -> bool:
+        """Fill the sink and keep it current from now on; False where only a reflector can."""
         kind = self._types.find(resource)
         if kind is None or kind.custom:
             return False
         prefix = kind.prefix()
 
         def changed(change: Change) -> None:
-            if change.value is not None:
-                event = WatchEvent("ADDED" if change.created else "MODIFIED", served_object(kind, change.value))
-                informer.change(event)
-            elif change.previous is not None:
-                informer.change(WatchEvent("DELETED", served_object(kind, change.previous)))
+            event: EventType = "DELETED" if change.deleted else "ADDED" if change.created else "MODIFIED"
+            sink.change(WatchEvent(event, self._decoded(kind, change)))
 
         self._store.subscribe(prefix, changed)
-        informer.replace([served_object(kind, entry.value) for entry in self._store.range(prefix)])
+        sink.replace([served_object(kind, entry.value) for entry in self._store.range(prefix)])
         return True
+
+    def _decoded(self, kind: ResourceType, change: Change) -> Object:
+        if self._last is None or self._last[0] is not change or self._last[1] != kind.resource:
+            encoded = change.previous if change.value is None else change.value
+            assert encoded is not None
+            self._last = change, kind.resource, served_object(kind, encoded)
+        return self._last[2]

@@ -42,6 +42,14 @@ class Sink(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """Fills a sink from something nearer than the API (``control.local``)."""
+
+    def follow(self, resource: Resource, sink: Sink) -> bool:
+        """Fill it and keep it current; False where this feed cannot."""
+        ...
+
+
 class Reflector:
     """Keeps ``sink`` equal to a collection for as long as `run` runs."""
 
