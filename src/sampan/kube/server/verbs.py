@@ -12,6 +12,7 @@ from typing import Any
 from sampan.kernel.clock import Clock
 from sampan.kube.access.interface import (
     Admission,
+    AdmissionRequest,
     Attributes,
     Authorizer,
     ObjectCache,
@@ -309,7 +310,7 @@ class Api:
             case "eviction":
                 return await self._evictor.evict(call, obj)
             case "token":
-                return self._token(call, obj)
+                return await self._token(call, obj)
         raise method_not_allowed()
 
     async def _bind(self, call: Call, binding: Object) -> Answer:
@@ -323,7 +324,7 @@ class Api:
             {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}, None, 201
         )
 
-    def _token(self, call: Call, request: Object) -> Answer:
+    async def _token(self, call: Call, request: Object) -> Answer:
         account = self.cache.get(call.type.resource, call.namespace, call.name)
         if account is None:
             raise not_found(call.type.resource, call.name)
@@ -331,7 +332,21 @@ class Api:
             raise method_not_allowed()
         request.setdefault("apiVersion", "authentication.k8s.io/v1")
         request.setdefault("kind", "TokenRequest")
-        return Answer(self.tokens.request(call.user, account, request), None, 201)
+        admitted = AdmissionRequest(
+            operation="CREATE",
+            type=call.type,
+            user=call.user,
+            namespace=call.namespace,
+            name=call.name,
+            object=request,
+            subresource=call.subresource,
+            options=call.options.as_object(),
+            dry_run=call.options.dry_run,
+        )
+        await self.admission.admit(admitted)
+        await self.admission.validate(admitted)
+        call.warnings += admitted.warnings
+        return Answer(self.tokens.request(call.user, account, admitted.object or request), None, 201)
 
 
 def _patcher(type: ResourceType, patch_type: str, patch: Any) -> Callable[[Object], Object]:
