@@ -171,6 +171,7 @@ async def test_an_approved_request_is_signed_by_the_authority(world: World, tmp_
     [
         (CLIENT, pem("ann"), ["server auth"], "usages did not contain client auth"),
         (CLIENT, pem("ann"), ["client auth", "cert sign"], "usages contain cert sign"),
+        (CLIENT, pem("front-proxy-client"), ["client auth"], "is reserved"),
         (KUBELET_SERVING, pem("system:node:n1", "system:nodes"), ["server auth"], "subjectAltName is required"),
         (KUBELET_SERVING, pem("system:node:n2", "system:nodes", "n2"), ["server auth"], "not the requesting user"),
         (KUBELET_CLIENT, pem("system:node:n1", "system:nodes", "n1"), ["client auth"], "are not allowed"),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from sampan.kube.access.authentication import FRONT_PROXY
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source
 from sampan.kube.objects import Key, Object, Resource, copy, dig
@@ -98,6 +99,9 @@ def _alternatives(parsed: x509.CertificateSigningRequest) -> list[x509.GeneralNa
 def refusal(signer: str, request: Asked, usages: frozenset[str], username: str) -> str:
     """Why a signer does not give what is asked for; "" when it does."""
     if signer == CLIENT:
+        # One authority signs for people and for the front proxy, whose word about users is believed.
+        if request.common_name == FRONT_PROXY:
+            return f"subject common name {FRONT_PROXY} is reserved"
         return _usage_refusal(usages, "client auth")
     if request.organizations != (NODES_GROUP,):
         return f"subject organization is not {NODES_GROUP}"
