@@ -19,6 +19,7 @@ from sampan.kube.client import Client
 from sampan.kube.control.definitions import install
 from sampan.kube.objects import Resource, copy
 from sampan.kube.resources import CUSTOM_RESOURCE_DEFINITIONS
+from tests.clients.test_access_webhooks import Hook
 from tests.unit.kube_custom.widgets import definition, widget
 
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
@@ -208,3 +209,62 @@ def test_custom_resources_survive_a_restart(tmp_path: Path) -> None:
         client = platform.get(Client)  # type: ignore[type-abstract]
         kept = platform.run(client.get(Resource("restart.com", "v1", "widgets"), "w", "default"))
         assert kept["spec"] == {"size": 1, "max": 10}
+
+
+def two_versions(client_config: dict[str, Any]) -> dict[str, Any]:
+    """``v1`` (stored) has ``spec.size``, ``v2`` calls it ``spec.length``; a webhook converts."""
+    obj = manifest("convert.com")
+    first = obj["spec"]["versions"][0]
+    first.pop("additionalPrinterColumns")
+    first.pop("selectableFields")
+    second = copy(first)
+    second |= {"name": "v2", "storage": False, "subresources": {"status": {}}}
+    second["schema"]["openAPIV3Schema"]["properties"]["spec"] = {
+        "type": "object",
+        "properties": {"length": {"type": "integer"}, "max": {"type": "integer"}},
+    }
+    obj["spec"]["versions"].append(second)
+    obj["spec"]["conversion"] = {
+        "strategy": "Webhook",
+        "webhook": {"clientConfig": client_config, "conversionReviewVersions": ["v1"]},
+    }
+    return obj
+
+
+def converted(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a conversion webhook does."""
+    target = request["desiredAPIVersion"]
+    there, here = ("length", "size") if target.endswith("v1") else ("size", "length")
+    objects = copy(request["objects"])
+    for obj in objects:
+        obj["apiVersion"] = target
+        obj["spec"][here] = obj["spec"].pop(there)
+    return {"convertedObjects": objects, "result": {"status": "Success"}}
+
+
+def test_a_webhook_converts_between_versions(tmp_path: Path) -> None:
+    hook = Hook(tmp_path / "pki")
+    v1, v2 = (Resource("convert.com", version, "widgets") for version in ("v1", "v2"))
+    new = {"apiVersion": "convert.com/v2", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"length": 7}}
+    try:
+        hook.answer = converted
+        with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path / "data") as platform:
+            client: Client = platform.get(Client)  # type: ignore[type-abstract]
+            kubectl = Kubectl(platform, tmp_path / "cache")
+            platform.run(install(client, [two_versions(hook.client("/convert"))]))
+            platform.run(client.create(v2, new, "default"))
+            assert platform.run(client.get(v1, "w", "default"))["spec"] == {"size": 7, "max": 10}
+            kubectl("patch", "widgets.v2.convert.com", "w", "--type=merge", "-p", '{"spec":{"length":8}}')
+            assert kubectl("get", "widgets.v1.convert.com", "w", "-o", "jsonpath={.spec.size}") == "8"
+            hook.answer = lambda path, request: {"result": {"status": "Failure", "message": "not today"}}
+            failed = kubectl(
+                "patch", "widgets.v2.convert.com", "w", "--type=merge", "-p", '{"spec":{"length":9}}', fails=True
+            )
+            assert "conversion webhook for convert.com/v2, Kind=Widget failed: not today" in failed
+        hook.answer = converted
+        with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path / "data") as platform:
+            client = platform.get(Client)  # type: ignore[type-abstract]
+            [listed] = platform.run(client.list(v2, "default")).items
+            assert (listed["apiVersion"], listed["spec"]) == ("convert.com/v2", {"length": 8, "max": 10})
+    finally:
+        hook.stop()

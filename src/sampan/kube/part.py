@@ -94,6 +94,7 @@ class KubePart(Part[KubeSettings]):
         from sampan.kube.access.control import access_control
         from sampan.kube.client.inprocess import InProcessClient
         from sampan.kube.control import SharedInformers
+        from sampan.kube.control.conversion import WebhookConversions
         from sampan.kube.control.definitions import ServedDefinitions
         from sampan.kube.control.local import LocalFeed
         from sampan.kube.server.apiserver import ApiServer
@@ -132,7 +133,7 @@ class KubePart(Part[KubeSettings]):
         self._cache = cache
         self._types = types
         self._client = InProcessClient(self._server.api, MASTER)
-        self._definitions = ServedDefinitions(types)
+        self._definitions = ServedDefinitions(types, WebhookConversions(gates.webhooks))
         self._definitions.load(cache.objects(CUSTOM_RESOURCE_DEFINITIONS))
         self._feed = LocalFeed(store, types)
         informers = SharedInformers(self._client, context.clock, context.tasks, self._feed)

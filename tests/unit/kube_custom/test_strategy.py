@@ -51,6 +51,20 @@ def test_unserved_versions_are_not_served_and_the_others_come_in_order_of_prefer
     assert ranked == ["v10", "v2", "v1", "v1beta10", "v1beta2", "v1alpha1", "foo"]
 
 
+def test_what_is_stored_has_the_shape_of_the_storage_version() -> None:
+    obj = copy(definition())
+    loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    obj["spec"]["versions"].append(
+        {"name": "v2", "served": True, "storage": False, "schema": {"openAPIV3Schema": loose}}
+    )
+    newer = resource_types(obj)[0]
+    assert newer.to_storage is not None
+    given = {**widget(frob=1), "apiVersion": "example.com/v2"}
+    assert newer.to_storage(given)["spec"] == {"size": 1, "max": 10}
+    assert newer.to_storage(given)["apiVersion"] == "example.com/v1"
+    assert given["spec"] == {"size": 1, "frob": 1}
+
+
 def test_unknown_fields_are_dropped_and_named() -> None:
     template = {"apiVersion": "v1", "kind": "P", "metadata": {"name": "x"}, "z": 1}
     obj = widget(frob=1, any={"x": {"y": 1}, "known": {"a": "1", "b": 2}}, template=template)

@@ -66,14 +66,13 @@ class ServedDefinitions:
                 self.serve(definition)
 
     def serve(self, definition: Object) -> None:
-        """Serve a definition as it is now; nothing happens where nothing about its types changed."""
+        """Serve a definition as it is now (it must not change afterwards); nothing happens where nothing about its types changed."""
         name = definition["metadata"]["name"]
         accepted = dig(definition, "status", "acceptedNames")
         terminating = bool(definition["metadata"].get("deletionTimestamp"))
         known = self._served.get(name)
         if known is not None and known[:3] == (definition["spec"], accepted, terminating):
             return
-        definition = copy(definition)
         conversion = self._conversions.of(definition)
         prepare, convert = conversion or (None, None)
         fresh = resource_types(definition, conversion=prepare, convert=convert, creatable=not terminating)
@@ -128,8 +127,8 @@ class DefinitionController(Controller):
             return await self._clear(key, definition)
         others = [one for one in informer.objects() if one["metadata"]["name"] != key.name]
         accepted, conditions = names_and_conditions(definition, others)
-        fresh = copy(definition)
-        status = fresh.setdefault("status", {})
+        fresh = _changeable(definition)
+        status = fresh["status"]
         status["acceptedNames"] = accepted
         if _true(conditions, "NamesAccepted") and accepted.get("plural"):
             self._served.serve(fresh)
@@ -138,7 +137,7 @@ class DefinitionController(Controller):
         elif condition(definition, "Established") == "True":
             self._served.serve(fresh)
         status["conditions"] = self._conditions(definition, conditions)
-        finalizers = fresh["metadata"].setdefault("finalizers", [])
+        finalizers = fresh["metadata"]["finalizers"] = list(definition["metadata"].get("finalizers") or ())
         if FINALIZER not in finalizers:
             finalizers.append(FINALIZER)
         if fresh.get("status") != definition.get("status") or finalizers != definition["metadata"].get("finalizers"):
@@ -179,8 +178,7 @@ class DefinitionController(Controller):
             if (await self.client.list(resource, limit=1)).items:
                 looked = self._looked[key] = self._looked.get(key, 0) + 1
                 return min(CLEANUP_SECONDS * (1 << min(looked - 1, 10)), CLEANUP_LIMIT)
-        fresh = copy(definition)
-        fresh["status"] = fresh.get("status") or {}
+        fresh = _changeable(definition)
         done = ("Terminating", "False", "InstanceDeletionCompleted", "removed all instances")
         fresh["status"]["conditions"] = self._conditions(definition, [done])
         fresh["metadata"]["finalizers"] = [one for one in fresh["metadata"]["finalizers"] if one != FINALIZER]
@@ -206,11 +204,14 @@ class DefinitionController(Controller):
         """Set the Terminating condition."""
         if condition(definition, "Terminating") == status:
             return definition
-        fresh = copy(definition)
-        fresh.setdefault("status", {})["conditions"] = self._conditions(
-            definition, [("Terminating", status, reason, message)]
-        )
+        fresh = _changeable(definition)
+        fresh["status"]["conditions"] = self._conditions(definition, [("Terminating", status, reason, message)])
         return await self.client.update(CUSTOM_RESOURCE_DEFINITIONS, fresh, subresource="status")
+
+
+def _changeable(definition: Mapping[str, Any]) -> Object:
+    """A copy whose metadata and status may be changed; the specification, which may be large, is shared."""
+    return {**definition, "metadata": dict(definition["metadata"]), "status": dict(definition.get("status") or {})}
 
 
 def condition(definition: Mapping[str, Any], type: str) -> str:

@@ -7,6 +7,8 @@ can change while objects written earlier stay as they are: those are converted, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from sampan.kube.objects import Object, decode, encode
@@ -58,6 +60,33 @@ def _converted(type: ResourceType, obj: Object) -> Object:
         type.strategy.prune(obj)
         type.strategy.default(obj)
     return obj
+
+
+async def prepared(type: ResourceType, values: Iterable[bytes]) -> None:
+    """Have a webhook convert stored encodings, where one does, before `served` and `served_object` are asked for them.
+
+    Raises:
+        ApiError: 500, the webhook fails.
+    """
+    if type.conversion is not None:
+        wanted = type.resource.api_version
+        await type.conversion.prepare(
+            [decode(value) for value in values if _head.decode(value).apiVersion != wanted], wanted
+        )
+
+
+async def stored_form(type: ResourceType, obj: Object) -> Object:
+    """`stored`, asking a webhook first where one converts; then every served version of the object is at hand.
+
+    Raises:
+        ApiError: 500, the webhook fails.
+    """
+    if type.conversion is None:
+        return stored(type, obj)
+    await type.conversion.prepare([obj], type.stored_as.api_version)
+    form = stored(type, obj)
+    await type.conversion.spread(form)
+    return form
 
 
 def stored(type: ResourceType, obj: Object) -> Object:

@@ -15,7 +15,7 @@ from sampan.kernel.clock import Clock
 from sampan.kube.access.interface import Admission, AdmissionRequest
 from sampan.kube.objects import Object, copy, encode
 from sampan.kube.server.call import Answer, Call
-from sampan.kube.server.conversion import served_object, stored
+from sampan.kube.server.conversion import prepared, served_object, stored_form
 from sampan.kube.server.options import DeleteOptions
 from sampan.kube.server.writes import RETRIES, remaining_finalizers, timestamp
 from sampan.kube.status import ApiError, conflict, not_found
@@ -54,6 +54,7 @@ class Deleter:
             entry = self._store.get(call.key)
             if entry is None:
                 raise not_found(call.type.resource, call.name)
+            await prepared(call.type, (entry.value,))
             obj = served_object(call.type, entry.value)
             self._check(call, obj, options)
             if not warned and _preserves_quietly(call, options):
@@ -99,6 +100,7 @@ class Deleter:
             entry = self._store.get(single.key)
             if entry is None:
                 return None
+            await prepared(call.type, (entry.value,))
             before = served_object(call.type, entry.value)
             try:
                 answer = await self.delete(single, options)
@@ -152,7 +154,7 @@ class Deleter:
             shortened = True
         if not grace and not waiting:
             if not options.dry_run:
-                form = stored(type, marked)
+                form = await stored_form(type, marked)
                 change = await self._store.delete(call.key, entry.revision, lambda revision: encode(form, revision))
                 metadata["resourceVersion"] = str(change.revision)
             return self._gone(call, marked)
@@ -166,7 +168,7 @@ class Deleter:
             marked.setdefault("status", {})["phase"] = "Terminating"
         if marked == obj or options.dry_run:
             return Answer(marked, None, 200, type)
-        form = stored(type, marked)
+        form = await stored_form(type, marked)
         fresh = await self._store.put(call.key, lambda revision: encode(form, revision), entry.revision)
         metadata["resourceVersion"] = str(fresh.revision)
         # 202 only tells clients of the old orphanDependents option that the object is still there.

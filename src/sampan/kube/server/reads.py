@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from sampan.kube.objects import Object
-from sampan.kube.server.conversion import served, served_object
+from sampan.kube.server.conversion import prepared, served, served_object
 from sampan.kube.server.options import ListOptions
 from sampan.kube.server.selection import Selection, labels_of
 from sampan.kube.status import bad_request, expired, not_found
@@ -105,12 +105,23 @@ class Reader:
             raise not_found(type.resource, name)
         return entry
 
+    async def convertible(self, type: ResourceType, namespace: str) -> None:
+        """Where a webhook converts a kind: have it convert the whole collection, so that it can be selected from.
+
+        Raises:
+            ApiError: 500, the webhook fails.
+        """
+        if type.conversion is not None:
+            prefix = type.prefix(namespace if type.namespaced else None)
+            await prepared(type, [entry.value for entry in self._store.range(prefix)])
+
     async def list(self, type: ResourceType, namespace: str, selection: Selection, options: ListOptions) -> Page:
         """One page.
 
         Raises:
             ApiError: 410, the revision or continue token is too old; 504, the revision is in the future.
         """
+        await self.convertible(type, namespace)
         prefix = type.prefix(namespace if type.namespaced else None)
         limit = max(options.limit, 0)
         after, left, at = "", 0, 0

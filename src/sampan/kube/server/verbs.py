@@ -26,7 +26,7 @@ from sampan.kube.patch import json_patch, merge_patch, strategic
 from sampan.kube.server import subresources
 from sampan.kube.server.allocation import SERVICE_RANGE, ServiceAllocator
 from sampan.kube.server.call import Answer, Call
-from sampan.kube.server.conversion import served_object
+from sampan.kube.server.conversion import prepared, served_object
 from sampan.kube.server.deletes import Deleter
 from sampan.kube.server.eviction import Evictor
 from sampan.kube.server.options import DeleteOptions, ListOptions
@@ -127,7 +127,9 @@ class Api:
         """
         if "get" not in (call.type.subresources[call.subresource].verbs if call.subresource else call.type.verbs):
             raise method_not_allowed()
-        return await self._reader.get(call.type, call.namespace, call.name, revision)
+        entry = await self._reader.get(call.type, call.namespace, call.name, revision)
+        await prepared(call.type, (entry.value,))
+        return entry
 
     async def get_object(self, call: Call, revision: str = "") -> Object:
         """An object, or what a subresource shows of it, decoded.
@@ -158,6 +160,7 @@ class Api:
         if "watch" not in call.type.verbs:
             raise method_not_allowed()
         selection = select(call.type, options.label_selector, options.field_selector)
+        await self._reader.convertible(call.type, call.namespace)
         return await self.hub.open(call.type, call.namespace, selection, options)
 
     # -- writing

@@ -23,7 +23,7 @@ from sampan.kube.patch import managed
 from sampan.kube.server.allocation import ServiceAllocator
 from sampan.kube.server.call import Answer, Call
 from sampan.kube.server.conformance import conform
-from sampan.kube.server.conversion import served_object, stored
+from sampan.kube.server.conversion import prepared, served_object, stored_form
 from sampan.kube.server.subresources import PIECES
 from sampan.kube.status import (
     ApiError,
@@ -136,7 +136,7 @@ class Writer:
                     if self._store.get(call.key) is not None:
                         raise already_exists(type.resource, call.name)
                     return Answer(obj, None, 201, type)
-                form = stored(type, obj)
+                form = await stored_form(type, obj)
                 entry = await self._store.put(call.key, lambda revision: encode(form, revision), 0)
                 allocation.keep()
         finally:
@@ -189,6 +189,7 @@ class Writer:
             entry = self._store.get(call.key)
             if entry is None:
                 raise not_found(call.type.resource, call.name)
+            await prepared(call.type, (entry.value,))
             old = served_object(call.type, entry.value)
             new = await change(old)
             wanted = revision or new["metadata"].get("resourceVersion") or ""
@@ -259,7 +260,7 @@ class Writer:
                 if call.options.dry_run:
                     metadata["resourceVersion"] = str(entry.revision)
                     return Answer(new, None, 200, type)
-                form = stored(type, new)
+                form = await stored_form(type, new)
                 if _finished(type, new):
                     change = await self._store.delete(call.key, entry.revision, lambda revision: encode(form, revision))
                     metadata["resourceVersion"] = str(change.revision)

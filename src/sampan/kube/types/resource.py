@@ -61,6 +61,14 @@ class Conversion(Protocol):
         """
         ...
 
+    async def spread(self, stored: Object) -> None:
+        """Have an object of the storage version converted to every served version, before it is stored.
+
+        Raises:
+            ApiError: as `prepare`.
+        """
+        ...
+
 
 class Strategy:
     """The behaviour of a kind: what upstream calls its create, update and delete strategy.

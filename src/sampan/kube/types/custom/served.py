@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sampan.kube.objects import Kind, Object, Resource
+from sampan.kube.objects import Kind, Object, Resource, copy
 from sampan.kube.types.custom.openapi import definition_name, served_schema
 from sampan.kube.types.custom.strategy import CustomStrategy
 from sampan.kube.types.resource import Conversion, ResourceType, ScalePaths, Subresource
@@ -55,20 +55,20 @@ def resource_types(
     accepted = {**spec["names"], **((definition.get("status") or {}).get("acceptedNames") or {})}
     group, plural, kind = spec["group"], accepted["plural"], accepted["kind"]
     storage = Resource(group, storage_version(definition), plural)
+    strategies = {version["name"]: CustomStrategy(definition, version) for version in spec["versions"]}
     types = []
     for version in sorted(spec["versions"], key=lambda one: version_rank(one["name"])):
         if not version.get("served"):
             continue
         name = version["name"]
         resource = Resource(group, name, plural)
-        converted = convert is not None and name != storage.version
         types.append(
             ResourceType(
                 resource=resource,
                 kind=kind,
                 singular=accepted.get("singular") or kind.lower(),
                 namespaced=spec.get("scope") == "Namespaced",
-                strategy=CustomStrategy(definition, version),
+                strategy=strategies[name],
                 schema=served_schema(definition, version),
                 definition=definition_name(group, name, kind),
                 list_kind=accepted.get("listKind") or f"{kind}List",
@@ -79,8 +79,12 @@ def resource_types(
                 scale=_scale(version),
                 custom=True,
                 storage=storage,
-                to_storage=_to(convert, storage.api_version) if converted and convert else None,
-                from_storage=_to(convert, resource.api_version) if convert else None,
+                to_storage=(
+                    None
+                    if name == storage.version
+                    else _stored(strategies[storage.version], storage.api_version, convert)
+                ),
+                from_storage=_served(resource.api_version, convert) if convert else None,
                 conversion=conversion,
                 schema_revision=int(definition["metadata"].get("resourceVersion") or 0),
                 owner=definition["metadata"]["name"],
@@ -89,9 +93,20 @@ def resource_types(
     return types
 
 
-def _to(convert: Converter | None, api_version: str) -> Callable[[Object], Object]:
-    assert convert is not None
+def _served(api_version: str, convert: Converter) -> Callable[[Object], Object]:
     return lambda obj: convert(obj, api_version)
+
+
+def _stored(strategy: CustomStrategy, api_version: str, convert: Converter | None) -> Callable[[Object], Object]:
+    """To the storage version, in the shape of its own schema."""
+
+    def to_storage(obj: Object) -> Object:
+        form: Object = convert(obj, api_version) if convert else {**copy(obj), "apiVersion": api_version}
+        strategy.prune(form)
+        strategy.default(form)
+        return form
+
+    return to_storage
 
 
 def _subresources(version: Mapping[str, Any], kind: Kind) -> dict[str, Subresource]:
