@@ -64,7 +64,8 @@ def check_status(definition: Object, problems: Problems) -> None:
                 f"status.storedVersions[{index}]", version, "missing from spec.versions; must appear in spec.versions"
             )
     storage = next(
-        (version["name"] for version in definition["spec"].get("versions") or () if version.get("storage")), None
+        (version.get("name") or "" for version in definition["spec"].get("versions") or () if version.get("storage")),
+        None,
     )
     if storage is not None and storage not in stored:
         problems.invalid("status.storedVersions", list(stored), f"must have the storage version {storage}")
@@ -74,8 +75,9 @@ def note_stored_version(definition: Object) -> None:
     """Add the storage version to ``status.storedVersions``, in place."""
     stored = definition.setdefault("status", {}).setdefault("storedVersions", [])
     for version in definition["spec"].get("versions") or ():
-        if version.get("storage") and version["name"] not in stored:
-            stored.append(version["name"])
+        name = version.get("name") or ""
+        if version.get("storage") and name not in stored:
+            stored.append(name)
 
 
 def _established(definition: Object) -> bool:

@@ -272,8 +272,9 @@ class ControllerRevisionStrategy(BuiltinStrategy):
         owner = controller_of(obj)
         controller = cells.NONE
         if owner is not None:
-            group = owner["apiVersion"].rpartition("/")[0]
-            controller = f"{owner['kind'].lower()}{'.' + group if group else ''}/{owner['name']}"
+            group = (owner.get("apiVersion") or "").rpartition("/")[0]
+            kind = (owner.get("kind") or "").lower()
+            controller = f"{kind}{'.' + group if group else ''}/{owner.get('name') or ''}"
         return [obj["metadata"]["name"], controller, str(obj.get("revision") or 0), cells.age(obj, now)]
 
     def check(self, obj: Object, problems: Problems) -> None:

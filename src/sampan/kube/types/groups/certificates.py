@@ -34,7 +34,7 @@ class CertificateSigningRequestStrategy(BuiltinStrategy):
     def prepare_update(self, new: Object, old: Object) -> None:
         super().prepare_update(new, old)
         # A request's content is fixed at creation.
-        new["spec"] = old["spec"]
+        new["spec"] = old.get("spec") or {}
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         spec = obj.get("spec") or {}

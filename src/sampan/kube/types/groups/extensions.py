@@ -41,7 +41,7 @@ class CustomResourceDefinitionStrategy(BuiltinStrategy):
             del spec["preserveUnknownFields"]
 
     def prepare_create(self, obj: Object) -> None:
-        stored = [version["name"] for version in obj["spec"].get("versions") or () if version.get("storage")]
+        stored = [one.get("name") or "" for one in obj["spec"].get("versions") or () if one.get("storage")]
         obj["status"] = {"storedVersions": stored[:1]}
 
     def row(self, obj: Object, now: datetime) -> list[Any]:

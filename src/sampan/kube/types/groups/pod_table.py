@@ -29,7 +29,7 @@ def summarise(pod: Mapping[str, Any]) -> PodSummary:
     state = status.get("reason") or phase
     if cells.condition(pod, "PodScheduled").get("reason") == "SchedulingGated":
         state = "SchedulingGated"
-    sidecars = {c["name"] for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"}
+    sidecars = {c.get("name") for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"}
     total, ready = len(spec.get("containers") or ()) + len(sidecars), 0
     restarts = sidecar_restarts = 0
     last = sidecar_last = ""
