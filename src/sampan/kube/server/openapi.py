@@ -214,6 +214,8 @@ def _paths(type: ResourceType) -> Object:
         definition = schemas.definition_name(sub.kind.group, sub.kind.version, sub.kind.kind)
         if sub.kind == type.gvk:
             definition = type.definition
+        elif definition not in schemas.definitions():
+            definition = ""  # options of a connection: they travel in the query, and what answers is a stream
         below = _item(type, sub.verbs, definition, name)
         if below:
             paths[f"{inside}/{resource.plural}/{{name}}/{name}"] = {**below, "parameters": _place(type, named=True)}
@@ -251,7 +253,7 @@ def _operation(
     definition: str = "",
     subresource: str = "",
 ) -> Object:
-    shown = definition or type.definition + ("List" if action == "list" else "")
+    shown = definition or ("" if subresource else type.definition + ("List" if action == "list" else ""))
     kind = {"group": type.resource.group, "version": type.resource.version, "kind": type.kind}
     if subresource:
         sub = type.subresources[subresource].kind
@@ -261,7 +263,9 @@ def _operation(
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": kind,
         "parameters": parameters,
-        "responses": {"200": {"description": "OK", "content": {"application/json": _schema(shown)}}},
+        "responses": {
+            "200": {"description": "OK", "content": {"application/json": _schema(shown) if shown else _TEXT}}
+        },
     }
     if body:
         media: Iterable[str] = ("application/json", "application/yaml")
@@ -269,6 +273,9 @@ def _operation(
             media = [*_PATCH_TYPES, *(() if type.custom else (_STRATEGIC,)), _APPLY]
         operation["requestBody"] = {"required": True, "content": {name: _schema(body) for name in media}}
     return operation
+
+
+_TEXT: Object = {"schema": {"type": "string"}}
 
 
 def _schema(definition: str) -> Object:
