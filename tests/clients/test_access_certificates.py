@@ -222,3 +222,18 @@ def test_a_claim_in_use_waits_for_its_pod(platform: sampan.testing.Platform, adm
     assert "condition met" in kubectl("wait", "--for=delete", "pvc/data", "--timeout=20s") or "not found" in kubectl(
         "get", "pvc", "data"
     )
+
+
+def test_tokens_and_certificates_are_good_after_a_restart(tmp_path: Path) -> None:
+    with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path) as platform:
+        token_file = platform.data_dir / "parts" / "kubernetes" / "admin.token"
+        static = token_file.read_text().strip()
+        core = kube.CoreV1Api(client(platform, token=static))
+        request = kube.AuthenticationV1TokenRequest(spec=kube.V1TokenRequestSpec(audiences=[]))
+        account = kube.V1ServiceAccount(metadata=kube.V1ObjectMeta(name="stayer"))
+        core.create_namespaced_service_account("default", account)
+        token = core.create_namespaced_service_account_token("stayer", "default", request).status.token
+    with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path) as platform:
+        for credentials, name in ((static, "system:admin"), (token, "system:serviceaccount:default:stayer")):
+            api = kube.AuthenticationV1Api(client(platform, token=credentials))
+            assert api.create_self_subject_review({}).status.user_info.username == name
