@@ -8,7 +8,7 @@ not judged again. Rules in CEL are not looked at here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sampan.kube.status import FieldError
 from sampan.kube.types.formats import FORMATS
@@ -144,9 +144,7 @@ def _text(schema: Schema) -> Validator:
     fits = FORMATS.get(form or "")
     search: Callable[[str], Any] | None = None
     if pattern is not None:
-        import re2
-
-        search = re2.compile(pattern).search
+        search = _search(pattern)
 
     def check(value: Any, path: str, problems: Problems, old: Any) -> None:
         if type(value) is not str:
@@ -163,6 +161,18 @@ def _text(schema: Schema) -> Validator:
             _report(problems, path, value, f"in body must be of type {form}: {quoted(value)}")
 
     return check
+
+
+def _search(pattern: str) -> Callable[[str], Any] | None:
+    """Looks for a pattern; None for one that does not compile, which the check of its definition reports."""
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return cast(Callable[[str], Any], re2.compile(pattern, options).search)
+    except re2.error:
+        return None
 
 
 def _number(schema: Schema) -> Validator:
