@@ -231,7 +231,7 @@ async def connect(context: PartContext[Any]) -> None:
         raise SampanError("the Kubernetes API has no address yet; the part must need `kubernetes`")
     authority = context.authority
     pair = await asyncio.to_thread(authority.client_certificate, f"system:sampan:{context.name}", ["system:masters"])
-    client = HttpClient(_url(*address), authority.client_context(pair), field_manager=context.name)
+    client = HttpClient(_url(*address), authority.client_context(pair), field_manager=context.name, clock=context.clock)
 
     async def close_at_the_end() -> None:
         try:

@@ -3,23 +3,27 @@
 It behaves as the in-process client does: the same arguments, the same ``ApiError`` (made of the ``Status`` that came back, or
 503 where nobody answered), objects that always name their kind, watches that deliver bookmarks and raise when the server says
 the revision is too old. One connection pool serves a client and everything that impersonates through it.
+
+Deadlines on the network are the machine's: a jump of the platform's clock must not cut off a request under way. Pauses the
+server asks for (429 and the like with Retry-After) are the clock's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import ssl
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 
-from sampan.kernel.errors import SampanError
+from sampan.kernel.clock import Clock
+from sampan.kube.client.config import ClientConfig, from_kubeconfig
 from sampan.kube.client.interface import EventType, ObjectList, PatchType, Propagation, WatchEvent
 from sampan.kube.objects import Object, Resource
 from sampan.kube.status import ApiError, unavailable
@@ -29,6 +33,16 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 """Machine seconds to reach the server."""
+ANSWER_SECONDS = 90.0
+"""Machine seconds of silence after which a request has failed (servers give up after 60)."""
+WATCH_SECONDS = 600.0
+"""Machine seconds of silence after which a watch counts as dead; servers send bookmarks about every minute."""
+RETRIES = 10
+"""How often a request is repeated when the server asks for that."""
+RETRY_LIMIT = 30.0
+"""Seconds between repetitions at most, whatever the server asks for."""
+TOKEN_SECONDS = 60.0
+"""Machine seconds after which a token file is read again."""
 EVENT_LIMIT = 16 * 1024 * 1024
 """Bytes in one watch event at most."""
 _PATCH_TYPES = {
@@ -36,6 +50,24 @@ _PATCH_TYPES = {
     "merge": "application/merge-patch+json",
     "strategic": "application/strategic-merge-patch+json",
 }
+_REASONS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    409: "Conflict",
+    410: "Gone",
+    413: "RequestEntityTooLarge",
+    415: "UnsupportedMediaType",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+    504: "Timeout",
+}
+"""What an answer without a Status means."""
+_IN_PATHS = "/:@!$&'()*+,;=~"
+"""Characters that stand for themselves in a path; names may have others, such as ``?``."""
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
 
@@ -56,8 +88,13 @@ class HttpClient:
         field_manager: str = "sampan",
         groups: Sequence[str] = (),
         pool: _Pool | None = None,
+        clock: Clock | None = None,
+        namespace: str = "default",
     ) -> None:
         """``groups`` are those to impersonate; ``pool`` shares another client's connections."""
+        self.namespace = namespace
+        """The configuration's default namespace; requests name theirs themselves."""
+        self._clock = clock or Clock()
         self.server = server.rstrip("/")
         self._groups = tuple(groups)
         self._headers = {"Accept": _JSON, "User-Agent": field_manager, **(headers or {})}
@@ -65,13 +102,32 @@ class HttpClient:
         self._pool = pool or _Pool(context)
 
     @staticmethod
+    def from_config(config: ClientConfig, *, field_manager: str = "sampan", clock: Clock | None = None) -> HttpClient:
+        """A client for a loaded configuration (``client.config``)."""
+        headers = {}
+        if config.token:
+            headers["Authorization"] = f"Bearer {config.token}"
+        elif config.basic:
+            credentials = base64.b64encode(":".join(config.basic).encode()).decode()
+            headers["Authorization"] = f"Basic {credentials}"
+        pool = _Pool(config.tls, config.server_name, config.token_file)
+        return HttpClient(
+            config.server,
+            headers=headers,
+            field_manager=field_manager,
+            pool=pool,
+            clock=clock,
+            namespace=config.namespace,
+        )
+
+    @staticmethod
     def from_kubeconfig(path: Path, context: str | None = None) -> HttpClient:
         """A client for a kubeconfig's current (or named) context. Reads files; call it outside the event loop.
 
         Raises:
-            SampanError: the file cannot be read, names no such context, or wants a way to log in that is not supported.
+            ClientConfigError: the file cannot be read, names no such context, or wants an unsupported way to log in.
         """
-        return _from_kubeconfig(path, context)
+        return HttpClient.from_config(from_kubeconfig(path, context))
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,7 +192,7 @@ class HttpClient:
             "fieldSelector": field_selector,
             "resourceVersion": revision,
         }
-        async with self._request("GET", resource.path(namespace), query) as response:
+        async with self._request("GET", resource.path(namespace), query, silence=WATCH_SECONDS) as response:
             yield _events(response)
 
     async def create(
@@ -236,7 +292,15 @@ class HttpClient:
     def impersonate(self, user: str, groups: Sequence[str] = ()) -> HttpClient:
         """The same client acting as another user; the server refuses its requests where that is not allowed."""
         headers = {**self._headers, "Impersonate-User": user}
-        return HttpClient(self.server, headers=headers, field_manager=self._manager, groups=groups, pool=self._pool)
+        return HttpClient(
+            self.server,
+            headers=headers,
+            field_manager=self._manager,
+            groups=groups,
+            pool=self._pool,
+            clock=self._clock,
+            namespace=self.namespace,
+        )
 
     # -- the wire
 
@@ -269,14 +333,17 @@ class HttpClient:
         query: Mapping[str, str | None] | None = None,
         body: Any = None,
         content_type: str = _JSON,
+        *,
+        silence: float = ANSWER_SECONDS,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request that was answered with success.
+        """A request that was answered with success, repeated for as long as the server asks for it.
 
         Raises:
             ApiError: it was not, or nobody answered.
         """
         import aiohttp
         from multidict import CIMultiDict
+        from yarl import URL
 
         given = {name: value for name, value in (query or {}).items() if value}
         headers = CIMultiDict(self._headers)
@@ -285,21 +352,48 @@ class HttpClient:
         data = None
         if body is not None:
             data, headers["Content-Type"] = msgspec.json.encode(body), content_type
-        url = f"{self.server}{path}{'?' if given else ''}{urlencode(given)}"
+        address = f"{self.server}{quote(path, safe=_IN_PATHS)}{'?' if given else ''}{urlencode(given)}"
+        url = URL(address, encoded=True)
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
+        session = self._pool.session()
+        tries, renewed, answered = 0, False, False
         try:
-            async with self._pool.session().request(method, url, data=data, headers=headers) as response:
-                if response.status >= 400:
-                    raise _refused(response.status, await response.read())
-                yield response
+            while True:
+                if token := await self._pool.token(fresh=renewed):
+                    headers["Authorization"] = f"Bearer {token}"
+                async with session.request(
+                    method, url, data=data, headers=headers, timeout=patience, server_hostname=self._pool.server_name
+                ) as response:
+                    if response.status < 400:
+                        answered = True
+                        yield response
+                        return
+                    refused = _refused(response.status, await response.read())
+                    pause = _pause(response)
+                if refused.code == 401 and token and not renewed:
+                    renewed = True  # the file may have been rotated since it was read
+                    continue
+                if pause is None or tries >= RETRIES:
+                    raise refused
+                tries += 1
+                await self._clock.sleep(min(pause, RETRY_LIMIT))
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            if answered and not isinstance(error, aiohttp.ClientError):
+                raise  # the caller's own, from the body of its `async with`
             raise unavailable(f"{method} {self.server}{path}: {error or type(error).__name__}") from error
 
 
 class _Pool:
     """The connections to one server, opened on first use."""
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, context: ssl.SSLContext | None, server_name: str | None = None, token_file: Path | None = None
+    ) -> None:
+        self.server_name = server_name
         self._context = context
+        self._token_file = token_file
+        self._token = ""
+        self._token_read = float("-inf")
         self._session: aiohttp.ClientSession | None = None
 
     def session(self) -> aiohttp.ClientSession:
@@ -308,9 +402,25 @@ class _Pool:
 
             # watches hold a connection each for as long as they live
             connector = aiohttp.TCPConnector(limit=0, ssl=self._context or True)
-            patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=patience, read_bufsize=1 << 18)
+            self._session = aiohttp.ClientSession(connector=connector, read_bufsize=1 << 18)
         return self._session
+
+    async def token(self, *, fresh: bool) -> str:
+        """The token of the token file, if there is one, at most `TOKEN_SECONDS` old (``fresh``: read now).
+
+        Raises:
+            ApiError: 401, the file cannot be read.
+        """
+        if self._token_file is None:
+            return ""
+        now = asyncio.get_running_loop().time()
+        if fresh or now - self._token_read > TOKEN_SECONDS:
+            try:
+                self._token = (await asyncio.to_thread(self._token_file.read_text)).strip()
+            except OSError as error:
+                raise ApiError(401, "Unauthorized", f"cannot read the token in {self._token_file}: {error}") from None
+            self._token_read = now
+        return self._token
 
     async def close(self) -> None:
         if self._session is not None:
@@ -340,7 +450,10 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[WatchEvent]
         for line in lines:
             if not line.strip():
                 continue
-            event = msgspec.json.decode(line, type=dict[str, Any])
+            try:
+                event = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.MsgspecError as error:
+                raise unavailable(f"a watch event is not JSON: {error}") from None
             if event["type"] == "ERROR":
                 raise ApiError.of(event["object"])
             yield WatchEvent(cast(EventType, event["type"]), event["object"])
@@ -357,58 +470,14 @@ def _refused(code: int, content: bytes) -> ApiError:
         if status.get("kind") == "Status":
             return ApiError.of(status, code)
     text = content.decode(errors="replace").strip()
-    reasons = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 503: "ServiceUnavailable"}
-    return ApiError(code, reasons.get(code, "Unknown"), text or f"the server answered {code}")
+    return ApiError(code, _REASONS.get(code, "Unknown"), text or f"the server answered {code}")
 
 
-# -- kubeconfig
-
-
-def _from_kubeconfig(path: Path, wanted: str | None) -> HttpClient:
-    import yaml
-
+def _pause(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds after which the server wants the request repeated; None: it does not."""
+    if response.status != 429 and response.status < 500:
+        return None
     try:
-        config = yaml.safe_load(path.read_text())
-        context = _entry(config, "contexts", wanted or config["current-context"])["context"]
-        cluster = _entry(config, "clusters", context["cluster"])["cluster"]
-        user = _entry(config, "users", context["user"])["user"] if context.get("user") else {}
-        server = str(cluster["server"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise SampanError(f"{path} is not a usable kubeconfig: {error}") from None
-    for unsupported in ("exec", "auth-provider"):
-        if unsupported in user:
-            raise SampanError(f"{path}: logging in by {unsupported} is not supported; use a certificate or a token")
-    headers = {}
-    if token := user.get("token") or (user.get("tokenFile") and Path(user["tokenFile"]).read_text().strip()):
-        headers["Authorization"] = f"Bearer {token}"
-    tls = None
-    if server.startswith("https:"):
-        trusted = _content(cluster, "certificate-authority", path)
-        tls = ssl.create_default_context(cadata=trusted.decode() if trusted else None)
-        if cluster.get("insecure-skip-tls-verify"):
-            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-        certificate, key = _content(user, "client-certificate", path), _content(user, "client-key", path)
-        if certificate and key:
-            with tempfile.NamedTemporaryFile() as pair:  # 0600; the ssl module reads certificates from files only
-                pair.write(certificate + b"\n" + key)
-                pair.flush()
-                tls.load_cert_chain(pair.name)
-    return HttpClient(server, tls, headers=headers)
-
-
-def _entry(config: Mapping[str, Any], section: str, name: str) -> Mapping[str, Any]:
-    for entry in config[section]:
-        if entry["name"] == name:
-            found: Mapping[str, Any] = entry
-            return found
-    raise KeyError(f"no {section.removesuffix('s')} named {name}")
-
-
-def _content(fields: Mapping[str, Any], name: str, config: Path) -> bytes | None:
-    """The bytes of ``name-data`` or of the file that ``name`` names (relative to the kubeconfig)."""
-    if data := fields.get(f"{name}-data"):
-        return base64.b64decode(data)
-    if file := fields.get(name):
-        content: bytes = (config.parent / file).read_bytes()
-        return content
-    return None
+        return max(float(response.headers.get("Retry-After", "")), 0.0)
+    except ValueError:
+        return None
