@@ -117,15 +117,24 @@ def _namespace_labels(request: AdmissionRequest, cache: ObjectCache) -> Mapping[
     return labels
 
 
-def converted(obj: Object | None, own: ResourceType, other: ResourceType) -> Object | None:
-    """An object of one version in another version of the same kind; the object itself when nothing differs."""
+async def converted(obj: Object | None, own: ResourceType, other: ResourceType) -> Object | None:
+    """An object of one version in another version of the same kind; the object itself when nothing differs.
+
+    Raises:
+        ApiError: 500, the kind's conversion webhook fails.
+    """
     if obj is None or own.resource == other.resource:
         return obj
     changed: Object = copy(obj)
+    stored = own.stored_as.api_version
+    if own.conversion is not None:
+        await own.conversion.prepare([changed], stored)
     if own.to_storage is not None:
         changed = own.to_storage(changed)
+    changed["apiVersion"] = stored
+    if other.conversion is not None:
+        await other.conversion.prepare([changed], other.resource.api_version)
     if other.from_storage is not None:
-        changed["apiVersion"] = other.stored_as.api_version
         changed = other.from_storage(changed)
     changed["apiVersion"], changed["kind"] = other.resource.api_version, other.kind
     return changed

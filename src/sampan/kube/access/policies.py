@@ -7,7 +7,7 @@ nothing, as its ``failurePolicy`` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -68,7 +68,7 @@ class ValidatingPolicies:
             return
         denied: Violation | None = None
         recorded: list[Object] = []
-        for violation in self._violations(request, bindings):
+        async for violation in self._violations(request, bindings):
             if "Deny" in violation.actions and denied is None:
                 denied = violation
             if "Warn" in violation.actions:
@@ -91,7 +91,7 @@ class ValidatingPolicies:
         if denied is not None:
             raise _denial(request, denied)
 
-    def _violations(self, request: AdmissionRequest, bindings: list[Object]) -> Iterator[Violation]:
+    async def _violations(self, request: AdmissionRequest, bindings: list[Object]) -> AsyncIterator[Violation]:
         for binding in sorted(bindings, key=lambda each: str(each["metadata"]["name"])):
             spec = binding.get("spec") or {}
             policy = self._cache.get(VALIDATING_ADMISSION_POLICIES, "", spec.get("policyName") or "")
@@ -101,16 +101,16 @@ class ValidatingPolicies:
             names = policy["metadata"]["name"], binding["metadata"]["name"]
             actions = tuple(spec.get("validationActions") or ("Deny",))
             try:
-                for message, reason, position in self._evaluate(request, policy, spec):
+                async for message, reason, position in self._evaluate(request, policy, spec):
                     if position >= 0 or fails:
                         yield Violation(*names, message, reason, position, actions)
             except (PolicyError, cel.CelError) as error:
                 if fails:
                     yield Violation(*names, str(error), "Invalid", -1, actions)
 
-    def _evaluate(
+    async def _evaluate(
         self, request: AdmissionRequest, policy: Object, binding: Mapping[str, Any]
-    ) -> Iterator[tuple[str, str, int]]:
+    ) -> AsyncIterator[tuple[str, str, int]]:
         """(message, reason, position) of each validation that fails or cannot be evaluated (position -1)."""
         spec = policy.get("spec") or {}
         type = self._matched(request, spec.get("matchConstraints") or {})
@@ -123,8 +123,8 @@ class ValidatingPolicies:
             request,
             self._authorizer,
             described=described(request, type, ""),
-            obj=converted(request.object, request.type, type),
-            old=converted(request.old_object, request.type, type),
+            obj=await converted(request.object, request.type, type),
+            old=await converted(request.old_object, request.type, type),
             namespace=self._cache.get(NAMESPACES, "", request.namespace) if request.namespace else None,
         )
         for params in self._params(request, spec.get("paramKind"), binding.get("paramRef")):

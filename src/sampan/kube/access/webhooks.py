@@ -155,7 +155,7 @@ class _Webhooks:
             ]
         return self._known
 
-    def _concerned(self, webhook: Webhook, request: AdmissionRequest) -> _Asked | None:
+    async def _concerned(self, webhook: Webhook, request: AdmissionRequest) -> _Asked | None:
         """Whether a webhook is to be asked.
 
         Raises:
@@ -173,8 +173,8 @@ class _Webhooks:
                 request,
                 self._authorizer,
                 described=described(request, type, ""),
-                obj=converted(request.object, request.type, type),
-                old=converted(request.old_object, request.type, type),
+                obj=await converted(request.object, request.type, type),
+                old=await converted(request.old_object, request.type, type),
             )
             try:
                 if expressions.first_unmet(conditions, values):
@@ -229,8 +229,8 @@ class _Webhooks:
             raise WebhookCallError("webhook does not accept known AdmissionReview versions (v1, v1beta1)")
         uid = str(uuid.uuid4())
         about = described(request, asked.type, uid)
-        about["object"] = converted(request.object, request.type, asked.type)
-        about["oldObject"] = converted(request.old_object, request.type, asked.type)
+        about["object"] = await converted(request.object, request.type, asked.type)
+        about["oldObject"] = await converted(request.old_object, request.type, asked.type)
         review = {"kind": "AdmissionReview", "apiVersion": f"admission.k8s.io/{version}", "request": about}
         seconds = spec.get("timeoutSeconds") or TIMEOUT_SECONDS
         answer = await self._caller.post(spec.get("clientConfig") or {}, review, seconds)
@@ -270,12 +270,12 @@ class MutatingWebhooks(_Webhooks):
         for webhook in known:
             if second and webhook.identity not in rounds.again:
                 continue
-            asked = self._concerned(webhook, request)
+            asked = await self._concerned(webhook, request)
             if asked is None:
                 continue
             try:
                 response = await self._ask(asked, request)
-                changed = self._patched(asked, request, response)
+                changed = await self._patched(asked, request, response)
             except WebhookCallError:
                 continue
             if changed:
@@ -287,7 +287,7 @@ class MutatingWebhooks(_Webhooks):
         rounds.round += 1
         rounds.last = copy(request.object)
 
-    def _patched(self, asked: _Asked, request: AdmissionRequest, response: Mapping[str, Any]) -> bool:
+    async def _patched(self, asked: _Asked, request: AdmissionRequest, response: Mapping[str, Any]) -> bool:
         """Apply the response's patch; whether it changed the object."""
         encoded = response.get("patch")
         if not encoded:
@@ -297,7 +297,7 @@ class MutatingWebhooks(_Webhooks):
             raise internal(
                 f'admission webhook "{name}" attempted to modify the object, which is not supported for this operation'
             )
-        before = converted(request.object, request.type, asked.type)
+        before = await converted(request.object, request.type, asked.type)
         try:
             operations = msgspec.json.decode(base64.b64decode(encoded))
             after = json_patch.apply(before, operations)
@@ -311,7 +311,7 @@ class MutatingWebhooks(_Webhooks):
             raise internal(f'failed calling webhook "{name}": its patch leaves no object')
         if after == before:
             return False
-        request.object = converted(after, asked.type, request.type)
+        request.object = await converted(after, asked.type, request.type)
         assert request.object is not None
         if not request.subresource or request.subresource == "status":
             strategy = request.type.strategy
@@ -331,7 +331,7 @@ class ValidatingWebhooks(_Webhooks):
         known = self.webhooks()
         if not known or exempt(request):
             return
-        asked = [each for webhook in known if (each := self._concerned(webhook, request)) is not None]
+        asked = [each for webhook in known if (each := await self._concerned(webhook, request)) is not None]
         if not asked:
             return
         answers = await asyncio.gather(*(self._ask(each, request) for each in asked), return_exceptions=True)
