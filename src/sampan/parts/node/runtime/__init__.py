@@ -1,0 +1,1 @@
+"""Where pods become processes: the runtime interface, and the driver that needs no container engine."""

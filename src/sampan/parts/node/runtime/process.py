@@ -1,0 +1,504 @@
+"""The process runtime: the agent's side of the keeper.
+
+Starts a keeper where none serves the node, speaks to it over its socket, and offers `Runtime`. It keeps no state of its own
+beyond what is under way: after an agent restart, `ProcessRuntime.list` tells what runs. Containers whose keeper died are found
+by their files and given back as ended with the error ``lost``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.parts.node.errors import NodeError, RuntimeLostError, SandboxError, StartError
+from sampan.parts.node.runtime.interface import (
+    Container,
+    ContainerSpec,
+    ExecSpec,
+    ExitRecord,
+    OnExit,
+    Process,
+    Sandbox,
+    SandboxSpec,
+    Tier,
+    Usage,
+)
+from sampan.parts.node.runtime.layout import Layout
+
+MESSAGE_SIZE = 1 << 18
+START_LIMIT = 20.0
+"""Seconds a keeper may take to come up on a busy machine."""
+
+
+class LaunchFailedError(StartError):
+    """The program could not be started; ``code`` is the exit code a runtime reports for it."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProcessRuntime:
+    """Runs containers as processes through a keeper that outlives this one."""
+
+    name = "sampan"
+
+    def __init__(
+        self,
+        directory: Path,
+        clock: Clock,
+        tasks: Tasks,
+        *,
+        pod_range: str = "",
+        networks: Sequence[str] = ("10.244.0.0/16", "10.96.0.0/12"),
+        tier: str = "auto",
+        abandon: float = 600.0,
+        zygote: bool = True,
+    ) -> None:
+        self.layout = Layout(directory)
+        self.tier: Tier = "T3"
+        self.why = ""
+        """What kept the machine from a better tier."""
+        self.pod_range = pod_range
+        """The node's pod range, known after `start`."""
+        self.controllers: frozenset[str] = frozenset()
+        self.cgroup = ""
+        """The node's cgroup v2 directory: where the network attaches its programs."""
+        self.isolation = "none"
+        self._clock = clock
+        self._tasks = tasks
+        self._options: dict[str, Any] = {
+            "base": str(directory),
+            "name": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10],
+            "pod_range": pod_range,
+            "networks": list(networks),
+            "tier": tier,
+            "abandon": abandon,
+            "zygote": zygote,
+        }
+        self._connection: socket.socket | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._listing: dict[int, tuple[list[Sandbox], list[Container]]] = {}
+        self._executions: dict[int, KeptProcess] = {}
+        self._early: dict[int, int] = {}
+        self._on_exit: OnExit = lambda _: None
+        self._on_lost: Callable[[], None] = lambda: None
+        self._on_sandbox_end: Callable[[str], None] = lambda _: None
+        self._hello: asyncio.Future[None] | None = None
+        self.keeper_pid = 0
+
+    # -- life
+
+    async def start(
+        self, on_exit: OnExit, on_lost: Callable[[], None], on_sandbox_end: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Connect to the node's keeper, starting one where none serves.
+
+        Raises:
+            RuntimeLostError: no keeper comes up; its last words are in ``keeper.log``.
+        """
+        self._on_exit, self._on_lost, self._on_sandbox_end = on_exit, on_lost, on_sandbox_end
+        self.layout.base.mkdir(parents=True, exist_ok=True)
+        self.layout.pods.mkdir(exist_ok=True)
+        deadline = self._clock.monotonic() + START_LIMIT
+        process: subprocess.Popen[bytes] | None = None
+        while not self._connect():
+            if process is None:
+                process = await asyncio.to_thread(self._spawn)
+            elif process.poll() is not None and process.returncode != 0:
+                words = (self.layout.base / "keeper.log").read_text(errors="replace").strip()[-500:]
+                raise RuntimeLostError(f"the node's keeper ended at its start: {words}")
+            if self._clock.monotonic() > deadline:
+                raise RuntimeLostError(f"the node's keeper does not answer at {self.layout.socket}")
+            await self._clock.sleep(0.01)
+        assert self._hello is not None
+        await self._hello
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        timeline = self._clock.timeline
+        options = {
+            **self._options,
+            "timeline": {name: getattr(timeline, name) for name in ("origin", "base", "wall_offset", "rate")},
+        }
+        source = str(Path(__file__).resolve().parents[4])
+        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
+        with (self.layout.base / "keeper.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sampan.parts.node.runtime.keeper", json.dumps(options)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": path},
+            )
+
+    def _connect(self) -> bool:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        directory = os.open(self.layout.base, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/keeper.sock")
+        except OSError:
+            connection.close()
+            return False
+        finally:
+            os.close(directory)
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._hello = loop.create_future()
+        loop.add_reader(connection.fileno(), self._receive)
+        return True
+
+    async def close(self) -> None:
+        """Let go; everything goes on running."""
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            asyncio.get_running_loop().remove_reader(connection.fileno())
+            connection.close()
+        lost = RuntimeLostError("the node's keeper is gone")
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(lost)
+        self._waiting.clear()
+        for execution in list(self._executions.values()):
+            execution.ended(137)
+        self._executions.clear()
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_exception(lost)
+
+    async def end(self) -> None:
+        """End every container and the keeper, and wait until it is gone."""
+        if self._connection is None:
+            return
+        with contextlib.suppress(NodeError):
+            await self._ask("leave")
+        for _ in range(1000):
+            if self._connection is None:
+                break
+            await self._clock.sleep(0.01)
+        self._disconnect()
+
+    def follow_clock(self) -> asyncio.Future[dict[str, Any]]:
+        """Tell the keeper that the platform's clock was steered."""
+        timeline = self._clock.timeline
+        return self._request(
+            "timeline",
+            {"timeline": {name: getattr(timeline, name) for name in ("origin", "base", "wall_offset", "rate")}},
+        )
+
+    # -- messages
+
+    def _receive(self) -> None:
+        while self._connection is not None:
+            try:
+                message = self._connection.recv(MESSAGE_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                self._disconnect()
+                self._on_lost()
+                return
+            self._handle(json.loads(message))
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        match message.get("event"):
+            case None:
+                future = self._waiting.pop(message["id"], None)
+                if future is not None and not future.done():
+                    future.set_result(message)
+            case "exited":
+                self._on_exit(_container(message["container"]))
+            case "exec-exited":
+                execution = self._executions.pop(message["exec"], None)
+                if execution is not None:
+                    execution.ended(message["code"])
+                else:
+                    self._early[message["exec"]] = message["code"]
+            case "sandbox-ended":
+                self._on_sandbox_end(message["sandbox"])
+            case "sandbox":
+                self._listing[message["list"]][0].append(Sandbox(**message["sandbox"]))
+            case "container":
+                self._listing[message["list"]][1].append(_container(message["container"]))
+            case "hello":
+                self.tier, self.why = message["tier"], message["why"]
+                self.pod_range, self.cgroup = message["pod_range"], message["cgroup"]
+                self.controllers = frozenset(message["controllers"])
+                self.isolation = message["isolation"]
+                self.keeper_pid = message["pid"]
+                if self._hello is not None and not self._hello.done():
+                    self._hello.set_result(None)
+
+    def _request(
+        self, operation: str, fields: dict[str, Any], descriptors: Sequence[int] = (), number: int = 0
+    ) -> asyncio.Future[dict[str, Any]]:
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        if self._connection is None:
+            future.set_exception(RuntimeLostError("the node's keeper is gone"))
+            return future
+        number = number or next(self._numbers)
+        self._waiting[number] = future
+        message = json.dumps({"id": number, "op": operation, **fields}).encode()
+        try:
+            if descriptors:
+                socket.send_fds(self._connection, [message], list(descriptors))
+            else:
+                self._connection.send(message)
+        except OSError as error:
+            self._waiting.pop(number, None)
+            future.set_exception(RuntimeLostError(f"the node's keeper does not listen: {error}"))
+        return future
+
+    async def _ask(self, operation: str, descriptors: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+        return await self._request(operation, fields, descriptors)
+
+    # -- Runtime
+
+    async def list(self) -> tuple[list[Sandbox], list[Container]]:
+        number = next(self._numbers)
+        self._listing[number] = ([], [])
+        try:
+            await self._request("list", {}, number=number)
+            sandboxes, containers = self._listing[number]
+        finally:
+            del self._listing[number]
+        known = {container.id for container in containers}
+        for record in sorted(self.layout.pods.glob("*/containers/*/exit.json")):
+            if record.parent.name in known:
+                continue
+            found = _read_back(record.parent)
+            if found is not None:
+                containers.append(found)
+        return sandboxes, containers
+
+    async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        answer = await self._ask("sandbox", spec=asdict(spec))
+        if "error" in answer:
+            raise SandboxError(f"failed to create pod sandbox: {answer['error']}")
+        return Sandbox(**answer["sandbox"])
+
+    async def remove_sandbox(self, sandbox: str) -> None:
+        answer = await self._ask("remove_sandbox", sandbox=sandbox)
+        if "error" in answer:
+            raise SandboxError(f"failed to remove pod sandbox: {answer['error']}")
+        await asyncio.to_thread(shutil.rmtree, self.layout.pod(sandbox) / "containers", ignore_errors=True)
+
+    async def start_container(self, spec: ContainerSpec) -> Container:
+        directory = self.layout.container(spec.sandbox, spec.id)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "spec.json").write_bytes(json.dumps(asdict(spec)).encode())
+        answer = await self._ask("start", sandbox=spec.sandbox, container=spec.id)
+        if "error" in answer:
+            raise LaunchFailedError(answer["error"], answer.get("code", 128))
+        return _container(answer["container"])
+
+    async def signal(self, container: str, signal: int, *, everyone: bool = False) -> None:
+        await self._ask("signal", container=container, signal=signal, everyone=everyone)
+
+    async def remove_container(self, container: str) -> None:
+        answer = await self._ask("remove_container", container=container)
+        if "error" in answer:
+            raise NodeError(answer["error"])
+        for directory in self.layout.pods.glob(f"*/containers/{container}"):
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def exec(self, spec: ExecSpec) -> Process:
+        process = KeptProcess(self)
+        theirs: list[int] = []
+        try:
+            if spec.tty:
+                master, slave = pty.openpty()
+                process.stdout = master
+                process.stdin = master if spec.stdin else None
+                theirs = [slave]
+            else:
+                for name, wanted in (("stdin", spec.stdin), ("stdout", spec.stdout), ("stderr", spec.stderr)):
+                    if not wanted:
+                        theirs.append(os.open(os.devnull, os.O_RDWR))
+                        continue
+                    reader, writer = os.pipe()
+                    theirs.append(reader if name == "stdin" else writer)
+                    setattr(process, name, writer if name == "stdin" else reader)
+            answer = await self._ask("exec", theirs, container=spec.container, args=list(spec.args), tty=spec.tty)
+            if "error" in answer:
+                raise LaunchFailedError(answer["error"], answer.get("code", 126))
+        except BaseException:
+            process.close()
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        process.number = answer["exec"]
+        if process.number in self._early:
+            process.ended(self._early.pop(process.number))
+        else:
+            self._executions[process.number] = process
+        return process
+
+    async def attach(self, container: str, *, stdin: bool, stdout: bool, stderr: bool) -> Process:
+        process = KeptProcess(self)
+        process.container = container
+        theirs: list[int] = []
+        try:
+            if stdin:
+                reader, process.stdin = os.pipe()
+                theirs.append(reader)
+            if stdout:
+                process.stdout, writer = os.pipe()
+                theirs.append(writer)
+            if stderr:
+                process.stderr, writer = os.pipe()
+                theirs.append(writer)
+            answer = await self._ask("attach", theirs, container=container, streams=[stdin, stdout, stderr])
+            if "error" in answer:
+                raise NodeError(answer["error"])
+        except BaseException:
+            process.close()
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        return process
+
+    async def usage(self, containers: Sequence[str]) -> dict[str, Usage]:
+        usages: dict[str, Usage] = {}
+        names = list(containers)
+        for start in range(0, len(names), 500):
+            answer = await self._ask("usage", containers=names[start : start + 500])
+            usages |= {name: Usage(**fields) for name, fields in answer["usage"].items()}
+        return usages
+
+    async def reopen_log(self, container: str) -> None:
+        await self._ask("reopen_log", container=container)
+
+    async def warm(self, python: str) -> None:
+        """Have an interpreter's zygote ready."""
+        await self._ask("warm", python=python)
+
+    async def dial(self, sandbox: str, port: int) -> socket.socket:
+        """Connect to a port of the pod, its localhost included where only that listens.
+
+        Raises:
+            OSError: nothing listens there.
+        """
+        sandboxes, _ = await self.list()
+        found = next((known for known in sandboxes if known.id == sandbox), None)
+        if found is None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the pod is not running")
+        addresses = [found.address] if found.address else ["127.0.0.1"]
+        if self.tier == "T1" and found.address and not found.netns:
+            from sampan.parts.node.runtime.addresses import hidden_address
+
+            addresses.append(hidden_address(found.address))
+        loop = asyncio.get_running_loop()
+        failure: OSError | None = None
+        for address in addresses:
+            connection = socket.socket()
+            connection.setblocking(False)
+            try:
+                await loop.sock_connect(connection, (address, port))
+            except OSError as error:
+                connection.close()
+                failure = error
+                continue
+            return connection
+        assert failure is not None
+        raise failure
+
+    def tell_resize(self, process: KeptProcess, columns: int, rows: int) -> None:
+        """Pass a terminal's new size on."""
+        if process.number:
+            self._request("resize", {"exec": process.number, "columns": columns, "rows": rows})
+        elif process.container:
+            self._request("resize", {"container": process.container, "columns": columns, "rows": rows})
+
+    def tell_kill(self, process: KeptProcess) -> None:
+        """End an exec's process."""
+        if process.number and not process.done:
+            self._request("kill_exec", {"exec": process.number})
+
+
+class KeptProcess:
+    """The agent's end of an exec (or attach)."""
+
+    def __init__(self, runtime: ProcessRuntime) -> None:
+        self._runtime = runtime
+        self.number = 0
+        self.container = ""
+        self.stdin: int | None = None
+        self.stdout: int | None = None
+        self.stderr: int | None = None
+        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def done(self) -> bool:
+        return self._exit.done()
+
+    async def wait(self) -> int:
+        """The exit code; never for an attach."""
+        return await asyncio.shield(self._exit)
+
+    def ended(self, code: int) -> None:
+        """The process ended."""
+        if not self._exit.done():
+            self._exit.set_result(code)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self._runtime.tell_resize(self, columns, rows)
+
+    def kill(self) -> None:
+        self._runtime.tell_kill(self)
+
+    def close(self) -> None:
+        for descriptor in {self.stdin, self.stdout, self.stderr} - {None}:
+            assert descriptor is not None
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.stdin = self.stdout = self.stderr = None
+
+
+def _container(fields: dict[str, Any]) -> Container:
+    exit_record = fields.get("exit")
+    return Container(**{**fields, "exit": ExitRecord(**exit_record) if exit_record else None})
+
+
+def _read_back(directory: Path) -> Container | None:
+    """An ended container that the keeper no longer knows, from its files."""
+    try:
+        spec = json.loads((directory / "spec.json").read_bytes())
+        record = json.loads((directory / "exit.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return Container(
+        spec["id"],
+        spec["sandbox"],
+        spec["name"],
+        spec["attempt"],
+        started_at=record["finished_at"],
+        exit=ExitRecord(**record),
+        labels=spec["labels"],
+    )
