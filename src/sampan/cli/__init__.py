@@ -29,6 +29,7 @@ COMMANDS = {
     "status": "Show parts, their state and every listening address.",
     "logs": "Show what the platform logged.",
     "kubeconfig": "Print a kubeconfig for the platform's Kubernetes API.",
+    "image": "Build, list, export, import and map images.",
     "clock": "Show or steer the platform's clock.",
     "doctor": "Tell what this machine gives Sampan and what is wrong.",
     "settings": "List every setting with its meaning.",

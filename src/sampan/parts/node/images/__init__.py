@@ -1,0 +1,1 @@
+"""The node's images: found, built, kept."""

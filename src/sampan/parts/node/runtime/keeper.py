@@ -27,6 +27,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Network
@@ -43,6 +44,8 @@ READ_SIZE = 64 * 1024
 MESSAGE_SIZE = 1 << 18
 ATTACH_BACKLOG = 1 << 20
 """Bytes an attached client may lag behind before it is cut off."""
+OUTGOING_LIMIT = 100_000
+"""Messages that may wait for an agent before it is taken to be stuck."""
 ZYGOTES = 4
 """Warm interpreters at most; the least recently used one goes."""
 IDLE_LIMIT = 5.0
@@ -86,6 +89,8 @@ class Running:
     """The wait status, once reaped."""
     oom_before: int = 0
     pending_stdin: bytes = b""
+    forked: bool = False
+    """A zygote was asked to start it."""
 
 
 @dataclass
@@ -139,6 +144,8 @@ class Keeper:
         self.executions: dict[int, Execution] = {}
         self.zygotes: dict[str, Zygote] = {}
         self.agents: list[socket.socket] = []
+        self.outgoing: dict[socket.socket, deque[bytes]] = {}
+        """Messages that an agent's socket has no room for yet."""
         self.owners: dict[int, tuple[str, str]] = {}
         """What a pid is: ("container", id), ("exec", number), ("sandbox", uid)."""
         self.unclaimed: dict[int, int] = {}
@@ -198,7 +205,8 @@ class Keeper:
             while not (self.leaving and not self.containers and not self.sandboxes):
                 timeout = None if self.agents and not self.leaving else 0.25 if self.leaving else 1.0
                 for key, _events in self.selector.select(timeout):
-                    if key.fileobj in self.selector.get_map():
+                    # an earlier callback of this round may have closed it, and the number may stand for another file now
+                    if self.selector.get_map().get(key.fd) is key:
                         key.data()
                 self._look_around()
         finally:
@@ -298,6 +306,7 @@ class Keeper:
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.agents.append(connection)
+        self.outgoing[connection] = deque()
         self.selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
         self._send(
             connection,
@@ -314,18 +323,50 @@ class Keeper:
         )
 
     def _send(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        try:
-            connection.send(json.dumps(message).encode())
-        except BlockingIOError:
+        if connection not in self.agents:
+            return
+        encoded = json.dumps(message).encode()
+        waiting = self.outgoing[connection]
+        if not waiting:
+            try:
+                connection.send(encoded)
+            except BlockingIOError:
+                self.selector.modify(connection, selectors.EVENT_READ | selectors.EVENT_WRITE, self._both(connection))
+            except OSError:
+                self._drop(connection)
+                return
+            else:
+                return
+        waiting.append(encoded)
+        if len(waiting) > OUTGOING_LIMIT:
             # the agent reads no more: cut it off; what it missed it finds by listing when it comes back
             self._drop(connection)
-        except OSError:
-            self._drop(connection)
+
+    def _both(self, connection: socket.socket) -> Callable[[], None]:
+        """Write what waits for an agent, and read what it says."""
+
+        def ready() -> None:
+            waiting = self.outgoing.get(connection)
+            while waiting:
+                try:
+                    connection.send(waiting[0])
+                except BlockingIOError:
+                    break
+                except OSError:
+                    self._drop(connection)
+                    return
+                waiting.popleft()
+            if waiting is not None and not waiting:
+                self.selector.modify(connection, selectors.EVENT_READ, lambda: self._receive(connection))
+            self._receive(connection)
+
+        return ready
 
     def _drop(self, connection: socket.socket) -> None:
         if connection not in self.agents:
             return
         self.agents.remove(connection)
+        del self.outgoing[connection]
         self.selector.unregister(connection)
         connection.close()
         if not self.agents:
@@ -582,9 +623,16 @@ class Keeper:
             reply=reply,
             oom_before=cgroups.oom_kills(spec.sandbox, spec.id),
         )
-        stdin, stdout, stderr = self._make_streams(running)
-        running.status, status = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.containers[spec.id] = running
+        self._launch(running, self._zygote(spec.python) if spec.python and self.options.zygote else None)
+
+    def _launch(self, running: Running, zygote: Zygote | None) -> None:
+        """Make the container's streams and fork it, from the zygote where one is given."""
+        spec = running.spec
+        directory = self.layout.container(spec.sandbox, spec.id)
+        sandbox, cgroups = self.sandboxes[spec.sandbox], self.ground.cgroups
+        streams = self._make_streams(running)
+        running.status, status = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         entry = launch.Entry(
             tuple(cgroups.members(spec.sandbox, spec.id)),
             sandbox.pid if self.ground.isolation != "none" else 0,
@@ -598,9 +646,8 @@ class Keeper:
             "root": self.privileged,
             "rlimits": "pids" not in cgroups.has,
         }
-        streams = (stdin, stdout, stderr)
-        zygote = self._zygote(spec.python) if spec.python and self.options.zygote else None
-        if zygote is None or not self._start_forked(zygote, entry, settings, streams, status):
+        running.forked = zygote is not None and self._start_forked(zygote, entry, settings, streams, status)
+        if not running.forked:
             child = os.fork()
             if child == 0:
                 launch.enter(entry, status, lambda: launch.start_container(str(directory), settings, streams))
@@ -684,6 +731,16 @@ class Keeper:
         self.selector.unregister(running.status)
         os.close(running.status)
         running.status = -1
+        if not running.state.pid and running.forked and not running.error:
+            # the zygote was killed with the request in its hands: start it without one
+            self.ground.cgroups.kill(running.state.sandbox, running.state.id)
+            for descriptor in list(running.streams):
+                self._close_stream(running, descriptor)
+            if running.stdin >= 0:
+                self._close(running.stdin)
+                running.stdin = -1
+            self._launch(running, None)
+            return
         if not running.state.pid:
             running.error = running.error or "the process that was to start it was killed"
             running.code = running.code or 128

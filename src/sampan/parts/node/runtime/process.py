@@ -19,6 +19,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,6 +97,7 @@ class ProcessRuntime:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._listing: dict[int, tuple[list[Sandbox], list[Container]]] = {}
+        self._outgoing: deque[tuple[bytes, list[int]]] = deque()
         self._executions: dict[int, KeptProcess] = {}
         self._early: dict[int, int] = {}
         self._on_exit: OnExit = lambda _: None
@@ -119,7 +121,7 @@ class ProcessRuntime:
         self.layout.pods.mkdir(exist_ok=True)
         deadline = self._clock.monotonic() + START_LIMIT
         process: subprocess.Popen[bytes] | None = None
-        while not self._connect():
+        while not await self._connected():
             if process is None:
                 process = await asyncio.to_thread(self._spawn)
             elif process.poll() is not None and process.returncode != 0:
@@ -128,8 +130,17 @@ class ProcessRuntime:
             if self._clock.monotonic() > deadline:
                 raise RuntimeLostError(f"the node's keeper does not answer at {self.layout.socket}")
             await self._clock.sleep(0.01)
+
+    async def _connected(self) -> bool:
+        """Connect and be greeted; a keeper that is just dying may accept and never speak."""
+        if not self._connect():
+            return False
         assert self._hello is not None
-        await self._hello
+        try:
+            await self._hello
+        except RuntimeLostError:
+            return False
+        return True
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         timeline = self._clock.timeline
@@ -139,7 +150,7 @@ class ProcessRuntime:
         }
         source = str(Path(__file__).resolve().parents[4])
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-        with (self.layout.base / "keeper.log").open("wb") as log:
+        with (self.layout.base / "keeper.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "sampan.parts.node.runtime.keeper", json.dumps(options)],
                 stdin=subprocess.DEVNULL,
@@ -176,7 +187,9 @@ class ProcessRuntime:
         connection, self._connection = self._connection, None
         if connection is not None:
             asyncio.get_running_loop().remove_reader(connection.fileno())
+            asyncio.get_running_loop().remove_writer(connection.fileno())
             connection.close()
+        self._outgoing.clear()
         lost = RuntimeLostError("the node's keeper is gone")
         for future in self._waiting.values():
             if not future.done():
@@ -219,8 +232,10 @@ class ProcessRuntime:
             except OSError:
                 message = b""
             if not message:
+                greeted = self._hello is not None and self._hello.done()
                 self._disconnect()
-                self._on_lost()
+                if greeted:
+                    self._on_lost()
                 return
             self._handle(json.loads(message))
 
@@ -263,15 +278,33 @@ class ProcessRuntime:
         number = number or next(self._numbers)
         self._waiting[number] = future
         message = json.dumps({"id": number, "op": operation, **fields}).encode()
-        try:
-            if descriptors:
-                socket.send_fds(self._connection, [message], list(descriptors))
-            else:
-                self._connection.send(message)
-        except OSError as error:
-            self._waiting.pop(number, None)
-            future.set_exception(RuntimeLostError(f"the node's keeper does not listen: {error}"))
+        # the caller closes its descriptors once the answer is there, and that cannot be before the message has gone
+        self._outgoing.append((message, list(descriptors)))
+        if len(self._outgoing) == 1:
+            self._write()
         return future
+
+    def _write(self) -> None:
+        """Send what waits, as far as the keeper's socket has room."""
+        connection = self._connection
+        loop = asyncio.get_running_loop()
+        while connection is not None and self._outgoing:
+            message, descriptors = self._outgoing[0]
+            try:
+                if descriptors:
+                    socket.send_fds(connection, [message], descriptors)
+                else:
+                    connection.send(message)
+            except BlockingIOError:
+                loop.add_writer(connection.fileno(), self._write)
+                return
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    return  # the reader sees the same end and tells everybody
+                # who asked was cancelled and has closed its descriptors: nobody waits for this any more
+            self._outgoing.popleft()
+        if connection is not None:
+            loop.remove_writer(connection.fileno())
 
     async def _ask(self, operation: str, descriptors: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
         return await self._request(operation, fields, descriptors)

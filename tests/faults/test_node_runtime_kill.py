@@ -1,0 +1,120 @@
+"""kill -9 of everything around a container: nothing is lost, nothing is left over."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.clients.node_runtime import bench
+
+
+async def test_containers_outlive_the_agent_and_their_ends_are_remembered(tmp_path: Path) -> None:
+    async with bench(tmp_path / "node", end=False) as first:
+        await first.pod()
+        await first.run("stays", "sleep", "1000")
+        await first.run("ends", "sh", "-c", "echo before; sleep 0.3; echo after; exit 9")
+        keeper = first.runtime.keeper_pid
+    await asyncio.sleep(0.6)
+    async with bench(tmp_path / "node") as second:
+        assert second.runtime.keeper_pid == keeper
+        sandboxes, containers = await second.runtime.list()
+        assert [sandbox.id for sandbox in sandboxes] == ["pod-1"]
+        ends = {container.id: container.exit for container in containers}
+        assert ends["stays"] is None
+        record = ends["ends"]
+        assert record is not None
+        assert record.code == 9
+        assert second.log("ends") == "before\nafter"
+
+
+async def test_a_killed_zygote_takes_no_container_with_it(tmp_path: Path) -> None:
+    async with bench(tmp_path / "node") as node:
+        await node.pod()
+        await node.runtime.warm(sys.executable)
+        zygote = None
+        for _ in range(200):
+            zygote = next(
+                (p for p in psutil.Process(node.runtime.keeper_pid).children() if "zygote.py" in " ".join(p.cmdline())),
+                None,
+            )
+            if zygote is not None:
+                break
+            await asyncio.sleep(0.05)
+        assert zygote is not None
+        await asyncio.sleep(1.5)
+        program = "import time, sys; print('up', flush=True); time.sleep(1); sys.exit(4)"
+        await node.run("before", sys.executable, "-c", program, python=sys.executable)
+        os.kill(zygote.pid, signal.SIGKILL)
+        await node.run("after", sys.executable, "-c", program, python=sys.executable)
+        assert (await node.exit("before")).code == 4
+        assert (await node.exit("after")).code == 4
+
+
+async def test_a_killed_keeper_leaves_no_process_and_its_containers_are_lost(tmp_path: Path) -> None:
+    async with bench(tmp_path / "node", end=False) as first:
+        await first.pod()
+        container = await first.run("c", "sh", "-c", "setsid sleep 1000 & sleep 1000")
+        os.kill(first.runtime.keeper_pid, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await first.lost.wait()
+    async with bench(tmp_path / "node") as second:
+        sandboxes, containers = await second.runtime.list()
+        assert sandboxes == []
+        assert [(c.id, c.exit.code, c.exit.error) for c in containers if c.exit] == [("c", 137, "lost")]
+        assert await dead(container.pid)
+
+
+async def dead(pid: int) -> bool:
+    """The process is gone, or soon will be: only its entry waits to be reaped."""
+    for _ in range(100):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+AGENT = """
+import asyncio, sys
+from pathlib import Path
+from tests.clients.node_runtime import bench
+
+async def main():
+    async with bench(Path(sys.argv[1]), end=False) as node:
+        number = 0
+        await node.pod()
+        while True:
+            await node.run(f"{sys.argv[2]}-{number}", "sh", "-c", "exit 6")
+            number += 1
+
+asyncio.run(main())
+"""
+
+
+async def test_an_agent_killed_in_mid_flight_many_times_loses_no_exit_status(tmp_path: Path) -> None:
+    async with bench(tmp_path / "node") as watcher:
+        for turn in range(6):
+            agent = await asyncio.to_thread(
+                subprocess.Popen, [sys.executable, "-c", AGENT, str(tmp_path / "node"), f"t{turn}"]
+            )
+            await asyncio.sleep(0.7 + turn * 0.037)
+            agent.kill()
+            agent.wait()
+        began = time.monotonic()
+        while time.monotonic() - began < 10:
+            _, containers = await watcher.runtime.list()
+            if all(container.exit for container in containers):
+                break
+            await asyncio.sleep(0.05)
+        assert len(containers) > 6
+        assert {container.exit.code for container in containers if container.exit} == {6}
+        assert all(container.exit for container in containers)
+        assert len({container.id for container in containers}) == len(containers)
+    assert await dead(watcher.runtime.keeper_pid)
