@@ -73,7 +73,7 @@ def value(source: random.Random, schema, depth: int):
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.resource))
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_strategies_take_any_object_of_the_right_shape(kind, seed):
     # Seeds, not hypothesis' own draws: whole objects are too large for it to build and shrink.
     source, strategy = random.Random(seed), kind.strategy
