@@ -12,7 +12,6 @@ POD = {
     "kind": "Pod",
     "metadata": {"name": "web", "labels": {"app": "web"}, "creationTimestamp": "2024-01-02T03:04:05Z"},
     "spec": {
-        "hostNetwork": False,
         "containers": [
             {
                 "name": "c",
@@ -40,6 +39,45 @@ def test_a_good_object_is_left_as_it_is():
     obj = copy(POD)
     assert STRATEGIES["Pod"].prune(obj) == []
     assert obj == POD
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("metadata/annotations", {}),
+        ("spec/volumes", []),
+        ("spec/hostNetwork", False),
+        ("spec/nodeName", ""),
+        ("spec/containers/0/command", []),
+        ("spec/containers/0/livenessProbe/initialDelaySeconds", 0),
+    ],
+)
+def test_what_go_leaves_out_when_it_is_empty_is_absent(path, value):
+    obj = pod_with(path, value)
+    assert STRATEGIES["Pod"].prune(obj) == []
+    assert obj == POD
+    obj = pod_with(path, value)
+    obj["spec"]["colour"] = "blue"
+    assert STRATEGIES["Pod"].prune(obj) == ["spec.colour"]
+    assert obj == POD
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec/terminationGracePeriodSeconds", 0),
+        ("spec/automountServiceAccountToken", False),
+        ("spec/volumes", [{"name": "v", "emptyDir": {}}]),
+        ("spec/containers/0/securityContext", {"runAsNonRoot": False}),
+        ("spec/containers/0/resources", {}),
+        ("spec/securityContext", {}),
+    ],
+)
+def test_a_zero_that_means_something_stays(path, value):
+    obj = pod_with(path, value)
+    expected = copy(obj)
+    assert STRATEGIES["Pod"].prune(obj) == []
+    assert obj == expected
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,24 @@ def _fields(message: str) -> dict[int, _Field]:
     return fields
 
 
+@cache
+def zero_is_absent(message: str) -> frozenset[str]:
+    """JSON names of a message's fields that Go leaves out when they are zero or empty; none for a message without a table."""
+    if message not in _tables():
+        return frozenset()
+    absent: set[str] = set()
+    for field in _fields(message).values():
+        if field.message and not field.label:
+            absent |= zero_is_absent(field.message)
+        elif (
+            not field.keep_zero
+            and (field.shape or not field.message)
+            and field.kind not in ("RX", "F1", "T", "MT", "-")
+        ):
+            absent.add(field.label)
+    return frozenset(absent)
+
+
 def package_of(group: str, kind: str) -> str:
     """The protobuf package of a kind, without its version."""
     return "meta" if kind in _META_KINDS else group.partition(".")[0] or "core"

@@ -1,7 +1,8 @@
 """Does a body have the shape of its built-in kind? Unknown fields, wrong JSON types, and the canonical form of values.
 
 What the real server does by decoding into Go structs happens here on plain data: a field the schema lacks is dropped and
-reported, a value of the wrong type is refused in Go's words, null stands for absent, quantities are written canonically.
+reported, a value of the wrong type is refused in Go's words, null stands for absent (and so does a zero or empty value of a
+field that is no pointer in Go, which the protobuf tables know), quantities are written canonically.
 
 Nearly every body is fine, so there are two walks. The fast one is a closure a definition, compiled at first use; it knows no
 paths and stops at the first thing out of the ordinary. Only then the slow one goes over the object with paths in hand, repairs
@@ -17,7 +18,7 @@ from typing import Any
 
 from sampan.kube.objects import Kind, Object
 from sampan.kube.status import ApiError, bad_request
-from sampan.kube.types import quantity, schemas
+from sampan.kube.types import protobuf, quantity, schemas
 from sampan.kube.types.resource import Schema
 
 _Walk = Callable[[Any], Any]
@@ -83,10 +84,17 @@ def _compile_definition(definition: str) -> _Walk:
         return _quantity
     if definition in _RAW:
         return _anything
-    return _compile(schemas.definition(definition))
+    return _compile(schemas.definition(definition), _omitted(definition))
 
 
-def _compile(schema: Schema) -> _Walk:
+def _omitted(definition: str) -> frozenset[str]:
+    """Fields of a definition that are absent when they are zero."""
+    package, _, name = definition.rpartition(".")
+    group, _, version = package.rpartition(".")
+    return protobuf.zero_is_absent(f"{group.rpartition('.')[2]}.{version}.{name}")
+
+
+def _compile(schema: Schema, omitted: frozenset[str] = frozenset()) -> _Walk:
     reference = _reference(schema)
     if reference is not None:
         return _walk_of(reference)
@@ -95,7 +103,7 @@ def _compile(schema: Schema) -> _Walk:
         return _anything
     if kind == "object":
         if "properties" in schema:
-            return _compile_struct(schema["properties"])
+            return _compile_struct(schema["properties"], omitted)
         if "additionalProperties" in schema:
             return _compile_map(schema["additionalProperties"])
         return _object
@@ -121,7 +129,7 @@ def _reference(schema: Schema) -> str | None:
     return None if reference is None else str(reference).removeprefix(schemas.REFERENCE)
 
 
-def _compile_struct(properties: Mapping[str, Schema]) -> _Walk:
+def _compile_struct(properties: Mapping[str, Schema], omitted: frozenset[str]) -> _Walk:
     nodes = {name: _compile(schema) for name, schema in properties.items()}
     leaves = {name: _EXACT[node] for name, node in nodes.items() if node in _EXACT}
     for name in leaves:
@@ -131,23 +139,30 @@ def _compile_struct(properties: Mapping[str, Schema]) -> _Walk:
     def walk(value: Any) -> Any:
         if type(value) is not dict:
             raise _Anomaly
-        changed = None
+        changed = gone = None
         for key, item in value.items():
             leaf = leaf_of(key)
             if leaf is not None:
                 if type(item) is not leaf:
                     raise _Anomaly
+                if not item and key in omitted:
+                    gone = [key] if gone is None else [*gone, key]
                 continue
             node = node_of(key)
             if node is None:
                 raise _Anomaly
             fresh = node(item)
-            if fresh is not item:
+            if not fresh and key in omitted:
+                gone = [key] if gone is None else [*gone, key]
+            elif fresh is not item:
                 if changed is None:
                     changed = {}
                 changed[key] = fresh
         if changed is not None:
             value.update(changed)
+        if gone is not None:
+            for key in gone:
+                del value[key]
         return value
 
     return walk
@@ -306,7 +321,7 @@ def _conform_object(value: Any, schema: Schema, definition: str, path: str, go_p
                     _zero(values) if item is None else item, values, definition, f"{path}.{key}", go_path, unknown
                 )
         return value
-    struct = definition.rpartition(".")[2]
+    struct, omitted = definition.rpartition(".")[2], _omitted(definition)
     fields = go_path.partition(".")[2]
     for key in list(value):
         item = value[key]
@@ -319,7 +334,11 @@ def _conform_object(value: Any, schema: Schema, definition: str, path: str, go_p
             del value[key]
         else:
             go_field = f"{struct}.{fields}.{key}" if fields else f"{struct}.{key}"
-            value[key] = _conform(item, field, definition, here, go_field, unknown)
+            fresh = _conform(item, field, definition, here, go_field, unknown)
+            if not fresh and key in omitted:
+                del value[key]
+            else:
+                value[key] = fresh
     return value
 
 
