@@ -2,20 +2,23 @@
 
 `compile` once, `Program.evaluate` as often as needed. Values are plain JSON; the language, its optional syntax, its macros
 and Kubernetes' function libraries are all here, and no evaluation costs more than its budget (see
-``docs/decisions/cel.md``).
+``docs/decisions/cel.md``). Importing the package is cheap: the compiler and the libraries load with the first `compile`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
-from sampan.kube.cel import formats, lists, network, quantities, standard, strings
+from sampan.kube.cel.budget import BUDGET, Budget
 from sampan.kube.cel.errors import BudgetError, CelError, CompileError
 from sampan.kube.cel.functions import Functions, Overload, overload
-from sampan.kube.cel.program import BUDGET, Budget, Program, build
 from sampan.kube.cel.types import BOOL, DYN, STRING, Type, of_schema
 from sampan.kube.cel.values import Lazy
+
+if TYPE_CHECKING:
+    from sampan.kube.cel.program import Program
 
 __all__ = [
     "BOOL",
@@ -35,12 +38,13 @@ __all__ = [
     "overload",
 ]
 
-_LIBRARIES = (standard, strings, lists, network, quantities, formats)
-
 
 @cache
 def _functions(extra: tuple[Overload, ...]) -> Functions:
-    return Functions([*(one for library in _LIBRARIES for one in library.library.overloads), *extra])
+    from sampan.kube.cel import formats, lists, network, quantities, standard, strings
+
+    libraries = (standard, strings, lists, network, quantities, formats)
+    return Functions([*(one for library in libraries for one in library.library.overloads), *extra])
 
 
 def compile(expression: str, variables: Mapping[str, Type], functions: Iterable[Overload] = ()) -> Program:
@@ -51,4 +55,6 @@ def compile(expression: str, variables: Mapping[str, Type], functions: Iterable[
     Raises:
         CompileError: it does not parse, names something undeclared, or applies something that does not fit.
     """
+    from sampan.kube.cel.program import build
+
     return build(expression, variables, _functions(tuple(functions)))

@@ -16,6 +16,7 @@ from functools import cmp_to_key, lru_cache
 from typing import Any, TypeAlias
 
 from sampan.kube.cel import operators, syntax, types
+from sampan.kube.cel.budget import Budget
 from sampan.kube.cel.errors import BudgetError, CelError, CompileError
 from sampan.kube.cel.functions import Functions, Overload, select
 from sampan.kube.cel.syntax import Call, Ident, Index, ListNode, Literal, MapNode, Node, Select
@@ -38,8 +39,6 @@ Code: TypeAlias = Callable[[Env], Any]
 Compiled: TypeAlias = tuple[Code, Type]
 Scope: TypeAlias = Mapping[str, Type]
 
-BUDGET = 1_000_000
-"""Cost units of one evaluation at most; a unit is about one node visited or ten characters looked at."""
 _BUDGET = "\0budget"
 _TYPES = {
     name: TypeValue(name)
@@ -88,25 +87,6 @@ class Program:
             return self._code(env)
         except RecursionError:
             raise CelError("expression is nested too deeply") from None
-
-
-class Budget:
-    """What may still be spent; share one between programs to bound them together."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, units: int = BUDGET) -> None:
-        self.left = units
-
-    def charge(self, units: int) -> None:
-        """Spend.
-
-        Raises:
-            BudgetError: nothing is left.
-        """
-        self.left -= units
-        if self.left < 0:
-            raise BudgetError("operation cancelled: actual cost limit exceeded")
 
 
 @lru_cache(maxsize=4096)

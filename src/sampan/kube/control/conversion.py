@@ -12,15 +12,17 @@ import hashlib
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from sampan.kube.control.definitions import Conversions
 from sampan.kube.objects import Object
 from sampan.kube.status import ApiError, internal
-from sampan.kube.types.custom.served import Converter
 from sampan.kube.types.resource import Conversion
+
+if TYPE_CHECKING:
+    from sampan.kube.types.custom.served import Converter
 
 REMEMBERED = 10_000
 """Converted objects kept for each definition."""

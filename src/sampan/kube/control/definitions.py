@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,9 +22,11 @@ from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object, Resource, copy, dig
 from sampan.kube.resources import CUSTOM_RESOURCE_DEFINITIONS
 from sampan.kube.status import ApiError
-from sampan.kube.types.custom.served import Converter, resource_types
 from sampan.kube.types.duration import format_time
 from sampan.kube.types.resource import Conversion, ResourceType, TypeRegistry
+
+if TYPE_CHECKING:
+    from sampan.kube.types.custom.served import Converter
 
 FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 INSTALLED = "sampan.dev/definition"
@@ -73,6 +75,9 @@ class ServedDefinitions:
         known = self._served.get(name)
         if known is not None and known[:3] == (definition["spec"], accepted, terminating):
             return
+        # A platform without definitions does not pay for what serves them.
+        from sampan.kube.types.custom.served import resource_types
+
         conversion = self._conversions.of(definition)
         prepare, convert = conversion or (None, None)
         fresh = resource_types(definition, conversion=prepare, convert=convert, creatable=not terminating)

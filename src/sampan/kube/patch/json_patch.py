@@ -43,7 +43,7 @@ def apply(doc: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
         for operation in operations:
             doc = _apply_one(doc, operation)
     except _DoesNotApplyError as error:
-        causes = [{"reason": "UnexpectedServerResponse", "message": str(error)}]
+        causes = [{"reason": "UnexpectedServerResponse", "message": str(error), "field": "patch"}]
         raise ApiError(
             422,
             "Invalid",
