@@ -194,3 +194,62 @@ def test_kopf_operator(shared_platform: Platform, namespace: str, tmp_path: Path
         process.terminate()
         process.wait(10)
         log.close()
+
+
+HELM_4 = """
+import sys
+import helm_python as helm
+
+chart, kubeconfig, namespace = sys.argv[1:]
+with helm.Config(namespace=namespace, kubeconfig_path=kubeconfig) as config:
+    release = config.install(chart, "demo", {"greeting": "one"}, wait="watcher", timeout=30)
+    assert (release["revision"], release["status"]) == (1, "deployed"), release
+    config.upgrade(chart, "demo", {"greeting": "two"}, wait="watcher", timeout=30)
+    config.rollback("demo", version=1)
+    assert len(config.history("demo")) == 3
+    config.uninstall("demo")
+"""
+
+
+def test_helm_4_with_its_watching_waiter(shared_platform: Platform, namespace: str, tmp_path: Path) -> None:
+    chart = tmp_path / "chart"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: demo\nversion: 0.1.0\n")
+    (chart / "templates" / "all.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: demo}\ndata: {greeting: {{ .Values.greeting }}}\n"
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: demo}\nspec: {ports: [{port: 80}]}\n"
+    )
+    _run(HELM_4, str(chart), str(shared_platform.kubeconfig), namespace, home=tmp_path)
+
+
+CLIENT_GO = """
+import sys
+from kubernetes_lite.client import DynamicClient
+
+namespace = sys.argv[1]
+maps = DynamicClient().resource("v1", "ConfigMap")
+made = maps.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "g"}, "data": {"a": "b"}}, namespace)
+made["data"]["c"] = "d"
+maps.update(made, namespace)
+assert maps.get("g", namespace)["data"] == {"a": "b", "c": "d"}
+names = [item["metadata"]["name"] for item in maps.list(namespace)["items"]]
+assert "g" in names, names
+maps.delete("g", namespace)
+"""
+
+
+def test_client_go_through_its_dynamic_client(shared_platform: Platform, namespace: str, tmp_path: Path) -> None:
+    _run(CLIENT_GO, namespace, home=tmp_path, KUBECONFIG=str(shared_platform.kubeconfig))
+
+
+def _run(script: str, *arguments: str, home: Path, **environment: str) -> None:
+    """Run a script in a process of its own: two Go runtimes do not share one."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
