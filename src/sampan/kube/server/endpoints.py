@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import asyncio
 import zlib
 from collections.abc import Callable, Mapping
 
@@ -10,37 +10,20 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sampan.kube.access.interface import ServiceAccountTokens
-from sampan.kube.objects import Object
-from sampan.kube.server import representation
+from sampan.kube.server import openapi_v2, representation
 from sampan.kube.server.answers import reply, reply_object, reply_text
 from sampan.kube.server.discovery import Discovery, Document
+from sampan.kube.server.negotiation import clauses
 from sampan.kube.server.openapi import OpenApi
 from sampan.kube.server.options import Query, text
+from sampan.kube.server.version import version_info
 from sampan.kube.status import method_not_allowed, not_acceptable
 
-KUBERNETES_VERSION = "v1.32.9"
-"""The level of the API that is served."""
 _HEALTH = ("healthz", "livez", "readyz")
-_OPENAPI_V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2"
+_V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2"
 
 Check = Callable[[], str]
 """A health check: an empty string, or why it fails."""
-
-
-def version_info() -> Object:
-    """The document of ``/version``."""
-    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
-    return {
-        "major": major,
-        "minor": minor,
-        "gitVersion": KUBERNETES_VERSION,
-        "gitCommit": "0000000000000000000000000000000000000000",
-        "gitTreeState": "clean",
-        "buildDate": "2025-01-01T00:00:00Z",
-        "goVersion": f"python{platform.python_version()}",
-        "compiler": "gc",
-        "platform": f"{platform.system().lower()}/{ {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(platform.machine(), platform.machine()) }",
-    }
 
 
 class Endpoints:
@@ -131,10 +114,7 @@ class Endpoints:
         if rest.startswith("v3/"):
             return await self._v3(request, rest.removeprefix("v3/").strip("/"), query)
         if rest == "v2":
-            accept = request.headers.get("Accept", "")
-            if _OPENAPI_V2_PROTOBUF in accept and "json" not in accept and "*/*" not in accept:
-                raise not_acceptable(("application/json",))
-            return await reply(request, self._openapi.v2())
+            return await self._v2(request, protobuf=_prefers_protobuf(request.headers.get("Accept", "")))
         return None
 
     async def _v3(self, request: web.BaseRequest, path: str, query: Query) -> web.StreamResponse | None:
@@ -144,13 +124,39 @@ class Endpoints:
         asked = text(query, "hash")
         if asked and asked != current:
             return web.Response(status=301, headers={"Location": f"/openapi/v3/{path}?hash={current}"})
-        compressed = self._openapi.document(path)
+        compressed = await asyncio.to_thread(self._openapi.document, path)
         assert compressed is not None
         caching = "public, immutable" if asked else "no-cache, private"
-        headers = [("ETag", f'"{current}"'), ("Cache-Control", caching), ("Vary", "Accept-Encoding")]
-        if request.headers.get("If-None-Match") == f'"{current}"':
-            return web.Response(status=304, headers=headers)
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
-            headers.append(("Content-Encoding", "gzip"))
-            return await reply(request, compressed, headers=headers, compressible=False)
-        return await reply(request, zlib.decompress(compressed, wbits=31), headers=headers, compressible=False)
+        return await _compressed(request, compressed, current, "application/json", caching)
+
+    async def _v2(self, request: web.BaseRequest, *, protobuf: bool) -> web.StreamResponse:
+        compressed, hash = await asyncio.to_thread(self._openapi.v2, protobuf=protobuf)
+        kind = openapi_v2.MEDIA_TYPE if protobuf else "application/json"
+        return await _compressed(request, compressed, hash, kind, "no-cache, private")
+
+
+def _prefers_protobuf(accept: str) -> bool:
+    """The first clause that can be served is the protobuf one."""
+    for media, _ in clauses(accept):
+        if media.startswith(_V2_PROTOBUF):
+            return True
+        if media in ("application/json", "application/*", "*/*"):
+            return False
+    if accept:
+        raise not_acceptable(("application/json", openapi_v2.MEDIA_TYPE))
+    return False
+
+
+async def _compressed(
+    request: web.BaseRequest, compressed: bytes, tag: str, content_type: str, caching: str
+) -> web.StreamResponse:
+    """A document that is kept in gzip form."""
+    headers = [("ETag", f'"{tag}"'), ("Cache-Control", caching), ("Vary", "Accept-Encoding")]
+    if request.headers.get("If-None-Match") == f'"{tag}"':
+        return web.Response(status=304, headers=headers)
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        headers.append(("Content-Encoding", "gzip"))
+        body = compressed
+    else:
+        body = zlib.decompress(compressed, wbits=31)
+    return await reply(request, body, content_type=content_type, headers=headers, compressible=False)

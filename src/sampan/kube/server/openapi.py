@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sampan import __version__
-from sampan.kube.objects import Object
+from sampan.kube.objects import Object, decode
+from sampan.kube.server import openapi_v2
 from sampan.kube.server.representation import json
+from sampan.kube.server.version import KUBERNETES_VERSION
 from sampan.kube.types import schemas
 from sampan.kube.types.resource import ResourceType, TypeRegistry
 from sampan.kube.types.schemas import REFERENCE
@@ -88,8 +90,22 @@ class OpenApi:
             self._documents[path, hash] = compressed
         return compressed
 
-    def v2(self) -> bytes:
-        """The Swagger 2.0 document of everything served (JSON)."""
+    def v2(self, *, protobuf: bool) -> tuple[bytes, str]:
+        """The Swagger 2.0 document of everything served, gzip-compressed, in JSON or in protobuf; and its hash."""
+        self.hash("")
+        hash = hashlib.sha512("".join(sorted(self._hashes.values())).encode()).hexdigest().upper()
+        key = ("v2.pb" if protobuf else "v2.json", hash)
+        compressed = self._documents.get(key)
+        if compressed is None:
+            encoded = openapi_v2.encode(self._v2()) if protobuf else json(self._v2())
+            packer = zlib.compressobj(6, wbits=31)
+            compressed = packer.compress(encoded) + packer.flush()
+            for stale in [other for other in self._documents if other[0] == key[0]]:
+                del self._documents[stale]
+            self._documents[key] = compressed
+        return compressed, hash
+
+    def _v2(self) -> Object:
         paths: Object = {}
         found: Object = {}
         for types in self._by_path().values():
@@ -98,11 +114,12 @@ class OpenApi:
             found.update(_reachable(types))
         document = {
             "swagger": "2.0",
-            "info": {"title": "Kubernetes", "version": "v1.32.0"},
+            "info": {"title": "Kubernetes", "version": KUBERNETES_VERSION},
             "paths": {path: _as_v2(item) for path, item in paths.items()},
             "definitions": found,
         }
-        return json(document).replace(REFERENCE.encode(), b"#/definitions/")
+        renamed: Object = decode(json(document).replace(REFERENCE.encode(), b"#/definitions/"))
+        return renamed
 
     def _by_path(self) -> dict[str, list[ResourceType]]:
         found: dict[str, list[ResourceType]] = {}
@@ -120,7 +137,7 @@ def _document(types: list[ResourceType]) -> Object:
         paths.update(_paths(type))
     return {
         "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "v1.32.0"},
+        "info": {"title": "Kubernetes", "version": KUBERNETES_VERSION},
         "paths": paths,
         "components": {"schemas": _reachable(types)},
     }
