@@ -218,3 +218,16 @@ def test_a_dry_run_tells_the_webhook_and_spares_side_effects(kubectl: Kubectl, h
     assert "created (server dry run)" in make(kubectl, "dry", "--dry-run=server")
     assert hook.reviews[0][1]["request"]["dryRun"] is True
     assert "NotFound" in kubectl("get", "configmap", "dry")
+
+
+def test_a_platform_starts_although_a_webhook_that_is_gone_guards_everything(tmp_path: Path) -> None:
+    everything = {"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/*"]}
+    guard = webhook({"url": "https://127.0.0.1:1/"}, rules=[everything, {**everything, "resources": ["*"]}])
+    del guard["objectSelector"]
+    with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path) as platform:
+        Kubectl(platform).configure("ValidatingWebhookConfiguration", "guard", guard)
+    with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path) as platform:
+        kubectl = Kubectl(platform)
+        assert "connection refused" in make(kubectl, "guarded")
+        assert "deleted" in kubectl("delete", "validatingwebhookconfiguration", "guard")
+        assert "created" in make(kubectl, "guarded")

@@ -19,7 +19,7 @@ from sampan.kernel.certificates import Authority
 from sampan.kernel.errors import SampanError
 from sampan.kernel.files import write_private
 from sampan.kernel.part import Part, PartContext, PartSettings
-from sampan.kube.access.interface import MASTER, Admission, Authorizer, ObjectCache
+from sampan.kube.access.interface import APISERVER, MASTER, Admission, Authorizer, ObjectCache
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.interface import Informers
@@ -149,6 +149,7 @@ class KubePart(Part[KubeSettings]):
     async def start(self) -> None:
         """Serve, and make what every cluster has."""
         from sampan.kube.access.bootstrap import reconcile
+        from sampan.kube.client.inprocess import InProcessClient
         from sampan.kube.controllers import builtin_controllers
         from sampan.kube.server.boot import boot
 
@@ -164,7 +165,7 @@ class KubePart(Part[KubeSettings]):
         await self._server.start(self._listener, tls)
         pem = self.context.authority.certificate_pem.decode()
         await boot(self._server.api, _reached(host), port, pem)
-        await reconcile(self._cache, self._client)
+        await reconcile(self._cache, InProcessClient(self._server.api, APISERVER))
         controllers = builtin_controllers(
             self._control,
             types=self._types,

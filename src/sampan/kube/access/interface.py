@@ -22,6 +22,9 @@ class User:
 
 ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
 MASTER = User("system:admin", ("system:masters", "system:authenticated"))
+APISERVER = User("system:apiserver", ("system:masters", "system:authenticated"))
+"""The API server itself, writing what it needs to run: no webhook and no policy is asked about that, so that a broken one
+cannot keep a platform from starting."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sampan.kube.access.interface import AdmissionRequest, ObjectCache
+from sampan.kube.access.interface import APISERVER, AdmissionRequest, ObjectCache
 from sampan.kube.access.reviews import user_info
 from sampan.kube.objects import Kind, Object, copy
 from sampan.kube.resources import NAMESPACES
@@ -29,7 +29,13 @@ _CONFIGURATIONS = frozenset(
 
 
 def exempt(request: AdmissionRequest) -> bool:
-    """Configurations of admission itself are never shown to it: a broken one must remain removable."""
+    """Whether webhooks and policies are not asked at all.
+
+    Configurations of admission itself are never shown to it, for a broken one must remain removable; nor is what the API
+    server writes for itself.
+    """
+    if request.user == APISERVER:
+        return True
     resource = request.type.resource
     return resource.group == "admissionregistration.k8s.io" and resource.plural in _CONFIGURATIONS
 

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
-from sampan.kube.access.interface import MASTER, User
+from sampan.kube.access.interface import APISERVER, User
 from sampan.kube.objects import Object, copy, dig
 from sampan.kube.resources import API_SERVICES, ENDPOINT_SLICES, SERVICES
 from sampan.kube.server.call import Call
@@ -163,7 +163,7 @@ class Aggregation:
 
     def _call(self, name: str, subresource: str = "") -> Call:
         options = WriteOptions(manager="kube-apiserver")
-        return Call(MASTER, self._api.type_of(API_SERVICES), "", name, subresource, options)
+        return Call(APISERVER, self._api.type_of(API_SERVICES), "", name, subresource, options)
 
     async def _condition(self, name: str, status: str, reason: str, message: str) -> None:
         current = self._api.cache.get(API_SERVICES, "", name)
@@ -221,7 +221,7 @@ class Aggregation:
                 self._clock.timeout(CHECK_SECONDS),
                 self._http().get(
                     exact(url),
-                    headers=_identity(MASTER),
+                    headers=_identity(APISERVER),
                     ssl=backend.context or False,
                     server_hostname=backend.server_name,
                 ) as answer,

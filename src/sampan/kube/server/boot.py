@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from sampan.kube.access.interface import MASTER
+from sampan.kube.access.interface import APISERVER
 from sampan.kube.objects import Object, Resource, dig
 from sampan.kube.resources import (
     CONFIG_MAPS,
@@ -116,7 +116,7 @@ async def boot(api: Api, address: str, port: int, authority: str = "") -> None:
 def _call(api: Api, resource: Resource, obj: Object) -> Call:
     metadata = obj["metadata"]
     options = WriteOptions(manager=MANAGER)
-    return Call(MASTER, api.type_of(resource), metadata.get("namespace", ""), metadata["name"], options=options)
+    return Call(APISERVER, api.type_of(resource), metadata.get("namespace", ""), metadata["name"], options=options)
 
 
 async def _ensure(api: Api, resource: Resource, wanted: Object, *, current: bool = False) -> Object:
