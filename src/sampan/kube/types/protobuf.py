@@ -12,13 +12,13 @@ bounded by the body, depth by `DEPTH_LIMIT`.
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import math
 import struct
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -61,7 +61,7 @@ _APIEXTENSIONS = "apiextensions.v1."
 
 @cache
 def _tables() -> Mapping[str, msgspec.Raw]:
-    packed = importlib.resources.files(__package__).joinpath("protobuf.bin").read_bytes()
+    packed = Path(__file__).with_name("protobuf.bin").read_bytes()
     return msgspec.json.decode(zlib.decompress(packed), type=dict[str, msgspec.Raw])
 
 

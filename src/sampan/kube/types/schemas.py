@@ -7,10 +7,10 @@ never touches costs it nothing but its bytes. All schemas are shared: do not cha
 
 from __future__ import annotations
 
-import importlib.resources
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -52,7 +52,7 @@ class _Definitions(Mapping[str, Schema]):
 @cache
 def definitions() -> Mapping[str, Schema]:
     """Every built-in definition by name (``io.k8s.api.apps.v1.Deployment``); decoded lazily, shared."""
-    packed = importlib.resources.files(__package__).joinpath("schemas.bin").read_bytes()
+    packed = Path(__file__).with_name("schemas.bin").read_bytes()
     return _Definitions(msgspec.json.decode(zlib.decompress(packed), type=dict[str, msgspec.Raw]))
 
 

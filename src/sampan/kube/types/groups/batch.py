@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sampan.kube.objects import Object, dig
 from sampan.kube.status import FieldError
@@ -238,6 +237,8 @@ def _validate_zone(zone: str, problems: Problems) -> None:
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         )
         return
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
     try:
         ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
