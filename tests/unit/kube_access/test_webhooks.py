@@ -318,11 +318,11 @@ async def test_a_webhook_that_fails_refuses_or_is_ignored(world: World) -> None:
     world.mutating(webhook(failurePolicy="Ignore"))
     await world.write(POD)
     opened = world.registry.get_sample_value(
-        "apiserver_admission_webhook_fail_open_count_total", {"name": "w", "type": "validating"}
+        "apiserver_admission_webhook_fail_open_count", {"name": "w", "type": "validating"}
     )
     assert opened == 1
     rejected = world.registry.get_sample_value(
-        "apiserver_admission_webhook_rejection_count_total",
+        "apiserver_admission_webhook_rejection_count",
         {
             "name": "w",
             "type": "validating",
@@ -332,6 +332,8 @@ async def test_a_webhook_that_fails_refuses_or_is_ignored(world: World) -> None:
         },
     )
     assert rejected == 1
+    labels = {"name": "w", "type": "validating", "operation": "CREATE", "code": "500", "rejected": "true"}
+    assert world.registry.get_sample_value("apiserver_admission_webhook_request_total", labels) == 1
 
 
 @pytest.mark.parametrize(

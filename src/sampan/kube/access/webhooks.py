@@ -90,7 +90,10 @@ class _Rounds:
 
 
 class WebhookMetrics:
-    """Upstream's webhook metrics."""
+    """Upstream's webhook metrics.
+
+    Two of its counters do not end in ``_total``, which a Prometheus counter here always does; they are gauges that only grow.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         from sampan.kernel import telemetry
@@ -103,14 +106,20 @@ class WebhookMetrics:
             ("name", "type", "operation", "rejected"),
             (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0),
         )
-        self.rejections = telemetry.counter(
+        self.requests = telemetry.counter(
             registry,
-            f"{prefix}_rejection_count_total",
+            f"{prefix}_request_total",
+            "Calls of admission webhooks, by the code that the request got from them.",
+            ("name", "type", "operation", "code", "rejected"),
+        )
+        self.rejections = telemetry.gauge(
+            registry,
+            f"{prefix}_rejection_count",
             "Requests refused by admission webhooks.",
             ("name", "type", "operation", "error_type", "rejection_code"),
         )
-        self.open = telemetry.counter(
-            registry, f"{prefix}_fail_open_count_total", "Failed webhook calls that were ignored.", ("name", "type")
+        self.open = telemetry.gauge(
+            registry, f"{prefix}_fail_open_count", "Failed webhook calls that were ignored.", ("name", "type")
         )
 
 
@@ -216,8 +225,11 @@ class _Webhooks:
                 self._rejected(webhook, request, "no_error", refusal.code)
         finally:
             if self._metrics is not None:
-                labels = (webhook.name, self.kind, request.operation, str(refusal is not None).lower())
-                self._metrics.duration.labels(*labels).observe(time.perf_counter() - began)
+                rejected = str(refusal is not None).lower()
+                code = "200" if refusal is None else str(refusal.code)
+                about = (webhook.name, self.kind, request.operation)
+                self._metrics.duration.labels(*about, rejected).observe(time.perf_counter() - began)
+                self._metrics.requests.labels(*about, code, rejected).inc()
         if refusal is not None:
             raise refusal
         return response
