@@ -83,7 +83,7 @@ def decode_yaml(body: bytes) -> Any:
     if stripped[:1] == b"{":
         try:
             return _decoder.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass  # flow-style YAML looks like JSON at its start
     import yaml
 

@@ -354,7 +354,7 @@ class Writer:
         obj = request.object
         assert obj is not None
         metadata = obj.setdefault("metadata", {})
-        if metadata.get("name") != call.name or (metadata.get("namespace") or "") != call.namespace:
+        if (metadata.get("name") or "") != call.name or (metadata.get("namespace") or "") != call.namespace:
             raise forbidden(
                 call.type.resource, call.name, "admission may not change the name or namespace of an object"
             )
