@@ -93,6 +93,7 @@ def test_strategies_take_any_object_of_the_right_shape(kind, seed):
     strategy.validate_status_update(new, old)
     assert len(strategy.row(new, NOW)) == len(strategy.columns)
     strategy.row_conditions(new)
+    assert all(isinstance(warning, str) for warning in strategy.warnings(new))
     assert all(isinstance(field, str) for field in strategy.fields(new).values())
     assert strategy.deletion_grace(new, None) >= 0
     for convert in (kind.from_storage, kind.to_storage):

@@ -356,3 +356,44 @@ def test_schedules_that_upstream_takes(schedule):
     obj["spec"]["schedule"] = schedule
     obj["spec"]["timeZone"] = "Europe/Berlin"
     assert strategy.validate(obj) == []
+
+
+def test_events_stand_in_the_namespace_of_what_they_are_about():
+    event = {
+        "metadata": {"name": "e", "namespace": "d"},
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "x"},
+    }
+    strategy = STRATEGIES["v1", "Event"]
+    assert [error.field for error in strategy.validate(event)] == ["involvedObject.namespace"]
+    event["involvedObject"]["namespace"] = "d"
+    assert strategy.validate(event) == []
+    node = {"metadata": {"name": "e", "namespace": "default"}, "involvedObject": {"kind": "Node", "name": "n"}}
+    assert strategy.validate(node) == []
+
+
+def test_new_style_events_are_complete():
+    event = {
+        "metadata": {"name": "e", "namespace": "default"},
+        "type": "Normal",
+        "eventTime": "2024-01-01T00:00:00.000000Z",
+    }
+    errors = STRATEGIES["events.k8s.io/v1", "Event"].validate(event)
+    assert {error.field for error in errors} == {"reportingController", "reportingInstance", "action", "reason"}
+
+
+def test_what_is_allowed_but_odd_is_warned_about():
+    container = {
+        "name": "c",
+        "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}, {"name": "A", "value": "$(A)3"}],
+        "ports": [{"containerPort": 80}, {"containerPort": 80}],
+    }
+    spec = {"containers": [container], "nodeSelector": {"beta.kubernetes.io/os": "linux"}}
+    assert STRATEGIES["v1", "Pod"].warnings({"metadata": {}, "spec": spec}) == [
+        'spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use "kubernetes.io/os" instead',
+        'spec.containers[0].env[1]: hides previous definition of "A", which may be dropped when using apply',
+        "spec.containers[0].ports[1]: duplicate port definition with spec.containers[0].ports[0]",
+    ]
+    deployment = {"metadata": {}, "spec": {"template": {"spec": spec}}}
+    assert len(STRATEGIES["apps/v1", "Deployment"].warnings(deployment)) == 3
+    annotated = {"metadata": {"annotations": {"kubernetes.io/ingress.class": "n"}}}
+    assert len(STRATEGIES["networking.k8s.io/v1", "Ingress"].warnings(annotated)) == 1

@@ -9,6 +9,7 @@ from sampan.kube.objects import Object, controller_of, dig
 from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, scale, status
 from sampan.kube.types.groups.pod_defaults import default_template
+from sampan.kube.types.groups.pod_warnings import pod_warnings
 from sampan.kube.types.groups.storage import default_claim
 from sampan.kube.types.groups.workload_validation import (
     is_zero,
@@ -95,6 +96,9 @@ class DeploymentStrategy(BuiltinStrategy):
     def check_update(self, new: Object, old: Object, problems: Problems) -> None:
         selector_unchanged(new, old, problems)
 
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(dig(obj, "spec", "template", "spec", default={}), "spec.template.spec")
+
 
 class ReplicaSetStrategy(BuiltinStrategy):
     """ReplicaSets."""
@@ -128,6 +132,9 @@ class ReplicaSetStrategy(BuiltinStrategy):
 
     def check_update(self, new: Object, old: Object, problems: Problems) -> None:
         selector_unchanged(new, old, problems)
+
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(dig(obj, "spec", "template", "spec", default={}), "spec.template.spec")
 
 
 class StatefulSetStrategy(BuiltinStrategy):
@@ -195,6 +202,9 @@ class StatefulSetStrategy(BuiltinStrategy):
                 "'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
             )
 
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(dig(obj, "spec", "template", "spec", default={}), "spec.template.spec")
+
 
 class DaemonSetStrategy(BuiltinStrategy):
     """DaemonSets."""
@@ -260,6 +270,9 @@ class DaemonSetStrategy(BuiltinStrategy):
 
     def check_update(self, new: Object, old: Object, problems: Problems) -> None:
         selector_unchanged(new, old, problems)
+
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(dig(obj, "spec", "template", "spec", default={}), "spec.template.spec")
 
 
 class ControllerRevisionStrategy(BuiltinStrategy):

@@ -13,6 +13,7 @@ from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, status
 from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.groups.pod_validation import validate_template
+from sampan.kube.types.groups.pod_warnings import pod_warnings
 from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
@@ -99,6 +100,9 @@ class JobStrategy(BuiltinStrategy):
         if not untouched:
             problems.immutable("spec.template", fresh.get("template"), stored.get("template"))
 
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(dig(obj, "spec", "template", "spec", default={}), "spec.template.spec")
+
 
 class CronJobStrategy(BuiltinStrategy):
     """CronJobs."""
@@ -162,6 +166,10 @@ class CronJobStrategy(BuiltinStrategy):
         if job.get("manualSelector"):
             problems.unsupported("spec.jobTemplate.spec.manualSelector", True, ("nil", "false"))
         validate_job_spec(job, "spec.jobTemplate.spec", problems)
+
+    def warnings(self, obj: Object) -> list[str]:
+        template = dig(obj, "spec", "jobTemplate", "spec", "template", "spec", default={})
+        return pod_warnings(template, "spec.jobTemplate.spec.template.spec")
 
 
 CRON_JOB_NAME_LIMIT = 52

@@ -13,6 +13,7 @@ from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare, scale, status
 from sampan.kube.types.groups.pod_defaults import default_template
 from sampan.kube.types.groups.pod_validation import validate_template
+from sampan.kube.types.groups.pod_warnings import pod_warnings
 from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import Column, ResourceType
 from sampan.kube.types.strategy import CREATED_AT, NAME, BuiltinStrategy, columns
@@ -282,6 +283,9 @@ class ReplicationControllerStrategy(BuiltinStrategy):
         policy = (template.get("spec") or {}).get("restartPolicy")
         if policy != "Always":
             problems.unsupported("spec.template.spec.restartPolicy", policy or "", ("Always",))
+
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(dig(obj, "spec", "template", "spec", default={}), "spec.template.spec")
 
 
 class PodTemplateStrategy(BuiltinStrategy):

@@ -6,8 +6,10 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from sampan.kube.objects import Object, Resource, dig
+from sampan.kube.types import names
 from sampan.kube.types.groups import cells
 from sampan.kube.types.groups.declare import declare
+from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import Column, ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy
 
@@ -23,6 +25,19 @@ _RENAMED = {
     "reportingComponent": "reportingController",
 }
 _RENAMED_BACK = {new: old for old, new in _RENAMED.items()}
+
+
+WORD_LIMIT = 128
+NOTE_LIMIT = 1024
+_CLUSTER_NAMESPACES = ("", "default", "kube-system")
+"""Where events about objects outside any namespace may stand."""
+
+
+def _check_namespace(event: Object, reference: str, problems: Problems) -> None:
+    about = (event.get(reference) or {}).get("namespace") or ""
+    namespace = event["metadata"].get("namespace") or ""
+    if (about and about != namespace) or (not about and namespace not in _CLUSTER_NAMESPACES):
+        problems.invalid(f"{reference}.namespace", about, "does not match event.namespace")
 
 
 EVENT_COLUMNS = (
@@ -81,6 +96,9 @@ class CoreEventStrategy(BuiltinStrategy):
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return _row(obj, now)
 
+    def check(self, obj: Object, problems: Problems) -> None:
+        _check_namespace(obj, "involvedObject", problems)
+
 
 class EventStrategy(BuiltinStrategy):
     """Events in the shape of events.k8s.io/v1."""
@@ -97,6 +115,26 @@ class EventStrategy(BuiltinStrategy):
 
     def row(self, obj: Object, now: datetime) -> list[Any]:
         return _row(to_core(obj), now)
+
+    def check(self, obj: Object, problems: Problems) -> None:
+        _check_namespace(obj, "regarding", problems)
+        if not obj.get("eventTime"):
+            problems.required("eventTime")
+        if obj.get("type") not in ("Normal", "Warning"):
+            problems.invalid("type", obj.get("type") or "", "has invalid value: ")
+        controller = obj.get("reportingController") or ""
+        if not controller:
+            problems.required("reportingController")
+        else:
+            problems.invalid_all("reportingController", controller, names.qualified_name(controller))
+        for field in ("reportingInstance", "action", "reason"):
+            value = obj.get(field) or ""
+            if not value:
+                problems.required(field)
+            elif len(value) > WORD_LIMIT:
+                problems.invalid(field, value, f"can have at most {WORD_LIMIT} characters")
+        if len(obj.get("note") or "") > NOTE_LIMIT:
+            problems.invalid("note", obj["note"], "can have at most 1024 characters")
 
 
 def to_core(obj: Object) -> Object:

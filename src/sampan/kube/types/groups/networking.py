@@ -66,6 +66,11 @@ class IngressStrategy(BuiltinStrategy):
             for place, path in enumerate(paths):
                 _check_path(path, f"{here}.http.paths[{place}]", problems)
 
+    def warnings(self, obj: Object) -> list[str]:
+        if "kubernetes.io/ingress.class" not in (obj["metadata"].get("annotations") or {}):
+            return []
+        return ["annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead"]
+
 
 def _host(host: str) -> list[str]:
     return names.wildcard_subdomain(host) if "*" in host else names.dns_subdomain(host)

@@ -11,6 +11,7 @@ from sampan.kube.types.groups import pod_table
 from sampan.kube.types.groups.declare import CONNECT, PROXY, READ_WRITE, declare, status
 from sampan.kube.types.groups.pod_defaults import default_pod_spec, quality_of_service
 from sampan.kube.types.groups.pod_validation import validate_pod_spec, validate_pod_update
+from sampan.kube.types.groups.pod_warnings import pod_warnings
 from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import ResourceType
 from sampan.kube.types.strategy import BuiltinStrategy, columns
@@ -86,6 +87,9 @@ class PodStrategy(BuiltinStrategy):
 
     def row_conditions(self, obj: Object) -> list[Object]:
         return pod_table.conditions(obj)
+
+    def warnings(self, obj: Object) -> list[str]:
+        return pod_warnings(obj.get("spec") or {}, "spec")
 
 
 def types() -> list[ResourceType]:
