@@ -105,6 +105,8 @@ class _Report:
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)  # or what the parts start would keep the other end waiting
         self.to_parent = descriptor is not None
 
     def ready(self, lines: list[str]) -> None:
@@ -120,7 +122,7 @@ class _Report:
         if self._descriptor is None:
             return False
         with os.fdopen(self._descriptor, "w") as stream:
-            json.dump(message, stream)
+            stream.write(json.dumps(message) + "\n")
         self._descriptor = None
         return True
 
@@ -145,7 +147,7 @@ def _detach(data_dir: Path) -> None:
         )
     os.close(writing)
     with os.fdopen(reading) as stream:
-        text = stream.read()
+        text = stream.readline()
     if not text:
         code = process.wait()
         raise SampanError(f"the platform ended during its start (code {code}); see {output_file} and `sampan logs`")

@@ -91,6 +91,7 @@ class Child:
                 authority=Authority(directory.pki),
                 services=services,
                 root=directory.path,
+                sockets=directory.sockets,
                 tracer=Tracer(clock, name),
             )
             try:

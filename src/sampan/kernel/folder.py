@@ -20,6 +20,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ from sampan.kernel.errors import DataDirectoryError
 from sampan.kernel.files import private_folder, write_atomic
 
 FORMAT = 1
+SOCKET_FOLDER_LIMIT = 72
+"""Bytes in the path of a folder for sockets, so that their own names fit behind it."""
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -74,6 +79,13 @@ class DataDirectory:
     def run(self) -> Path:
         return self.path / "run"
 
+    @property
+    def sockets(self) -> Path:
+        """A folder for Unix sockets, whose paths may hold some hundred bytes only: ``run``, or one with a short path."""
+        if len(os.fsencode(self.run)) <= SOCKET_FOLDER_LIMIT:
+            return self.run
+        return Path(tempfile.gettempdir()) / f"sampan-{os.geteuid()}-{zlib.crc32(os.fsencode(self.path)):08x}"
+
     def part(self, name: str) -> Path:
         """A part's own folder."""
         return self.path / "parts" / name
@@ -88,8 +100,12 @@ class DataDirectory:
             private_folder(self.path)
             self._take_lock()
             self._check_format()
-            for folder in (self.logs, self.run, self.path / "parts"):
+            for folder in (self.logs, self.run, self.path / "parts", self.sockets):
                 private_folder(folder)
+            if self.sockets.stat().st_uid != os.geteuid():
+                raise DataDirectoryError(
+                    f"{self.sockets} belongs to another user; choose a --data-dir with a shorter path"
+                )
         except OSError as error:
             self.close()
             raise DataDirectoryError(
@@ -102,6 +118,8 @@ class DataDirectory:
     def close(self) -> None:
         """Give the lock back."""
         if self._lock is not None:
+            if self.sockets != self.run:
+                shutil.rmtree(self.sockets, ignore_errors=True)
             os.close(self._lock)
             self._lock = None
 

@@ -77,6 +77,7 @@ class PartContext(Generic[S]):
         authority: Authority,
         services: dict[type[Any], Any],
         root: Path | None = None,
+        sockets: Path | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self.name = name
@@ -93,6 +94,8 @@ class PartContext(Generic[S]):
         """The platform's certificate authority."""
         self.root = root or data_dir
         """The platform's data directory (for what belongs to the whole platform, such as the kubeconfig)."""
+        self.sockets = sockets or self.root
+        """A private folder with a short path, for Unix sockets; name them after the part."""
         self.tracer = tracer or Tracer(clock, name)
         """Makes the process's spans."""
         self.log = logging.getLogger(f"sampan.{name}")

@@ -273,6 +273,7 @@ class Platform:
         self._tasks = Tasks(machine, "platform", on_failure=self._broken)
         around = Surroundings(
             root=self.directory.path,
+            sockets=self.directory.sockets,
             clock=self.clock,
             machine=machine,
             tasks=self._tasks,

@@ -63,6 +63,7 @@ class Surroundings:
     """What the runs of one platform share."""
 
     root: Path
+    sockets: Path
     clock: Clock
     machine: Clock
     tasks: Tasks
@@ -183,7 +184,6 @@ class Run(ABC):
         while not self._stopping:
             self._failure, self._interrupted = None, False
             began = self.around.machine.monotonic()
-            self._down_now.clear()
             failure = await self._life()
             healthy = failure is None
             self._enter("stopping" if healthy else "failed")
@@ -208,12 +208,13 @@ class Run(ABC):
         """From preparation to the end of being ready; returns why it failed, None for an orderly end."""
         failure = await self._attempt(self.prepare())
         if failure is not None or self._ending():
-            return self._failure or failure
+            return self._failure or (None if self._ending() else failure)
         while not all(need.state == "ready" for need in self.needs):
             self._enter("waiting")
             await self._woken()
             if self._ending():
                 return self._failure
+        self._down_now.clear()  # from here on a need that fails must wait until this part is down
         self._enter("starting")
         began = self.around.machine.monotonic()
         failure = await self._attempt(self.raise_part())
@@ -325,6 +326,7 @@ class LocalRun(Run):
             authority=around.authority,
             services=around.services,
             root=around.root,
+            sockets=around.sockets,
             tracer=around.tracer,
         )
         self._part = part = self.type(context)

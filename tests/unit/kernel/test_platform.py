@@ -135,6 +135,25 @@ async def test_a_first_start_that_fails_ends_the_platform_with_its_reason(tmp_pa
         pass  # the lock was given back
 
 
+class Hopeless(Recording):
+    name = "hopeless"
+
+    async def provision(self) -> None:
+        raise PartFailedError("nothing to stand on")
+
+
+class Waiting(Recording):
+    name = "waiting"
+    needs = ("hopeless",)
+
+
+async def test_a_part_that_fails_before_its_dependents_began_ends_the_platform_too(tmp_path: Path) -> None:
+    platform = Platform({"hopeless": Hopeless, "waiting": Waiting}, tmp_path)
+    async with asyncio.timeout(20):
+        with pytest.raises(PartFailedError, match="nothing to stand on"):
+            await platform.start()
+
+
 async def test_two_platforms_on_one_data_directory_are_refused(tmp_path: Path) -> None:
     async with Platform(PARTS, tmp_path):
         with pytest.raises(DataDirectoryError, match=r"another platform \(process \d+\) is running"):

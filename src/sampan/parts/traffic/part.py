@@ -74,7 +74,9 @@ class TrafficPart(Part[TrafficSettings]):
         directory = context.data_dir / "envoy"
         directory.mkdir(parents=True, exist_ok=True)
         node = f"sampan-{context.data_dir.parent.name}"
-        self._envoy = Envoy(directory, context.clock, node_id=node, concurrency=settings.workers)
+        self._envoy = Envoy(
+            directory, context.clock, node_id=node, concurrency=settings.workers, sockets=context.sockets
+        )
         self._control_plane = ControlPlane(
             self._envoy.xds_socket,
             context.clock,

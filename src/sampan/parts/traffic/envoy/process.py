@@ -48,7 +48,10 @@ class _State(msgspec.Struct):
 class Envoy:
     """The node's Envoy process."""
 
-    def __init__(self, directory: Path, clock: Clock, *, node_id: str, concurrency: int) -> None:
+    def __init__(
+        self, directory: Path, clock: Clock, *, node_id: str, concurrency: int, sockets: Path | None = None
+    ) -> None:
+        """``sockets``: a folder with a short path for the Unix sockets; default ``directory``."""
         self._directory = directory
         self._clock = clock
         self._node_id = node_id
@@ -57,8 +60,8 @@ class Envoy:
         self._session: aiohttp.ClientSession | None = None
         self._stopping = False
         self.restarts = 0
-        self.xds_socket = directory / "xds.sock"
-        self.admin_socket = directory / "admin.sock"
+        self.xds_socket = (sockets or directory) / "traffic-xds.sock"
+        self.admin_socket = (sockets or directory) / "traffic-envoy.sock"
 
     @property
     def pid(self) -> int | None:
