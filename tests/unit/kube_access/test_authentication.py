@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -279,6 +281,48 @@ async def test_impersonation_needs_the_verb_for_every_part(world: World) -> None
     with pytest.raises(ApiError) as refused:
         await world.user("root", Impersonate_Group="ops")
     assert refused.value.code == 500
+
+
+HEADERS = (
+    "Authorization",
+    "Impersonate-User",
+    "Impersonate-Group",
+    "Impersonate-Uid",
+    "Impersonate-Extra-a%2Fb",
+    "Sec-WebSocket-Protocol",
+    "X-Remote-User",
+    "X-Remote-Group",
+    "X-Remote-Extra-%ff",
+)
+# as an HTTP server decodes bytes of any kind
+RAW = st.binary(max_size=24).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+VALUES = st.one_of(RAW, RAW.map("Bearer {}".format), RAW.map("base64url.bearer.authorization.k8s.io.{}".format))
+PROXY = {"subject": ((("commonName", "front-proxy-client"),),)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(st.lists(st.tuples(st.sampled_from(HEADERS), VALUES), max_size=4), st.sampled_from([None, {}, PROXY]))
+def test_no_headers_do_more_than_be_refused(world: World, given_headers: Any, certificate: Any) -> None:
+    world.authenticator = world.with_static({"root": MASTER})
+    try:
+        user = asyncio.run(world.authenticator.authenticate(CIMultiDict(given_headers), certificate))
+    except ApiError as error:
+        assert error.code in (400, 401, 403, 500)
+        msgspec.json.encode(error.status())
+    else:
+        assert user is None or user.name == "front-proxy-client" or certificate is PROXY
+        if user is not None:
+            msgspec.json.encode([user.name, user.groups, user.uid, user.extra])
+
+
+async def test_a_bootstrap_secret_with_strange_letters_is_no_trap(world: World) -> None:
+    data = encoded(token_id="abcdef", token_secret="sécret", usage_bootstrap_authentication="true")
+    world.cache.put(
+        SECRETS, named("bootstrap-token-abcdef", "kube-system", type="bootstrap.kubernetes.io/token", data=data)
+    )
+    with pytest.raises(ApiError) as refused:
+        await world.user("abcdef.0123456789abcdef")
+    assert refused.value.code == 401
 
 
 async def test_reviews_answer_who_and_whether(world: World) -> None:

@@ -29,7 +29,7 @@ from sampan.kube.access.refusal import denied
 from sampan.kube.access.tokens import GROUP_ALL, USER_PREFIX, TokenError, Tokens, parse_time
 from sampan.kube.objects import Object, Resource
 from sampan.kube.resources import SECRETS, SERVICE_ACCOUNTS
-from sampan.kube.status import internal, unauthorized
+from sampan.kube.status import bad_request, internal, unauthorized
 
 AUTHENTICATED = "system:authenticated"
 UNAUTHENTICATED = "system:unauthenticated"
@@ -120,6 +120,9 @@ class RequestAuthenticator:
         Raises:
             TokenError: nobody.
         """
+        if not token.isascii():
+            # Headers may carry any byte; no token of any kind does.
+            raise TokenError("invalid bearer token")
         if user := self._static.find(token):
             return Credential(user, self._own_audiences(audiences))
         if verified := self._tokens.verify(token, audiences):
@@ -164,7 +167,7 @@ class RequestAuthenticator:
         if secret is None or secret.get("type") != BOOTSTRAP_TYPE or secret["metadata"].get("deletionTimestamp"):
             return None
         data = decoded_data(secret)
-        if data.get("token-id") != identity or not hmac.compare_digest(data.get("token-secret", ""), secret_part):
+        if data.get("token-id") != identity or not _same(data.get("token-secret", ""), secret_part):
             return None
         if data.get("usage-bootstrap-authentication") != "true":
             return None
@@ -181,9 +184,9 @@ class RequestAuthenticator:
     # -- impersonation
 
     def _impersonate(self, user: User | None, headers: Mapping[str, str]) -> User | None:
-        name = headers.get("Impersonate-User") or ""
+        name = _one(headers, "Impersonate-User")
         groups = _all(headers, "Impersonate-Group")
-        uid = headers.get("Impersonate-Uid") or ""
+        uid = _one(headers, "Impersonate-Uid")
         extra = _prefixed(headers, "impersonate-extra-")
         if not (name or groups or uid or extra):
             return user
@@ -236,8 +239,8 @@ def proxied_user(headers: Mapping[str, str]) -> User:
     extra = _prefixed(headers, "x-remote-extra-")
     if UNAUTHENTICATED not in groups:
         groups = [*groups, AUTHENTICATED]
-    uid = headers.get("X-Remote-Uid") or ""
-    return User(headers["X-Remote-User"], tuple(dict.fromkeys(groups)), uid, extra)
+    uid = _one(headers, "X-Remote-Uid")
+    return User(_one(headers, "X-Remote-User"), tuple(dict.fromkeys(groups)), uid, extra)
 
 
 def proxy_headers(user: User) -> list[tuple[str, str]]:
@@ -271,6 +274,11 @@ def decoded_data(secret: Object) -> dict[str, str]:
     return decoded
 
 
+def _same(known: str, given: str) -> bool:
+    """Whether two secrets are equal, in a time that tells nothing."""
+    return hmac.compare_digest(known.encode(), given.encode())
+
+
 def _percent(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
 
@@ -295,12 +303,26 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
 
 
 def _all(headers: Mapping[str, str], name: str) -> list[str]:
-    """Every value of a header that may repeat."""
+    """Every value of a header that may repeat.
+
+    Raises:
+        ApiError: 400, a value is not UTF-8.
+    """
     getall = getattr(headers, "getall", None)
-    if getall is not None:
-        return [str(value) for value in getall(name, ())]
-    value = headers.get(name)
-    return [value] if value else []
+    values = [str(value) for value in getall(name, ())] if getall is not None else [headers.get(name) or ""]
+    return [_text(name, value) for value in values if value]
+
+
+def _one(headers: Mapping[str, str], name: str) -> str:
+    """A header's value, "" without; raises as `_all`."""
+    return _text(name, headers.get(name) or "")
+
+
+def _text(name: str, value: str) -> str:
+    # HTTP servers keep undecodable bytes as lone surrogates, which no answer could be written with.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise bad_request(f"header {name} is not valid UTF-8")
+    return value
 
 
 def _prefixed(headers: Mapping[str, str], prefix: str) -> dict[str, tuple[str, ...]]:
@@ -308,5 +330,5 @@ def _prefixed(headers: Mapping[str, str], prefix: str) -> dict[str, tuple[str, .
     found: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(key.lower() for key in headers):
         if name.startswith(prefix):
-            found[unquote(name.removeprefix(prefix))] = tuple(_all(headers, name))
+            found[unquote(_text(prefix, name.removeprefix(prefix)))] = tuple(_all(headers, name))
     return found
