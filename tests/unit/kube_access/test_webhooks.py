@@ -340,6 +340,12 @@ async def test_a_webhook_that_fails_refuses_or_is_ignored(world: World) -> None:
     ("answer", "text"),
     [
         ({"uid": "other"}, "expected response.uid="),
+        ({"allowed": "yes"}, "could not read the webhook's response"),
+        ({"warnings": "careful"}, "could not read the webhook's response"),
+        ({"auditAnnotations": {"k": 1}}, "could not read the webhook's response"),
+        ({"allowed": False, "status": {"code": "403"}}, "could not read the webhook's response"),
+        ({"patch": {"op": "add"}, "patchType": "JSONPatch"}, "could not read the webhook's response"),
+        (patch("add"), "cannot apply its patch"),  # type: ignore[arg-type]
         ({"patch": "W10=", "patchType": "Merge"}, "expected response.patchType"),
         ({"patch": "!", "patchType": "JSONPatch"}, "cannot apply its patch"),
         (patch({"op": "remove", "path": "/spec/none"}), "cannot apply its patch"),

@@ -366,6 +366,27 @@ def denial(webhook: str, status: Mapping[str, Any]) -> ApiError:
     return ApiError(code if code >= 400 else 400, status.get("reason") or "", text, details=details)
 
 
+class _Status(msgspec.Struct):
+    """What a refusal may say."""
+
+    code: int | None = None
+    message: str | None = None
+    reason: str | None = None
+    details: dict[str, Any] | None = None
+
+
+class _Response(msgspec.Struct, rename="camel"):
+    """The shape of a response: anything else is a failed call."""
+
+    uid: str | None = None
+    allowed: bool | None = None
+    status: _Status | None = None
+    patch: str | None = None
+    patch_type: str | None = None
+    warnings: list[str] | None = None
+    audit_annotations: dict[str, str] | None = None
+
+
 def _checked(answer: Object, version: str, uid: str) -> Mapping[str, Any]:
     """The response of an AdmissionReview that is what was asked for.
 
@@ -380,6 +401,10 @@ def _checked(answer: Object, version: str, uid: str) -> Mapping[str, Any]:
     response = answer.get("response")
     if not isinstance(response, dict):
         raise WebhookCallError("webhook response was absent")
+    try:
+        msgspec.convert(response, _Response)
+    except msgspec.ValidationError as error:
+        raise WebhookCallError(f"could not read the webhook's response: {error}") from None
     if version == "v1" and response.get("uid") != uid:
         raise WebhookCallError(f'expected response.uid="{uid}", got "{response.get("uid") or ""}"')
     patched = bool(response.get("patch"))
