@@ -52,8 +52,7 @@ class DeploymentStrategy(BuiltinStrategy):
             rolling = strategy.setdefault("rollingUpdate", {})
             rolling.setdefault("maxUnavailable", "25%")
             rolling.setdefault("maxSurge", "25%")
-        if "template" in spec:
-            default_template(spec["template"])
+        default_template(spec.setdefault("template", {}))
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {}
@@ -109,8 +108,7 @@ class ReplicaSetStrategy(BuiltinStrategy):
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
         spec.setdefault("replicas", 1)
-        if "template" in spec:
-            default_template(spec["template"])
+        default_template(spec.setdefault("template", {}))
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"replicas": 0}
@@ -158,8 +156,7 @@ class StatefulSetStrategy(BuiltinStrategy):
             if not retention.get(moment):
                 retention[moment] = "Retain"
         spec.setdefault("revisionHistoryLimit", 10)
-        if "template" in spec:
-            default_template(spec["template"])
+        default_template(spec.setdefault("template", {}))
         for claim in spec.get("volumeClaimTemplates") or ():
             claim.setdefault("apiVersion", "v1")
             claim.setdefault("kind", "PersistentVolumeClaim")
@@ -230,8 +227,7 @@ class DaemonSetStrategy(BuiltinStrategy):
             rolling.setdefault("maxUnavailable", 1)
             rolling.setdefault("maxSurge", 0)
         spec.setdefault("revisionHistoryLimit", 10)
-        if "template" in spec:
-            default_template(spec["template"])
+        default_template(spec.setdefault("template", {}))
 
     def prepare_create(self, obj: Object) -> None:
         counters = ("currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady")

@@ -283,8 +283,7 @@ def default_job_spec(spec: Object) -> None:
     for rule in (policy or {}).get("rules") or ():
         for condition in rule.get("onPodConditions") or ():
             condition.setdefault("status", "True")
-    if "template" in spec:
-        default_template(spec["template"])
+    default_template(spec.setdefault("template", {}))
 
 
 def types() -> list[ResourceType]:

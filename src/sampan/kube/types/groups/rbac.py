@@ -62,8 +62,8 @@ class RoleBindingStrategy(BuiltinStrategy):
     name_rule = staticmethod(names.path_segment)
 
     def default(self, obj: Object) -> None:
-        reference = obj.get("roleRef")
-        if reference is not None and not reference.get("apiGroup"):
+        reference = obj.setdefault("roleRef", {})
+        if not reference.get("apiGroup"):
             reference["apiGroup"] = GROUP
         for subject in obj.get("subjects") or ():
             if subject.get("kind") in ("User", "Group") and not subject.get("apiGroup"):
