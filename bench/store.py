@@ -15,13 +15,17 @@ import os
 import sqlite3
 import tempfile
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
 import psutil
 
 from sampan.kernel.clock import Clock
-from sampan.kube.objects import Object, encode
+from sampan.kube.client import WatchEvent
+from sampan.kube.control import SharedInformer
+from sampan.kube.objects import Object, decode, encode
+from sampan.kube.resources import PODS
 from sampan.kube.store import MemoryLog, Record, Store
 from sampan.kube.store.sqlite import SqliteLog
 
@@ -181,8 +185,8 @@ async def creates(folder: Path, writers: int, seconds: float) -> tuple[float, fl
     return done / elapsed, used / done * 1e6
 
 
-async def opening(folder: Path, objects: int) -> tuple[float, float, float]:
-    """(seconds to open, bytes of memory an object, seconds for a list of 5,000)."""
+async def opening(folder: Path, objects: int) -> tuple[float, float, float, float]:
+    """(seconds to open, bytes an object in the store, the same and in an informer's cache, seconds for a list of 5,000)."""
     path = folder / "open.db"
     log = SqliteLog(path)
     log.open()
@@ -208,17 +212,24 @@ async def opening(folder: Path, objects: int) -> tuple[float, float, float]:
     joined = b",".join([entry.value for entry in store.range(PREFIX, limit=5000)])
     listed = time.perf_counter() - began
     assert len(joined) > 5_000_000 or objects < 5000
+    del joined
+    informer = SharedInformer(PODS)
+    for entry in store.range(PREFIX):
+        informer.change(WatchEvent("ADDED", decode(entry.value)))
+    gc.collect()
+    cached = (psutil.Process().memory_info().rss - before) / objects
     await store.close()
-    return opened, memory, listed
+    return opened, memory, cached, listed
 
 
 async def fanout(watchers: int, idle: int) -> tuple[float, float]:
     """(seconds until the last of ``watchers`` tasks has one write, bytes an idle watch)."""
     store = Store(MemoryLog(), Clock())
     await store.open()
-    before = psutil.Process().memory_info().rss
+    tracemalloc.start()
     sleeping = [store.watch(f"/registry/core/configmaps/{number}/", store.revision) for number in range(idle)]
-    memory = (psutil.Process().memory_info().rss - before) / idle
+    memory = tracemalloc.get_traced_memory()[0] / idle
+    tracemalloc.stop()
     arrived: list[float] = []
 
     async def reader() -> None:
@@ -247,9 +258,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         print(f"one pod: {len(encode(pod(0), 1))} bytes; disk: {folder.parent}")
-        opened, memory, listed = asyncio.run(opening(folder, options.objects))
+        opened, memory, cached, listed = asyncio.run(opening(folder, options.objects))
         row(f"open with {options.objects:,} objects", f"{opened:.2f} s")
         row("memory a stored pod (core only)", f"{memory / 1024:.1f} KB")
+        row("memory a stored pod with an informer's cache", f"{cached / 1024:.1f} KB", "limit 12 KB in all")
         row("list of 5,000, bytes joined", f"{listed * 1e3:.1f} ms")
         raw, single, batched = limits(folder, options.seconds / 2)
         row("limit: write + fdatasync", f"{raw:,.0f}/s")

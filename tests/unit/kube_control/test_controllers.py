@@ -292,6 +292,19 @@ async def test_a_leader_that_cannot_renew_stops_before_another_begins() -> None:
     assert 3.0 < log[3][1] - log[1][1] < 10.0
 
 
+async def test_an_election_runs_on_a_real_api(world: World) -> None:
+    await world.create(NAMESPACES, "kube-system")
+    seen: list[Object] = []
+
+    async def work() -> None:
+        seen.append(await world.client.get(LEASES, "boat", "kube-system"))
+
+    for identity in ("a", "b"):
+        await Election(world.client, world.clock, "kube-system", "boat", identity).run(work)
+    assert [lease["spec"]["holderIdentity"] for lease in seen] == ["a", "b"]
+    assert (seen[1]["spec"]["leaseDurationSeconds"], seen[1]["spec"]["leaseTransitions"]) == (15, 1)
+
+
 def test_an_election_refuses_impossible_times() -> None:
     with pytest.raises(ValueError):
         Election(None, Clock(), "n", "x", "i", lease_duration=5, renew_deadline=10)  # type: ignore[arg-type]

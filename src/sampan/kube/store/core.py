@@ -116,6 +116,7 @@ class Store(interface.Store):
         try:
             await self._thread.call(self._load)
         except BaseException:
+            await self._thread.call(self._driver.close)
             self._thread.stop()
             raise
         self._compaction_mark = self._fanout.revision
