@@ -232,13 +232,18 @@ def test_deprecated_versions_warn() -> None:
         ('.list[?(@.n=="y")].v', [2]),
         (".list[?(@.v>1)].n", ["y"]),
         (".list[?(@.missing)].n", []),
+        ('.words[?(@ == "b")]', ["b"]),
+        ('.a.b[?(@ == "b")]', []),
         (r".a.x\.y", [3]),
         (".missing.b", []),
         ("{.a.b}", [1]),
     ],
 )
 def test_json_paths(path: str, expected: list[Any]) -> None:
-    assert find({"a": {"b": 1, "x.y": 3}, "list": [{"n": "x", "v": 1}, {"n": "y", "v": 2}]}, path) == expected
+    assert (
+        find({"a": {"b": 1, "x.y": 3}, "words": ["a", "b"], "list": [{"n": "x", "v": 1}, {"n": "y", "v": 2}]}, path)
+        == expected
+    )
 
 
 def test_cells_have_the_columns_type() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from sampan.kube.cel.errors import CelError
 from sampan.kube.cel.functions import Library
@@ -17,7 +18,12 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    parts: SplitResult
+    text: str
+    scheme: str
+    host: str
+    """With the port, without user information."""
+    path: str
+    query: str
     cel_type = "kubernetes.URL"
 
 
@@ -34,18 +40,41 @@ class Cidr:
     cel_type = "net.CIDR"
 
 
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
+_HOST = re.compile(r"""(?:\[[0-9a-fA-F:.]+(?:%25[^\]]*)?\]|[^\[\]%\x00-\x20#/?@\\^`{|}]*)(?::\d*)?""")
+_USER = re.compile(r"[-a-zA-Z0-9._:~!$&'()*+,;=%@]*")
+
+
 def _url(text: str) -> Url:
-    """An absolute URL, or an absolute path, as Go's ``url.ParseRequestURI`` takes them."""
-    try:
-        if any(char <= " " or char == "\x7f" for char in text):
-            raise ValueError("invalid character in URL")
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError as error:
-        raise CelError(f'URL parse error during conversion from string: parse "{text}": {error}') from None
-    if not parts.scheme and not text.startswith("/"):
-        raise CelError(f'URL parse error during conversion from string: parse "{text}": invalid URI for request')
-    return Url(parts)
+    """An absolute URL, or an absolute path, as Go's ``url.ParseRequestURI`` takes them (``#`` begins no fragment)."""
+
+    def refuse(why: str) -> CelError:
+        return CelError(f'URL parse error during conversion from string: parse "{text}": {why}')
+
+    if any(char < " " or char == "\x7f" for char in text):
+        raise refuse("net/url: invalid control character in URL")
+    if text.startswith(":"):
+        raise refuse("missing protocol scheme")
+    found = _SCHEME.match(text)
+    scheme, rest = (found.group()[:-1].lower(), text[found.end() :]) if found else ("", text)
+    rest, _, query = rest.partition("?")
+    if not rest.startswith("/"):
+        if not scheme:
+            raise refuse("empty url" if not text else "invalid URI for request")
+        return Url(text, scheme, "", "", query)
+    host = ""
+    if rest.startswith("//"):
+        authority, slash, path = rest[2:].partition("/")
+        rest = slash + path
+        user, at, host = authority.rpartition("@")
+        if at and not _USER.fullmatch(user):
+            raise refuse("net/url: invalid userinfo")
+        if not _HOST.fullmatch(host):
+            raise refuse("invalid character in host name")
+    if bad := _BAD_ESCAPE.search(rest):
+        raise refuse(f'invalid URL escape "{rest[bad.start() : bad.start() + 3]}"')
+    return Url(text, scheme, host, rest, query)
 
 
 library("url(string) -> kubernetes.URL")(_url)
@@ -66,42 +95,39 @@ def _valid(parse: Any, text: str) -> bool:
 
 @library("<kubernetes.URL>.getScheme() -> string")
 def get_scheme(url: Url) -> str:
-    return url.parts.scheme
+    return url.scheme
 
 
-def _host(url: Url) -> str:
-    return url.parts.netloc.rpartition("@")[2]
-
-
-library("<kubernetes.URL>.getHost() -> string")(_host)
+@library("<kubernetes.URL>.getHost() -> string")
+def get_host(url: Url) -> str:
+    return url.host
 
 
 @library("<kubernetes.URL>.getHostname() -> string")
 def get_hostname(url: Url) -> str:
-    host = _host(url)
-    if host.startswith("["):
-        return host[1 : host.index("]")]
-    return host.partition(":")[0]
+    if url.host.startswith("["):
+        return url.host[1 : url.host.index("]")]
+    return url.host.partition(":")[0]
 
 
 @library("<kubernetes.URL>.getPort() -> string")
 def get_port(url: Url) -> str:
-    return "" if url.parts.port is None else str(url.parts.port)
+    return url.host.rpartition("]")[2].partition(":")[2]
 
 
 @library("<kubernetes.URL>.getEscapedPath() -> string")
 def get_escaped_path(url: Url) -> str:
-    return url.parts.path
+    return url.path
 
 
 @library("<kubernetes.URL>.getQuery() -> map(string, list(string))")
 def get_query(url: Url) -> dict[str, list[str]]:
-    return parse_qs(url.parts.query, keep_blank_values=True)
+    return parse_qs(url.query, keep_blank_values=True)
 
 
 @library("string(kubernetes.URL) -> string")
 def url_text(url: Url) -> str:
-    return url.parts.geturl()
+    return url.text
 
 
 def _ip(text: str) -> Ip:

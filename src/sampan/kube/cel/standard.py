@@ -60,6 +60,10 @@ def dyn(value: Any) -> Any:
     return value
 
 
+def _unconvertible(wanted: str) -> CelError:
+    return CelError(f"type conversion error from 'string' to '{wanted}'")
+
+
 @library("bool(bool) -> bool", "bool(string) -> bool")
 def to_bool(value: Any) -> bool:
     if isinstance(value, bool):
@@ -68,7 +72,7 @@ def to_bool(value: Any) -> bool:
         return True
     if value in ("0", "f", "F", "false", "False", "FALSE"):
         return False
-    raise CelError(f"type conversion error from {value!r} to 'bool'")
+    raise _unconvertible("bool")
 
 
 @library("int(int) -> int", "int(uint) -> int", "int(double) -> int", "int(string) -> int")
@@ -96,7 +100,7 @@ def _number(value: Any, wanted: Callable[[Any], Any]) -> int:
     if isinstance(value, str):
         digits = value[1:] if value[:1] == "-" else value
         if not (digits.isascii() and digits.isdigit() and len(digits) < 21):
-            raise CelError(f'strconv.ParseInt: parsing "{value}": invalid syntax')
+            raise _unconvertible("int")
     if isinstance(value, float) and not math.isfinite(value):
         raise CelError("integer overflow")
     return int(wanted(value))
@@ -107,7 +111,7 @@ def to_double(value: Any) -> float:
     try:
         return float(value)
     except ValueError:
-        raise CelError(f'strconv.ParseFloat: parsing "{value}": invalid syntax') from None
+        raise _unconvertible("double") from None
 
 
 def shown(value: float) -> str:
@@ -143,13 +147,21 @@ def to_bytes(value: Any) -> bytes:
 
 @library("duration(duration) -> duration", "duration(string) -> duration")
 def to_duration(value: Any) -> Duration:
-    return Duration.parse(value) if isinstance(value, str) else value
+    if isinstance(value, Duration):
+        return value
+    try:
+        return Duration.parse(value)
+    except CelError:
+        raise _unconvertible("google.protobuf.Duration") from None
 
 
 @library("timestamp(timestamp) -> timestamp", "timestamp(string) -> timestamp", "timestamp(int) -> timestamp")
 def to_timestamp(value: Any) -> Timestamp:
     if isinstance(value, str):
-        return Timestamp.parse(value)
+        try:
+            return Timestamp.parse(value)
+        except CelError:
+            raise _unconvertible("google.protobuf.Timestamp") from None
     return value if isinstance(value, Timestamp) else Timestamp(value * 10**9)
 
 
