@@ -193,7 +193,7 @@ class Consumption:
             gone = [(delivery.receipt.queue, delivery.receipt.offset) for delivery in lost]
             for queue, offset in gone:
                 progress.restore_ack(queue, offset)
-            self._store.journal(Kind.ACK, frames.Ack(poll.group, poll.topic.name, gone))
+            self._store.journal(Kind.ACK, frames.Ack(poll.group, poll.topic.name, gone, self._clock.time_ms(), "lost"))
         self._hand_over(poll, [delivery for delivery in taken if delivery.data is not None])
 
     def _time_up(self, poll: Poll) -> None:
@@ -347,7 +347,7 @@ class Consumption:
         """Where a group that never read a queue begins: at its first message, or at its end once early ones were deleted."""
         found = progress.queues[queue.id] = QueueProgress(0 if queue.minimum == 0 else queue.maximum)
         if found.next:
-            self._store.journal(Kind.OFFSET, frames.Offset(group, topic, queue.id, found.next))
+            self._store.journal(Kind.OFFSET, frames.Offset(group, topic, queue.id, found.next, self._clock.time_ms()))
         return found
 
     def _delivery(self, held: Held, terms: Terms, data: bytes | None) -> Delivery:
@@ -370,6 +370,7 @@ class Consumption:
                     frames.LeasedMessage(h.offset, h.position, h.size, h.attempt, h.serial if h.attempt else 0, h.key)
                     for h in leased
                 ],
+                terms.now_ms,
             ),
         )
 
@@ -389,7 +390,7 @@ class Consumption:
                 ended.append((held.queue, held.offset))
         if not ended:
             return valid
-        self._store.journal(Kind.ACK, frames.Ack(group, topic, ended), done)
+        self._store.journal(Kind.ACK, frames.Ack(group, topic, ended, now_ms), done)
         if progress.ordered or topic in self._parked:
             self._serve_parked(group, topic)
         return valid
@@ -410,7 +411,9 @@ class Consumption:
         held = self._leased(progress, receipt, now_ms)
         progress.change(held, now_ms + invisible_ms, now_ms)
         self._store.journal(
-            Kind.CHANGE, frames.Change(group, topic, held.queue, held.offset, held.visible_ms, held.serial), done
+            Kind.CHANGE,
+            frames.Change(group, topic, held.queue, held.offset, held.visible_ms, held.serial, now_ms),
+            done,
         )
         self._watch(group, topic)
         return Receipt(now_ms, invisible_ms, held.serial, held.queue, held.offset)
@@ -509,7 +512,8 @@ class Consumption:
         if error is None:
             self._broker.statistics.dead[topic, group] += 1
             progress.restore_ack(held.queue, held.offset)
-            self._store.journal(Kind.ACK, frames.Ack(group, topic, [(held.queue, held.offset)]), done or _ignore)
+            ended = frames.Ack(group, topic, [(held.queue, held.offset)], self._clock.time_ms(), "dead")
+            self._store.journal(Kind.ACK, ended, done or _ignore)
             self._serve_parked(group, topic)
             return
         if done is not None:
@@ -533,7 +537,9 @@ class Consumption:
             )
         self._broker.group(group)
         self._progress(group, topic.name).reset(queue_id, offset)
-        self._store.journal(Kind.OFFSET, frames.Offset(group, topic.name, queue_id, offset), done)
+        self._store.journal(
+            Kind.OFFSET, frames.Offset(group, topic.name, queue_id, offset, self._clock.time_ms()), done
+        )
         self._serve_parked(group, topic.name)
 
     def of(self, group: str, topic: str) -> Progress | None:

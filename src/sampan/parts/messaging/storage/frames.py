@@ -32,6 +32,8 @@ class Lease(msgspec.Struct, array_like=True):
     renew_until_ms: int
     attempt_id: str
     messages: list[LeasedMessage]
+    at_ms: int = 0
+    """When."""
 
 
 class Ack(msgspec.Struct, array_like=True):
@@ -40,6 +42,9 @@ class Ack(msgspec.Struct, array_like=True):
     group: str
     topic: str
     messages: list[tuple[int, int]]
+    at_ms: int = 0
+    reason: str = ""
+    """Why, when no consumer acknowledged: ``dead`` letters, ``lost`` records."""
 
 
 class Change(msgspec.Struct, array_like=True):
@@ -51,6 +56,7 @@ class Change(msgspec.Struct, array_like=True):
     offset: int
     visible_ms: int
     serial: int
+    at_ms: int = 0
 
 
 class Offset(msgspec.Struct, array_like=True):
@@ -60,6 +66,7 @@ class Offset(msgspec.Struct, array_like=True):
     topic: str
     queue: int
     next: int
+    at_ms: int = 0
 
 
 class Close(msgspec.Struct, array_like=True):

@@ -45,7 +45,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from enum import IntEnum
 from pathlib import Path
 
@@ -162,21 +162,7 @@ class CommitLog:
         """
         for base in self.bases[max(0, bisect.bisect_right(self.bases, start) - 1) :]:
             size = self._sizes[base]
-            offset = max(SEGMENT_HEADER.size, start - base)
-            with (
-                self._path(base).open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            ):
-                while size - offset >= FRAME_BYTES:
-                    length, crc, kind = FRAME.unpack_from(data, offset)
-                    begin, stop = offset + FRAME_BYTES, offset + FRAME_BYTES + length
-                    if length > MAX_PAYLOAD or kind not in _SEEDS or stop > size:
-                        break
-                    payload = data[begin:stop]
-                    if zlib.crc32(payload, _SEEDS[kind]) != crc:
-                        break
-                    yield base + begin, kind, payload
-                    offset = stop
+            offset = yield from _walk(self._path(base), base, max(SEGMENT_HEADER.size, start - base), size, verify=True)
             if offset < size:
                 if base != self.bases[-1]:
                     raise StorageError(f"{self._path(base)} is damaged at byte {offset}; restore it from a snapshot")
@@ -184,6 +170,15 @@ class CommitLog:
                 os.truncate(self._path(base), offset)
                 self._sizes[base] = offset
                 self.end = self.durable = base + offset
+
+    def scan(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
+        """``(position, kind, payload)`` of the durable frames between two positions, unverified. For threads: reads the disk."""
+        sizes = dict(self._sizes)
+        for base in list(self.bases)[max(0, bisect.bisect_right(self.bases, start) - 1) :]:
+            if base >= stop or base not in sizes:
+                return
+            size = min(sizes[base], stop - base)
+            yield from _walk(self._path(base), base, max(SEGMENT_HEADER.size, start - base), size, verify=False)
 
     def start(self) -> None:
         """Begin to accept appends."""
@@ -479,6 +474,24 @@ class CommitLog:
         else:
             self._readers.move_to_end(base)
         return fd
+
+
+def _walk(
+    path: Path, base: int, offset: int, size: int, *, verify: bool
+) -> Generator[tuple[int, int, bytes], None, int]:
+    """The whole frames of a segment from an offset on; returns where they end."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while size - offset >= FRAME_BYTES:
+            length, crc, kind = FRAME.unpack_from(data, offset)
+            begin, stop = offset + FRAME_BYTES, offset + FRAME_BYTES + length
+            if length > MAX_PAYLOAD or kind not in _SEEDS or stop > size:
+                break
+            payload = data[begin:stop]
+            if verify and zlib.crc32(payload, _SEEDS[kind]) != crc:
+                break
+            yield base + begin, kind, payload
+            offset = stop
+    return offset
 
 
 def _checked(frame: bytes | bytearray, position: int) -> bytes:

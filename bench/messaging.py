@@ -1,0 +1,448 @@
+"""Benchmarks of messaging. Run alone: ``PYTHONPATH=src python bench/messaging.py [core|grpc|receive|latency|start|topics|backlog ...]``.
+
+The broker runs in a process of its own; loads of the gRPC front are made by h2load (nghttp2). Every row gives the best of a few
+runs, the broker's CPU time a message, and beside it what limits it: bare ``write`` + ``fdatasync`` of the same bytes, or an
+empty handler on the same gRPC server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.grpc import Call, GrpcServer, Method
+from sampan.kernel.tasks import Tasks
+from sampan.parts.messaging import record
+from sampan.parts.messaging.core import Core
+from sampan.parts.messaging.fronts.grpc.service import SERVICE, MessagingService
+from sampan.parts.messaging.record import Message
+from sampan.parts.messaging.topology import TopicConfig
+from sampan.proto import messaging_pb2 as pb
+
+BODY = os.urandom(1024)
+H2LOAD = shutil.which("h2load")
+
+
+def row(name: str, value: str, note: str = "") -> None:
+    print(f"{name:<58} {value:>16}  {note}", flush=True)
+
+
+def folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bench-mq-", dir=os.environ.get("BENCH_DIR"))
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def rss_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+# -- the core, without a protocol
+
+
+async def send_many(core: Core, topic: str, count: int, concurrent: int) -> float:
+    """Durable sends a second with ``concurrent`` always under way."""
+    broker = core.broker
+    target = broker.topic(topic, create=True)
+    properties = {"UNIQ_KEY": "0" * 34}
+    loop = asyncio.get_running_loop()
+    finished = loop.create_future()
+    state = [0, 0]
+
+    def done(error: Any) -> None:
+        if error is not None:
+            raise error
+        state[1] += 1
+        if state[1] == count:
+            finished.set_result(None)
+        elif state[1] % 64 == 0:
+            loop.call_soon(more)
+
+    def more() -> None:
+        while state[0] < count and state[0] - state[1] < concurrent:
+            identifier = properties["UNIQ_KEY"] = f"{state[0]:034X}"
+            message = Message(topic, BODY, {"UNIQ_KEY": identifier}, born_ms=1)
+            broker.send(message, target, record.encode_properties(message.properties), done)
+            state[0] += 1
+
+    began = time.perf_counter()
+    more()
+    await finished
+    return count / (time.perf_counter() - began)
+
+
+async def core_sends() -> None:
+    best, used = 0.0, 0.0
+    for _ in range(3):
+        with folder() as path:
+            clock = Clock()
+            async with Tasks(clock) as tasks:
+                core = Core(Path(path), clock, tasks)
+                await core.start()
+                before = cpu()
+                rate = await send_many(core, "T", 150_000, 512)
+                spent = (cpu() - before) / 150_000 * 1e6
+                if rate > best:
+                    best, used = rate, spent
+                await core.stop()
+    limit = bare_disk(512)
+    row("core: durable 1 KiB sends, 512 concurrent", f"{best:,.0f}/s", f"{used:.1f} µs CPU a message; goal 80,000/s")
+    row("  the disk alone: write + fdatasync of 512 KiB batches", f"{limit:,.0f}/s", f"ratio {best / limit:.2f}")
+
+
+def bare_disk(batch: int) -> float:
+    with folder() as path, (Path(path) / "x").open("wb", buffering=0) as file:
+        data = BODY * batch
+        began = time.perf_counter()
+        rounds = max(4, 60_000 // batch)
+        for _ in range(rounds):
+            file.write(data)
+            os.fdatasync(file.fileno())
+        return rounds * batch / (time.perf_counter() - began)
+
+
+# -- the broker in a process of its own
+
+
+async def serve(path: str, port_fd: int) -> None:
+    sys.setswitchinterval(0.0005)
+    clock = Clock()
+    async with Tasks(clock) as tasks:
+        core = Core(Path(path), clock, tasks)
+        await core.start()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        address = ("127.0.0.1", listener.getsockname()[1])
+        service = MessagingService(
+            core.broker, core.consumption, core.held, core.clients, core.access, tasks, lambda: address
+        )
+        finish = asyncio.Event()
+
+        def report(payload: bytes, call: Call) -> None:
+            call.respond(f"{cpu()} {rss_mb()}".encode())
+
+        def fill(payload: bytes, call: Call) -> None:
+            async def run() -> None:
+                await send_many(core, "T", int(payload), 1024)
+                call.respond(b"")
+
+            tasks.start("fill", run())
+
+        def stop(payload: bytes, call: Call) -> None:
+            finish.set()
+
+        def empty(payload: bytes, call: Call) -> None:
+            call.respond(payload)
+
+        extra = [
+            Method("/bench/Report", "unary", report),
+            Method("/bench/Fill", "unary", fill),
+            Method("/bench/Stop", "unary", stop),
+            Method("/bench/Empty", "unary", empty),
+        ]
+        core.broker.create_topic(TopicConfig("T"))
+        server = GrpcServer([*service.methods(), *extra], clock=clock, tasks=tasks)
+        await server.start(listener)
+        gc.freeze()
+        os.write(port_fd, f"{address[1]}\n".encode())
+        await finish.wait()
+        await server.stop()
+        await core.stop()
+
+
+class Broker:
+    """The broker's process."""
+
+    def __enter__(self) -> Broker:
+        import grpc
+
+        self.folder = folder()
+        reading, writing = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", self.folder.name, str(writing)], pass_fds=[writing]
+        )
+        os.close(writing)
+        with os.fdopen(reading) as stream:
+            self.port = int(stream.readline())
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", [("grpc.max_receive_message_length", -1)])
+        return self
+
+    def call(self, path: str, payload: bytes = b"") -> bytes:
+        answer: bytes = self.channel.unary_unary(path)(payload, timeout=120, metadata=[("x-mq-client-id", "bench")])
+        return answer
+
+    def used(self) -> tuple[float, float]:
+        spent, rss = self.call("/bench/Report").split()
+        return float(spent), float(rss)
+
+    def __exit__(self, *args: object) -> None:
+        self.channel.close()
+        self.process.terminate()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def framed(message: Any) -> bytes:
+    data = message if isinstance(message, bytes) else message.SerializeToString()
+    return b"\0" + struct.pack(">I", len(data)) + data
+
+
+def h2load(port: int, path: str, body: bytes, count: int, connections: int, streams: int) -> float:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        output = subprocess.run(
+            [
+                H2LOAD or "h2load",
+                *("-n", str(count), "-c", str(connections), "-m", str(streams), "-t", "1", "-d", file.name),
+                *("-H", "content-type: application/grpc", "-H", "te: trailers", "-H", "x-mq-client-id: bench"),
+                f"http://127.0.0.1:{port}{path}",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    finished = next(line for line in output.splitlines() if line.startswith("finished in"))
+    assert f"{count} succeeded" in output, output
+    return float(finished.split(",")[1].split()[0])
+
+
+def send_request() -> pb.SendMessageRequest:
+    request = pb.SendMessageRequest()
+    message = request.messages.add(body=BODY)
+    message.topic.name = "T"
+    message.system_properties.message_id = "01" + "0" * 32
+    message.system_properties.message_type = pb.NORMAL
+    message.system_properties.body_encoding = pb.IDENTITY
+    message.system_properties.born_timestamp.seconds = 1_700_000_000
+    return request
+
+
+def grpc_sends() -> None:
+    with Broker() as broker:
+        best, used = 0.0, 0.0
+        h2load(broker.port, SERVICE + "SendMessage", framed(send_request()), 2000, 4, 16)
+        for _ in range(3):
+            before = broker.used()[0]
+            rate = h2load(broker.port, SERVICE + "SendMessage", framed(send_request()), 40_000, 4, 16)
+            spent = (broker.used()[0] - before) / 40_000 * 1e6
+            if rate > best:
+                best, used = rate, spent
+        empty = max(h2load(broker.port, "/bench/Empty", framed(send_request()), 40_000, 4, 16) for _ in range(2))
+        row("gRPC: durable 1 KiB sends, 64 concurrent", f"{best:,.0f}/s", f"{used:.1f} µs CPU a message; goal 15,000/s")
+        row("  an empty handler on the same server", f"{empty:,.0f}/s", f"ratio {best / empty:.2f}")
+
+
+async def receive_and_ack(port: int, count: int, batch: int, concurrent: int) -> tuple[int, float]:
+    """A raw client: receive batches and acknowledge them, over h2 frames by grpc's C core without protobuf objects."""
+    from grpc import aio
+
+    channel = aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_receive_message_length", -1)])
+    receive = channel.unary_stream(SERVICE + "ReceiveMessage")
+    acknowledge = channel.unary_unary(SERVICE + "AckMessage")
+    metadata = [("x-mq-client-id", "bench")]
+    request = pb.ReceiveMessageRequest(batch_size=batch)
+    request.group.name = "G"
+    request.message_queue.topic.name = "T"
+    request.invisible_duration.seconds = 60
+    payload = request.SerializeToString()
+    done = 0
+
+    async def worker() -> None:
+        nonlocal done
+        while done < count:
+            ack = pb.AckMessageRequest()
+            ack.group.name, ack.topic.name = "G", "T"
+            async for item in receive(payload, metadata=metadata):
+                if item[:1] == b"\x12":
+                    message = pb.ReceiveMessageResponse.FromString(item).message
+                    ack.entries.add(
+                        message_id=message.system_properties.message_id,
+                        receipt_handle=message.system_properties.receipt_handle,
+                    )
+            if not ack.entries:
+                return
+            reply = pb.AckMessageResponse.FromString(await acknowledge(ack.SerializeToString(), metadata=metadata))
+            assert reply.status.code == 20000, reply.status
+            done += len(ack.entries)
+
+    began = time.perf_counter()
+    workers = [asyncio.ensure_future(worker()) for _ in range(concurrent)]
+    await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)  # the others wait for messages that do not come
+    seconds = time.perf_counter() - began
+    for other in workers:
+        other.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    await channel.close()
+    return done, done / seconds
+
+
+def grpc_receives() -> None:
+    with Broker() as broker:
+        best, used = 0.0, 0.0
+        for _ in range(3):
+            broker.call("/bench/Fill", b"40000")
+            before = broker.used()[0]
+            count, rate = uvloop.run(receive_and_ack(broker.port, 40_000, 32, 8))
+            spent = (broker.used()[0] - before) / count * 1e6
+            if rate > best:
+                best, used = rate, spent
+        row(
+            "gRPC: received and acknowledged, batches of 32",
+            f"{best:,.0f}/s",
+            f"{used:.1f} µs server CPU a message; goal 20,000/s",
+        )
+
+
+def latency() -> None:
+    """2,000 sends a second over 8 connections for some seconds; h2load's own record of every request."""
+
+    def load(port: int, path: str, seconds: int) -> list[float]:
+        with tempfile.TemporaryDirectory() as scratch:
+            body, log = Path(scratch) / "body", Path(scratch) / "log"
+            body.write_bytes(framed(send_request()))
+            subprocess.run(
+                [
+                    H2LOAD or "h2load",
+                    *("-n", str(2000 * seconds), "-c", "8", "-m", "16", "-t", "1", "--rps", "250", "-d", str(body)),
+                    *("-H", "content-type: application/grpc", "-H", "te: trailers", "-H", "x-mq-client-id: bench"),
+                    *("--log-file", str(log), f"http://127.0.0.1:{port}{path}"),
+                ],
+                capture_output=True,
+                check=True,
+            )
+            return sorted(int(line.split()[2]) / 1000 for line in log.read_text().splitlines())
+
+    def at(times: list[float], share: float) -> float:
+        return times[int(len(times) * share)]
+
+    with Broker() as broker:
+        load(broker.port, SERVICE + "SendMessage", 1)
+        runs = [load(broker.port, SERVICE + "SendMessage", 3) for _ in range(4)]
+        bare = min((load(broker.port, "/bench/Empty", 3) for _ in range(2)), key=lambda times: at(times, 0.999))
+        best = min(runs, key=lambda times: at(times, 0.999))
+        row(
+            "gRPC: write latency at 2,000 msg/s, p99.9",
+            f"{at(best, 0.999):.2f} ms",
+            f"p50 {at(best, 0.5):.2f}, p99 {at(best, 0.99):.2f}; goal < 2 ms",
+        )
+        row(
+            "  an empty handler on the same server",
+            f"{at(bare, 0.999):.2f} ms",
+            f"p50 {at(bare, 0.5):.2f}, p99 {at(bare, 0.99):.2f}",
+        )
+
+
+def start() -> None:
+    def one() -> tuple[float, float]:
+        began = time.perf_counter()
+        with Broker() as broker:
+            ready = time.perf_counter() - began
+            time.sleep(0.3)
+            return ready, broker.used()[1]
+
+    one()
+    runs = [one() for _ in range(3)]
+    row("ready, alone, empty directory", f"{min(r for r, _ in runs):.2f} s", "goal 0.5 s")
+    row("resident memory, idle", f"{min(m for _, m in runs):.0f} MB", "goal 60 MB")
+
+
+async def topics() -> None:
+    with folder() as path:
+        clock = Clock()
+        async with Tasks(clock) as tasks:
+            core = Core(Path(path), clock, tasks)
+            await core.start()
+            gc.collect()
+            before = rss_mb()
+            for number in range(10_000):
+                core.broker.create_topic(TopicConfig(f"topic-{number}", queues=8))
+            gc.collect()
+            empty = rss_mb() - before
+            done = asyncio.get_running_loop().create_future()
+            left = [80_000]
+
+            def stored(error: Any) -> None:
+                left[0] -= 1
+                if not left[0]:
+                    done.set_result(None)
+
+            for topic in list(core.store.topics.values()):
+                for _ in range(8):
+                    core.broker.send(Message(topic.name, b"x", {}), topic, b"", stored)
+            await done
+            files = len(list(Path(path).rglob("*")))
+            row(
+                "10,000 topics × 8 queues",
+                f"{empty:.0f} MB",
+                f"goal 100 MB; {files} files, with one message in every queue: {rss_mb() - before:.0f} MB",
+            )
+            await core.stop()
+
+
+async def backlog() -> None:
+    with folder() as path:
+        clock = Clock()
+        async with Tasks(clock) as tasks:
+            core = Core(Path(path), clock, tasks)
+            await core.start()
+            global BODY
+            whole, BODY = BODY, BODY[:100]
+            before = max([await send_many(core, "T", 100_000, 512) for _ in range(2)])
+            memory = rss_mb()
+            await send_many(core, "T", 5_000_000, 4096)
+            after = max([await send_many(core, "T", 100_000, 512) for _ in range(3)])
+            BODY = whole
+            row(
+                "100-byte sends with a backlog of 5 million",
+                f"{after:,.0f}/s",
+                f"without: {before:,.0f}/s, ratio {after / before:.2f} (goal ≥ 0.90); +{rss_mb() - memory:.0f} MB",
+            )
+            await core.stop()
+
+
+BENCHES: dict[str, Any] = {
+    "core": core_sends,
+    "grpc": grpc_sends,
+    "receive": grpc_receives,
+    "latency": latency,
+    "start": start,
+    "topics": topics,
+    "backlog": backlog,
+}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        uvloop.run(serve(sys.argv[2], int(sys.argv[3])))
+        return
+    for name in sys.argv[1:] or list(BENCHES):
+        bench = BENCHES[name]
+        if asyncio.iscoroutinefunction(bench):
+            sys.setswitchinterval(0.0005)
+            uvloop.run(bench())
+        else:
+            bench()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The broker's metrics, under the names of the 5.x broker, computed when they are scraped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sampan.kernel.grpc import GrpcServer
+from sampan.parts.messaging.core import Core
+from sampan.parts.messaging.topology import DLQ_PREFIX, RETRY_PREFIX, SYSTEM_TOPICS
+
+_COMMON = ["cluster", "node_type", "node_id"]
+_TYPES = {"MIXED": "normal", "UNSPECIFIED": "normal"}
+
+
+class BrokerMetrics(Collector):
+    """Everything Prometheus gets to know of one broker."""
+
+    def __init__(self, core: Core, server: GrpcServer) -> None:
+        self._core = core
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as of now."""
+        yield from self._traffic()
+        yield from self._lag()
+        yield from self._store()
+        yield from self._connections()
+
+    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=_COMMON)
+        family.add_metric(self._node(), value)
+        return family
+
+    def _node(self) -> list[str]:
+        return ["DefaultCluster", "broker", self._core.broker.name]
+
+    def _traffic(self) -> Iterator[Metric]:
+        statistics, node = self._core.broker.statistics, self._node()
+        labels = [*_COMMON, "topic", "message_type", "is_system"]
+        messages = CounterMetricFamily("rocketmq_messages_in", "Messages stored", labels=labels)
+        size = CounterMetricFamily("rocketmq_throughput_in", "Body bytes stored", labels=labels)
+        for name, (count, total) in statistics.messages_in.items():
+            topic = self._core.store.topics.get(name)
+            kind = _TYPES.get(topic.config.type, topic.config.type.lower()) if topic is not None else "normal"
+            values = [*node, name, kind, _is_system(name)]
+            messages.add_metric(values, count)
+            size.add_metric(values, total)
+        yield messages
+        yield size
+        labels = [*_COMMON, "topic", "consumer_group", "is_retry", "is_system"]
+        messages = CounterMetricFamily("rocketmq_messages_out", "Messages handed to consumers", labels=labels)
+        size = CounterMetricFamily("rocketmq_throughput_out", "Record bytes handed to consumers", labels=labels)
+        for (name, group), (count, total) in statistics.messages_out.items():
+            values = [*node, name, group, "false", _is_system(name)]
+            messages.add_metric(values, count)
+            size.add_metric(values, total)
+        yield messages
+        yield size
+        dead = CounterMetricFamily(
+            "rocketmq_send_to_dlq_messages",
+            "Messages put into dead letter queues",
+            labels=[*_COMMON, "topic", "consumer_group"],
+        )
+        for (name, group), count in statistics.dead.items():
+            dead.add_metric([*node, name, group], count)
+        yield dead
+        for metric, text, totals in (
+            ("rocketmq_commit_messages", "Transactions committed", statistics.committed),
+            ("rocketmq_rollback_messages", "Transactions rolled back", statistics.rolled_back),
+        ):
+            family = CounterMetricFamily(metric, text, labels=[*_COMMON, "topic"])
+            for name, count in totals.items():
+                family.add_metric([*node, name], count)
+            yield family
+        refused = CounterMetricFamily("sampan_messaging_refused", "Requests refused", labels=[*_COMMON, "reason"])
+        for reason, count in statistics.refused.items():
+            refused.add_metric([*node, reason], count)
+        yield refused
+
+    def _lag(self) -> Iterator[Metric]:
+        labels = [*_COMMON, "topic", "consumer_group", "is_retry"]
+        lag = GaugeMetricFamily("rocketmq_consumer_lag_messages", "Messages a group is not done with", labels=labels)
+        ready = GaugeMetricFamily(
+            "rocketmq_consumer_ready_messages", "Messages a group could receive now", labels=labels
+        )
+        flying = GaugeMetricFamily(
+            "rocketmq_consumer_inflight_messages", "Messages a group holds leased", labels=labels
+        )
+        for (group, name), progress in self._core.store.progress.items():
+            topic = self._core.store.topics.get(name)
+            if topic is None:
+                continue
+            unread = held = 0
+            for queue in topic.readable():
+                found = progress.queues.get(queue.id)
+                unread += queue.maximum - (found.next if found is not None else queue.minimum)
+                held += len(found.held) if found is not None else 0
+            values = [*self._node(), name, group, "false"]
+            lag.add_metric(values, unread + held)
+            ready.add_metric(values, unread + held - progress.leased)
+            flying.add_metric(values, progress.leased)
+        yield lag
+        yield ready
+        yield flying
+        half = GaugeMetricFamily("rocketmq_half_messages", "Open transactions", labels=[*_COMMON, "topic"])
+        counts: dict[str, int] = {}
+        for one in self._core.store.halves.values():
+            counts[one.topic] = counts.get(one.topic, 0) + 1
+        for name, count in counts.items():
+            half.add_metric([*self._node(), name], count)
+        yield half
+
+    def _store(self) -> Iterator[Metric]:
+        store = self._core.store
+        log = store.log
+        topics = [name for name in store.topics if not name.startswith((RETRY_PREFIX, DLQ_PREFIX))]
+        yield self._gauge("rocketmq_topic_number", "Topics", len(topics))
+        yield self._gauge("rocketmq_consumer_group_number", "Consumer groups", len(store.groups))
+        yield self._gauge("rocketmq_broker_permission", "4 readable, 2 writable", 4 if store.disk_full else 6)
+        yield self._gauge("rocketmq_storage_size", "Bytes of commit log", log.size)
+        yield self._gauge("rocketmq_storage_flush_behind_bytes", "Bytes not yet on disk", log.end - log.durable)
+        yield self._gauge("rocketmq_storage_dispatch_behind_bytes", "Bytes not yet indexed", 0)
+        yield self._gauge("rocketmq_timing_messages", "Messages held until their delivery time", store.timers.count)
+        statistics = self._core.broker.statistics
+        released = CounterMetricFamily("rocketmq_timer_dequeue", "Delayed messages released", labels=_COMMON)
+        released.add_metric(self._node(), statistics.timers_out)
+        yield released
+        reserve = self._gauge("rocketmq_storage_message_reserve_time", "Age of the oldest log file in ms", 0)
+        if log.bases:
+            age = self._core.clock.time() - log.modified(log.bases[0])
+            reserve = self._gauge(
+                "rocketmq_storage_message_reserve_time", "Age of the oldest log file in ms", max(0.0, age) * 1000
+            )
+        yield reserve
+
+    def _connections(self) -> Iterator[Metric]:
+        labels = [*_COMMON, "language", "version", "protocol_type"]
+        producers = GaugeMetricFamily("rocketmq_producer_connections", "Producers", labels=labels)
+        consumers = GaugeMetricFamily(
+            "rocketmq_consumer_connections", "Consumers", labels=[*labels, "consumer_group", "consume_mode"]
+        )
+        counts: dict[tuple[str, ...], int] = {}
+        for client in self._core.clients:
+            key: tuple[str, ...] = (client.language, client.version, client.protocol)
+            if client.role == "consumer":
+                key += client.group, client.mode
+            counts[key] = counts.get(key, 0) + 1
+        for key, count in counts.items():
+            (producers if len(key) == 3 else consumers).add_metric([*self._node(), *key], count)
+        yield producers
+        yield consumers
+        yield self._gauge("rocketmq_proxy_up", "The gRPC front serves", 1)
+        yield self._gauge("sampan_messaging_connections", "Connections of the gRPC front", self._server.connections)
+        yield self._gauge("sampan_messaging_parked_polls", "Receive calls waiting", self._core.consumption.parked)
+
+
+def _is_system(topic: str) -> str:
+    return "true" if topic in SYSTEM_TOPICS or topic.startswith("RMQ_SYS_") else "false"
