@@ -390,7 +390,7 @@ async def topics() -> None:
                 for _ in range(8):
                     core.broker.send(Message(topic.name, b"x", {}), topic, b"", stored)
             await done
-            files = len(list(Path(path).rglob("*")))
+            files = len(list(Path(path).rglob("*")))  # noqa: ASYNC240
             row(
                 "10,000 topics × 8 queues",
                 f"{empty:.0f} MB",

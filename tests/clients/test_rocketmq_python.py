@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sampan.parts.messaging.topology import Backoff, GroupConfig, TopicConfig
 from tests.clients.messaging_harness import Running, broker
 
 rocketmq = pytest.importorskip("rocketmq")
+from rocketmq.grpc_protocol import FilterType  # noqa: E402
 
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     async with broker(tmp_path) as started:
         yield started
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for something the broker does on its own."""
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about")
 
 
 def configuration(running: Running) -> Any:
@@ -93,3 +105,133 @@ async def test_a_message_arrives_with_everything_it_was_sent_with(running: Runni
     await asyncio.to_thread(client)
     progress = running.core.store.progress["G", "orders"]
     assert not list(progress.held())
+
+
+async def test_tags_and_sql_select(running: Running) -> None:
+    def client() -> None:
+        sender = producer(running, "t")
+        for tag, price in (("a", "5"), ("b", "50"), ("c", "500"), ("AaAa", "1"), ("BBBB", "2")):
+            sender.send(message("t", tag.encode(), tag=tag, properties={"price": price}))
+        by_tag = simple_consumer(running, "tags", {"t": rocketmq.FilterExpression("a || BBBB")})
+        assert sorted(m.body for m in by_tag.receive(32, 15)) == [b"BBBB", b"a"]
+        expression = rocketmq.FilterExpression("price > 10 AND TAGS <> 'c'", FilterType.SQL)
+        by_sql = simple_consumer(running, "sql", {"t": expression})
+        assert [m.body for m in by_sql.receive(32, 15)] == [b"b"]
+        for each in (sender, by_tag, by_sql):
+            each.shutdown()
+
+    await asyncio.to_thread(client)
+
+
+async def test_a_push_consumer_gets_failures_again_and_at_last_they_are_dead_letters(running: Running) -> None:
+    running.core.broker.create_group(GroupConfig("G", max_retries=2, backoff=Backoff(delays_ms=(1000,))))
+
+    def client() -> None:
+        sender = producer(running, "t")
+        listener = Collector(4, lambda message: message.body == b"good")
+        consumer = push_consumer(running, "G", "t", listener)
+        sender.send(message("t", b"good"))
+        sent = sender.send(message("t", b"bad", tag="x"))
+        assert listener.enough.wait(20)
+        assert sorted(listener.got) == [(b"bad", 1), (b"bad", 2), (b"bad", 3), (b"good", 1)]
+        loop.call_soon_threadsafe(running.clock.jump, 2)  # the third refusal also waits before it counts
+        eventually(lambda: "%DLQ%G" in running.core.store.topics)
+        reader = simple_consumer(running, "dead", {"%DLQ%G": rocketmq.FilterExpression()})
+        [dead] = reader.receive(10, 15)
+        assert (dead.body, dead.tag) == (b"bad", "x")
+        assert dead.message_id == sent.message_id
+        for each in (sender, consumer, reader):
+            each.shutdown()
+
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(client)
+
+
+async def test_a_message_group_is_consumed_in_order(running: Running) -> None:
+    running.core.broker.create_topic(TopicConfig("fifo", "FIFO", queues=2))
+
+    def client() -> None:
+        sender = producer(running, "fifo")
+        for number in range(12):
+            sender.send(message("fifo", b"%d" % number, message_group=f"group-{number % 3}"))
+        listener = Collector(13, lambda message: not (message.body == b"4" and failures.pop("once", None)))
+        failures = {"once": True}
+        consumer = push_consumer(running, "G", "fifo", listener)
+        assert listener.enough.wait(20)
+        for group in range(3):
+            order = [int(body) for body, _ in listener.got if int(body) % 3 == group]
+            assert order == sorted(order)
+        sender.shutdown()
+        consumer.shutdown()
+
+    await asyncio.to_thread(client)
+
+
+async def test_a_delayed_message_comes_when_the_clock_says_and_another_is_recalled(running: Running) -> None:
+    def client() -> None:
+        sender = producer(running, "delay")
+        due = int(running.clock.time()) + 3600
+        kept = sender.send(message("delay", b"kept", delivery_timestamp=due))
+        back = sender.send(message("delay", b"back", delivery_timestamp=due))
+        sender.recall_message("delay", back.recall_handle)
+        with pytest.raises(Exception, match="40000"):
+            sender.recall_message("delay", back.recall_handle)
+        with pytest.raises(Exception, match="40012"):
+            sender.send(message("delay", b"far", delivery_timestamp=due + 86400))
+        consumer = simple_consumer(running, "G", {"delay": rocketmq.FilterExpression()})
+        loop.call_soon_threadsafe(running.clock.jump, 3600)
+        [got] = consumer.receive(10, 15)
+        assert (got.body, got.message_id) == (b"kept", kept.message_id)
+        sender.shutdown()
+        consumer.shutdown()
+
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(client)
+    assert not running.core.store.timers.count
+
+
+async def test_transactions_commit_roll_back_and_are_asked_about(running: Running) -> None:
+    class Checker(rocketmq.TransactionChecker):  # type: ignore[misc, name-defined]
+        def check(self, message: Any) -> Any:
+            return rocketmq.TransactionResolution.COMMIT
+
+    def client() -> None:
+        sender = producer(running, "tx", checker=Checker())
+        consumer = simple_consumer(running, "G", {"tx": rocketmq.FilterExpression()})
+        for body, end in ((b"committed", "commit"), (b"rolled back", "rollback"), (b"orphan", "")):
+            transaction = sender.begin_transaction()
+            sender.send(message("tx", body), transaction)
+            if end:
+                getattr(transaction, end)()
+        [got] = consumer.receive(10, 15)
+        assert got.body == b"committed"
+        consumer.ack(got)
+        loop.call_soon_threadsafe(running.clock.jump, 7)
+        [got] = consumer.receive(10, 15)
+        assert got.body == b"orphan"
+        sender.shutdown()
+        consumer.shutdown()
+
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(client)
+    assert not running.core.store.halves
+
+
+async def test_an_expired_lease_is_delivered_again_and_its_receipt_is_void(running: Running) -> None:
+    def client() -> None:
+        sender = producer(running, "t")
+        sender.send(message("t"))
+        consumer = simple_consumer(running, "G", {"t": rocketmq.FilterExpression()})
+        [first] = consumer.receive(10, 15)
+        loop.call_soon_threadsafe(running.clock.jump, 16)
+        [again] = consumer.receive(10, 15)
+        assert again.delivery_attempt == 2
+        with pytest.raises(Exception, match="40013"):
+            consumer.ack(first)
+        consumer.change_invisible_duration(again, 60)
+        consumer.ack(again)
+        sender.shutdown()
+        consumer.shutdown()
+
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(client)

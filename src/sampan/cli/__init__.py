@@ -32,6 +32,7 @@ COMMANDS = {
     "image": "Build, list, export, import and map images.",
     "clock": "Show or steer the platform's clock.",
     "doctor": "Tell what this machine gives Sampan and what is wrong.",
+    "mq": "Send, look at and operate messages.",
     "settings": "List every setting with its meaning.",
     "demo": "Start a platform of its own and show an application answering on it.",
     "version": "Print versions.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 PARTS: dict[str, str] = {
     "kubernetes": "sampan.kube.part:KubePart",
     "traffic": "sampan.parts.traffic.part:TrafficPart",
+    "messaging": "sampan.parts.messaging.part:MessagingPart",
     "workloads": "sampan.parts.workloads.part:WorkloadsPart",
 }
 """Every part that ``sampan up`` brings up unless told otherwise, by name."""
