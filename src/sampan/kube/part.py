@@ -177,6 +177,8 @@ class KubePart(Part[KubeSettings]):
         await asyncio.gather(*(controller.start() for controller in controllers))
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
+        # nobody waits for it, but the first pod's token should not either
+        self.context.tasks.start("signing key", asyncio.to_thread(self._gates.tokens.prepare))
 
     async def drain(self) -> None:
         """End watches and finish requests."""

@@ -26,7 +26,7 @@ from sampan.kube.access.reviews import (
     TOKEN_REVIEWS,
     AccessReviews,
 )
-from sampan.kube.access.tokens import SECONDS_POD, SigningKey, TokenError, Tokens
+from sampan.kube.access.tokens import SECONDS_POD, SigningKey, SigningKeyError, TokenError, Tokens
 from sampan.kube.objects import Object
 from sampan.kube.resources import CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, PODS, SECRETS, SERVICE_ACCOUNTS
 from sampan.kube.status import ApiError
@@ -187,9 +187,16 @@ async def test_another_platforms_token_is_refused(world: World, tmp_path: Path) 
 
 
 def test_the_key_is_kept_and_private(world: World, tmp_path: Path) -> None:
+    world.tokens.prepare()
     again = SigningKey(tmp_path / "key.pem")
     assert again.key_id == world.key.key_id
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_no_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("nonsense")
+    with pytest.raises(SigningKeyError, match=r"key\.pem cannot be read as a key"):
+        SigningKey(tmp_path / "key.pem").load()
 
 
 TEXTS = st.text(max_size=80)

@@ -60,10 +60,8 @@ def access_control(
 ) -> AccessControl:
     """Make the gates; keys and the administrator's token are kept in ``directory``.
 
-    ``authorization`` "AlwaysAllow" lets every request through; reviews still answer from RBAC.
-
-    Raises:
-        TokenError: the kept signing key is not usable.
+    ``authorization`` "AlwaysAllow" lets every request through; reviews still answer from RBAC. The key of ServiceAccount
+    tokens is read (or made) at its first use; ``tokens.prepare`` does that ahead.
     """
     folder = private_folder(directory)
     rbac = RbacAuthorizer(cache)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from sampan.kube.resources import NODES, PODS, SECRETS, SERVICE_ACCOUNTS
 from sampan.kube.status import FieldError, bad_request, conflict, invalid, not_found
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from jwt.types import Options
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
@@ -65,27 +66,75 @@ class Verified(NamedTuple):
     audiences: tuple[str, ...]
 
 
+class SigningKeyError(SampanError):
+    """The kept signing key cannot be used."""
+
+
 class SigningKey:
-    """The key that signs ServiceAccount tokens; made at first use and kept (0600)."""
+    """The key that signs ServiceAccount tokens; made at first use and kept (0600).
+
+    Reading it costs tens of milliseconds, nearly all of them for loading the cryptography: so that happens at first use, or
+    ahead of it by `load` on any thread.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._private: EllipticCurvePrivateKey | None = None
+        self._key_id = ""
+
+    def load(self) -> EllipticCurvePrivateKey:
+        """The private key.
+
+        Raises:
+            SigningKeyError: the file holds no key of the right kind.
+        """
+        with self._lock:
+            if self._private is None:
+                self._private = self._read() if self._path.exists() else self._make()
+            return self._private
+
+    @property
+    def private(self) -> EllipticCurvePrivateKey:
+        return self._private or self.load()
+
+    @property
+    def public(self) -> EllipticCurvePublicKey:
+        return self.private.public_key()
+
+    @property
+    def key_id(self) -> str:
+        """The key's name in token headers: the digest of its public half."""
+        if not self._key_id:
+            from cryptography.hazmat.primitives import serialization
+
+            form = serialization.PublicFormat.SubjectPublicKeyInfo
+            der = self.public.public_bytes(serialization.Encoding.DER, form)
+            self._key_id = _base64url(hashlib.sha256(der).digest())
+        return self._key_id
+
+    def _read(self) -> EllipticCurvePrivateKey:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
-        if path.exists():
-            loaded = serialization.load_pem_private_key(path.read_bytes(), None)
-            if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-                raise TokenError(f"{path} is not an elliptic-curve key; remove it to have a new one made")
-            self.private: EllipticCurvePrivateKey = loaded
-        else:
-            self.private = ec.generate_private_key(ec.SECP256R1())
-            pem = self.private.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            write_private(path, pem)
-        self.public = self.private.public_key()
-        der = self.public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        self.key_id = _base64url(hashlib.sha256(der).digest())
+        try:
+            loaded = serialization.load_pem_private_key(self._path.read_bytes(), None)
+        except (OSError, ValueError) as error:
+            raise SigningKeyError(f"{self._path} cannot be read as a key: {error}") from error
+        if not isinstance(loaded, ec.EllipticCurvePrivateKey):
+            raise SigningKeyError(f"{self._path} is not an elliptic-curve key; remove it to have a new one made")
+        return loaded
+
+    def _make(self) -> EllipticCurvePrivateKey:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        made = ec.generate_private_key(ec.SECP256R1())
+        pem = made.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_private(self._path, pem)
+        return made
 
     def jwk(self) -> Object:
         """The public half as a JSON Web Key."""
@@ -125,6 +174,12 @@ class Tokens:
         self.audiences = tuple(dict.fromkeys((issuer, "https://kubernetes.default.svc", *audiences)))
         self.jwks_uri = jwks_uri
         self._seen: OrderedDict[bytes, Mapping[str, Any]] = OrderedDict()
+
+    def prepare(self) -> None:
+        """Load the signing key and what is needed to use it; blocks, may be called on any thread, and need not be."""
+        import jwt  # noqa: F401 (loaded ahead of its first use)
+
+        self._key.load()
 
     # -- making
 
