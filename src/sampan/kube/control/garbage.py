@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 WORKERS = 8
 """Visits under way at once: each mostly waits for the store, and waiting together they share its commits."""
+TOGETHER = 32
+"""Dependents of an orphaning owner that are released together."""
 ABSENT_CACHE = 5_000
 """Uids remembered as gone, so that an owner of many is looked up once."""
 UNKNOWN_RETRY = 30.0
@@ -130,7 +132,8 @@ class GarbageCollector:
         metadata = live["metadata"]
         if solid:
             gone = {reference.uid for reference in (*dangling, *waiting)}
-            await self._set_owners(live, [r for r in metadata["ownerReferences"] if r["uid"] not in gone])
+            kept = [each for each in metadata["ownerReferences"] if each["uid"] not in gone]
+            await self._patch(node.resource, live, {"ownerReferences": kept or None})
             return
         policy: Propagation = "Orphan" if node.orphan else "Foreground" if node.foreground else "Background"
         dependents = self.graph.dependents(node.uid)
@@ -138,7 +141,7 @@ class GarbageCollector:
             if any(dependent.waits_for_dependents for dependent in dependents):
                 # A circle of objects that each wait for the other: this one no longer holds up its owners.
                 owners = [{**reference, "blockOwnerDeletion": False} for reference in metadata["ownerReferences"]]
-                live = await self._set_owners(live, owners)
+                live = await self._patch(node.resource, live, {"ownerReferences": owners})
                 metadata = live["metadata"]
             policy = "Foreground"
         await _unless_gone(
@@ -222,23 +225,27 @@ class GarbageCollector:
     async def _orphan(self, node: Node) -> None:
         # The watches may be a moment behind, and a dependent that was missed here would be deleted afterwards. So all that
         # could be one is read afresh.
-        async for resource, dependent in self._everything(node.key.namespace):
-            references = dependent["metadata"].get("ownerReferences") or ()
-            kept = [reference for reference in references if reference["uid"] != node.uid]
-            if len(kept) != len(references):
-                dependent.setdefault("apiVersion", resource.api_version)
-                await _unless_gone(self._set_owners(dependent, kept, resource))
+        async for resource, page in self._pages(node.key.namespace):
+            dependents = [obj for obj in page if any(each["uid"] == node.uid for each in _owners_of(obj))]
+            for start in range(0, len(dependents), TOGETHER):
+                await asyncio.gather(
+                    *(self._release(resource, obj, node.uid) for obj in dependents[start : start + TOGETHER])
+                )
         await self._drop_finalizer(node, ORPHAN)
 
-    async def _everything(self, namespace: str) -> AsyncIterator[tuple[Resource, Object]]:
+    async def _release(self, resource: Resource, dependent: Object, owner: str) -> None:
+        kept = [reference for reference in _owners_of(dependent) if reference["uid"] != owner]
+        await _unless_gone(self._patch(resource, dependent, {"ownerReferences": kept or None}))
+
+    async def _pages(self, namespace: str) -> AsyncIterator[tuple[Resource, list[Object]]]:
+        """Everything that may depend on an object of a namespace ("": on a cluster-scoped one)."""
         for resource, type in collectable(self._types).items():
             if namespace and not type.namespaced:
                 continue
             token: str | None = None
             while token != "":
                 page = await self._client.list(resource, namespace or None, limit=PAGE, continue_token=token)
-                for obj in page.items:
-                    yield resource, obj
+                yield resource, page.items
                 token = page.continue_token
 
     # -- writing
@@ -258,14 +265,6 @@ class GarbageCollector:
             return
         kept = [each for each in live["metadata"]["finalizers"] if each != finalizer]
         await _unless_gone(self._patch(node.resource, live, {"finalizers": kept or None}))
-
-    async def _set_owners(self, obj: Object, owners: list[Object], resource: Resource | None = None) -> Object:
-        if resource is None:
-            node = self.graph.get(obj["metadata"]["uid"])
-            if node is None:
-                return obj
-            resource = node.resource
-        return await self._patch(resource, obj, {"ownerReferences": owners or None})
 
     async def _patch(self, resource: Resource, obj: Object, changes: dict[str, Any]) -> Object:
         metadata = obj["metadata"]
@@ -321,6 +320,11 @@ def collectable(types: TypeRegistry) -> dict[Resource, ResourceType]:
         if place not in chosen or type.resource == stored:
             chosen[place] = type
     return {type.resource: type for type in chosen.values()}
+
+
+def _owners_of(obj: Object) -> list[Object]:
+    owners: list[Object] = obj["metadata"].get("ownerReferences") or []
+    return owners
 
 
 async def _unless_gone(request: Any) -> Any:

@@ -108,11 +108,11 @@ class OwnershipGraph:
 
     def blocking(self, uid: str) -> list[Node]:
         """The dependents that the foreground deletion of ``uid`` waits for."""
-        return [
-            node
-            for node in self.dependents(uid)
-            if any(reference.uid == uid and reference.blocking for reference in node.owners)
-        ]
+        return [node for node in self.dependents(uid) if _blocks(node, uid)]
+
+    def blocked(self, uid: str) -> bool:
+        """Some dependent holds up the foreground deletion of ``uid``."""
+        return any(_blocks(node, uid) for node in self._dependents.get(uid, {}).values())
 
     def settled(self, node: Node) -> bool:
         """Every owner is known, in its place and staying: nothing to do for the node."""
@@ -165,4 +165,13 @@ class OwnershipGraph:
     def _waiting(self, owners: Iterable[OwnerReference]) -> set[str]:
         """Owners whose deletion waits and may now go on."""
         found = (self._nodes.get(reference.uid) for reference in owners)
-        return {owner.uid for owner in found if owner is not None and owner.waits_for_dependents}
+        # Only the last blocking dependent's end concerns an owner: otherwise each of a thousand would call for it in vain.
+        return {
+            owner.uid
+            for owner in found
+            if owner is not None and owner.waits_for_dependents and not self.blocked(owner.uid)
+        }
+
+
+def _blocks(node: Node, uid: str) -> bool:
+    return any(reference.uid == uid and reference.blocking for reference in node.owners)
