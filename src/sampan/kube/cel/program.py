@@ -9,24 +9,51 @@ Every evaluation has a budget: loops pay for each turn by the size of their body
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cmp_to_key, lru_cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from sampan.kube.cel import operators, syntax, types
 from sampan.kube.cel.budget import Budget
 from sampan.kube.cel.errors import BudgetError, CelError, CompileError
-from sampan.kube.cel.functions import Functions, Overload, select
-from sampan.kube.cel.syntax import Call, Ident, Index, ListNode, Literal, MapNode, Node, Select
+from sampan.kube.cel.functions import Functions
+from sampan.kube.cel.runtime import (
+    BUDGET_KEY,
+    LAZY,
+    ORDER,
+    READERS,
+    SIZED,
+    Code,
+    Env,
+    as_is,
+    by_key,
+    calling,
+    field_of,
+    item_of,
+    joining,
+    logical,
+    optional_field,
+    optional_item,
+    present,
+    truth,
+)
+from sampan.kube.cel.syntax import (
+    Call,
+    Ident,
+    Index,
+    ListNode,
+    Literal,
+    MapNode,
+    Node,
+    Select,
+    dotted,
+    root_declared,
+    weight,
+)
 from sampan.kube.cel.types import BOOL, DYN, ObjectType, Type
 from sampan.kube.cel.values import (
     NONE,
-    Duration,
-    Lazy,
     Optional,
-    Timestamp,
     TypeValue,
     UInt,
     equal,
@@ -34,12 +61,9 @@ from sampan.kube.cel.values import (
     type_name,
 )
 
-Env: TypeAlias = dict[str, Any]
-Code: TypeAlias = Callable[[Env], Any]
 Compiled: TypeAlias = tuple[Code, Type]
 Scope: TypeAlias = Mapping[str, Type]
 
-_BUDGET = "\0budget"
 _TYPES = {
     name: TypeValue(name)
     for name in (
@@ -82,7 +106,7 @@ class Program:
         """
         env: Env = dict(bindings)
         purse = budget or Budget()
-        env[_BUDGET] = purse
+        env[BUDGET_KEY] = purse
         try:
             return self._code(env)
         except RecursionError:
@@ -109,118 +133,9 @@ def build(expression: str, variables: Scope, functions: Functions) -> Program:
     return Program(expression, code, result, frozenset(compiler.used))
 
 
-# -- reading typed JSON
-
-
-def _read_timestamp(value: Any) -> Any:
-    if type(value) is not str:
-        return value
-    return Timestamp.parse(value if len(value) > 10 else f"{value}T00:00:00Z")
-
-
-def _read_bytes(value: Any) -> Any:
-    if type(value) is not str:
-        return value
-    try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error:
-        raise CelError("illegal base64 data") from None
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "double": lambda value: float(value) if type(value) is int else value,
-    "timestamp": _read_timestamp,
-    "duration": lambda value: Duration.parse(value) if type(value) is str else value,
-    "bytes": _read_bytes,
-}
-
-
 def _reading(code: Code, kind: Type) -> Compiled:
-    reader = _READERS.get(kind.name)
+    reader = READERS.get(kind.name)
     return (code if reader is None else (lambda env: reader(code(env)))), kind
-
-
-def _identity(value: Any) -> Any:
-    return value
-
-
-# -- run-time steps
-
-
-def _field_of(value: Any, name: str) -> Any:
-    if type(value) is dict:
-        try:
-            return value[name]
-        except KeyError:
-            if "__" in name and (real := types.unescape(name)) in value:
-                return value[real]
-            raise CelError(f"no such key: {name}") from None
-    if isinstance(value, Optional):
-        return _optional_field(value, name)
-    if isinstance(value, Lazy) and name in value:
-        return value[name]
-    raise CelError("no such key: " + name if value is None else f"no such overload: {type_name(value)}.{name}")
-
-
-def _optional_field(value: Any, name: str) -> Optional:
-    if isinstance(value, Optional):
-        if not value.present:
-            return NONE
-        value = value.value
-    if type(value) is not dict:
-        raise CelError(f"no such overload: {type_name(value)}.?{name}")
-    if name in value:
-        return Optional(value[name])
-    real = types.unescape(name)
-    return Optional(value[real]) if real in value else NONE
-
-
-def _item_of(container: Any, key: Any) -> Any:
-    kind = type(container)
-    if kind is list:
-        if type(key) is float and key.is_integer():
-            key = int(key)
-        if type(key) not in (int, UInt):
-            raise CelError(f"unsupported index type '{type_name(key)}' in list")
-        if not 0 <= key < len(container):
-            raise CelError(f"index out of bounds: {key}")
-        return container[key]
-    if kind is dict:
-        try:
-            return container[key]
-        except (KeyError, TypeError):
-            raise CelError(f"no such key: {key}") from None
-    if isinstance(container, Optional):
-        return _optional_item(container, key)
-    raise CelError(f"no such overload: {type_name(container)}[{type_name(key)}]")
-
-
-def _optional_item(container: Any, key: Any) -> Optional:
-    if isinstance(container, Optional):
-        if not container.present:
-            return NONE
-        container = container.value
-    if type(container) is list:
-        return Optional(container[key]) if type(key) in (int, UInt) and 0 <= key < len(container) else NONE
-    if type(container) is dict:
-        return Optional(container[key]) if key in container else NONE
-    raise CelError(f"no such overload: {type_name(container)}[?{type_name(key)}]")
-
-
-def _present(value: Any, name: str) -> bool:
-    if type(value) is dict:
-        return name in value or ("__" in name and types.unescape(name) in value)
-    if isinstance(value, Optional):
-        return _optional_field(value, name).present
-    if isinstance(value, Lazy):
-        return name in value
-    raise CelError(f"no such overload: has({type_name(value)}.{name})")
-
-
-def _truth(value: Any) -> bool:
-    if value is True or value is False:
-        return bool(value)
-    raise CelError(f"no such overload: expected bool, found {type_name(value)}")
 
 
 class _Compiler:
@@ -269,7 +184,7 @@ class _Compiler:
                     value = env[name]
                 except KeyError:
                     raise CelError(f"no such attribute: {name}") from None
-                if type(value) in _LAZY:
+                if type(value) in LAZY:
                     value = env[name] = value()
                 return value
 
@@ -280,22 +195,22 @@ class _Compiler:
         raise self._fail(node, f"undeclared reference to '{name}' (in container '')")
 
     def _select(self, node: Select, scope: Scope) -> Compiled:
-        if (full := _dotted(node)) in _TYPES and not _root_declared(node, scope):
+        if (full := dotted(node)) in _TYPES and not root_declared(node, scope):
             value = _TYPES[full]
             return (lambda env: value), types.TYPE
         code, kind = self.emit(node.operand, scope)
         name, field = self._field(node, kind)
         if node.optional:
-            reader = _READERS.get(field.name, _identity)
+            reader = READERS.get(field.name, as_is)
 
             def maybe(env: Env) -> Optional:
-                found = _optional_field(code(env), name)
+                found = optional_field(code(env), name)
                 return Optional(reader(found.value)) if found.present else NONE
 
             return maybe, types.optional_of(field)
         if kind.name == "optional_type":
-            return (lambda env: _optional_field(code(env), name)), types.optional_of(field)
-        return _reading(lambda env: _field_of(code(env), name), field)
+            return (lambda env: optional_field(code(env), name)), types.optional_of(field)
+        return _reading(lambda env: field_of(code(env), name), field)
 
     def _field(self, node: Select, kind: Type) -> tuple[str, Type]:
         """The real name and the type of a selected field."""
@@ -322,14 +237,14 @@ class _Compiler:
             raise self._fail(node, f"found no matching overload for '_[_]' applied to '({kind}, {key_kind})'")
         element = inner.element if inner.name in ("list", "map") else DYN
         if node.optional or kind.name == "optional_type":
-            reader = _READERS.get(element.name, _identity)
+            reader = READERS.get(element.name, as_is)
 
             def maybe(env: Env) -> Optional:
-                found = _optional_item(code(env), key(env))
+                found = optional_item(code(env), key(env))
                 return Optional(reader(found.value)) if found.present else NONE
 
             return maybe, types.optional_of(element)
-        return _reading(lambda env: _item_of(code(env), key(env)), element)
+        return _reading(lambda env: item_of(code(env), key(env)), element)
 
     # -- literals of aggregates
 
@@ -396,8 +311,8 @@ class _Compiler:
         macro = _MACROS.get((function, len(node.args)))
         if macro is not None and all(isinstance(arg, Ident) for arg in node.args[: macro[0]]):
             return macro[1](self, node, scope)
-        full = _dotted(node.target)
-        if full is not None and not _root_declared(node.target, scope):
+        full = dotted(node.target)
+        if full is not None and not root_declared(node.target, scope):
             if full == "cel" and function == "bind" and len(node.args) == 3:
                 return self._bind(node, scope)
             if self._functions.known(f"{full}.{function}", False):
@@ -420,7 +335,7 @@ class _Compiler:
             raise self._fail(node, f"found no matching overload for '{name}' applied to '{shown}'")
         results = {str(one.result_for(kinds)): one.result_for(kinds) for one in found}
         result = next(iter(results.values())) if len(results) == 1 else DYN
-        return _calling(found, [code for code, _ in compiled]), result
+        return calling(found, [code for code, _ in compiled]), result
 
     def _has(self, node: Call, scope: Scope) -> Compiled:
         if len(node.args) != 1 or not isinstance(node.args[0], Select):
@@ -428,7 +343,7 @@ class _Compiler:
         selected = node.args[0]
         code, kind = self.emit(selected.operand, scope)
         name, _ = self._field(selected, kind)
-        return (lambda env: _present(code(env), name)), BOOL
+        return (lambda env: present(code(env), name)), BOOL
 
     def _boolean(self, node: Node, scope: Scope, what: str) -> Code:
         code, kind = self.emit(node, scope)
@@ -440,15 +355,15 @@ class _Compiler:
         function = node.function
         if function in ("_&&_", "_||_"):
             codes = [self._boolean(arg, scope, "") for arg in node.args]
-            return _logical(codes, function == "_||_"), BOOL
+            return logical(codes, function == "_||_"), BOOL
         if function == "!_":
             inner = self._boolean(node.args[0], scope, "")
-            return (lambda env: not _truth(inner(env))), BOOL
+            return (lambda env: not truth(inner(env))), BOOL
         if function == "_?_:_":
             test = self._boolean(node.args[0], scope, "")
             (yes, yes_kind), (no, no_kind) = self.emit(node.args[1], scope), self.emit(node.args[2], scope)
             kind = yes_kind if yes_kind == no_kind else DYN
-            return (lambda env: yes(env) if _truth(test(env)) else no(env)), kind
+            return (lambda env: yes(env) if truth(test(env)) else no(env)), kind
         if function == "-_":
             code, kind = self.emit(node.args[0], scope)
             if kind.name not in ("int", "double", "dyn"):
@@ -475,15 +390,15 @@ class _Compiler:
             def within(env: Env) -> bool:
                 item, container = left(env), right(env)
                 if type(container) is list:
-                    env[_BUDGET].charge(len(container))
+                    env[BUDGET_KEY].charge(len(container))
                 return operators.contained(item, container)
 
             return within, BOOL
-        if function in _ORDER:
-            holds = _ORDER[function]
+        if function in ORDER:
+            holds = ORDER[function]
             return (lambda env: holds(left(env), right(env))), BOOL
         if function == "_+_" and a.name == "list" and a.list_type != "atomic":
-            return _joining(left, right, a), a
+            return joining(left, right, a), a
         result = operators.RESULTS[function].get((a.name, b.name))
         kind = a if result == "list" and a == b else Type(result) if result and result != "list" else DYN
         table = operators.ARITHMETIC[function]
@@ -494,8 +409,8 @@ class _Compiler:
             if implementation is None:
                 return operators.arithmetic(function, x, y)
             value = implementation(x, y)
-            if type(value) in _SIZED:
-                env[_BUDGET].charge(1 + len(value) // 10)
+            if type(value) in SIZED:
+                env[BUDGET_KEY].charge(1 + len(value) // 10)
             return value
 
         return combined, kind
@@ -542,7 +457,7 @@ class _Compiler:
                 f"expression of type '{kind}' cannot be range of a comprehension (must be list, map, or dynamic)",
             )
         variables = [_name(arg) for arg in node.args[:names]]
-        price = 2 + sum(_weight(arg) for arg in node.args[names:])
+        price = 2 + sum(weight(arg) for arg in node.args[names:])
         if kind.name == "list":
             kinds = [kind.element] if names == 1 else [types.INT, kind.element]
         elif kind.name == "map":
@@ -554,7 +469,7 @@ class _Compiler:
         def turns(env: Env) -> Iterator[Env]:
             value = code(env)
             inner = dict(env)
-            charge = env[_BUDGET].charge
+            charge = env[BUDGET_KEY].charge
             first = variables[0]
             if type(value) is list:
                 if names == 1:
@@ -586,14 +501,14 @@ class _Compiler:
         turns, inner, _ = self._loop(node, scope, names)
         test = self._boolean(node.args[-1], inner, "")
         if node.function in ("exists_one", "existsOne"):
-            return (lambda env: sum(1 for turn in turns(env) if _truth(test(turn))) == 1), BOOL
+            return (lambda env: sum(1 for turn in turns(env) if truth(test(turn))) == 1), BOOL
         wanted = node.function == "exists"
 
         def decided(env: Env) -> bool:
             failure: CelError | None = None
             for turn in turns(env):
                 try:
-                    if _truth(test(turn)) is wanted:
+                    if truth(test(turn)) is wanted:
                         return wanted
                 except BudgetError:
                     raise
@@ -612,12 +527,12 @@ class _Compiler:
             test = self._boolean(node.args[1], inner, "")
             variable = _name(node.args[0])
             element = kind.element if kind.name == "list" else kind.key if kind.name == "map" else DYN
-            return (lambda env: [turn[variable] for turn in turns(env) if _truth(test(turn))]), types.list_of(element)
+            return (lambda env: [turn[variable] for turn in turns(env) if truth(test(turn))]), types.list_of(element)
         body, result = self.emit(node.args[-1], inner)
         if len(node.args) == 2:
             return (lambda env: [body(turn) for turn in turns(env)]), types.list_of(result)
         chosen = self._boolean(node.args[1], inner, "")
-        return (lambda env: [body(turn) for turn in turns(env) if _truth(chosen(turn))]), types.list_of(result)
+        return (lambda env: [body(turn) for turn in turns(env) if truth(chosen(turn))]), types.list_of(result)
 
     def transform(self, node: Call, scope: Scope) -> Compiled:
         """``transformList``, ``transformMap`` and ``transformMapEntry``, with or without a filter."""
@@ -625,18 +540,18 @@ class _Compiler:
         body, result = self.emit(node.args[-1], inner)
         chosen = self._boolean(node.args[2], inner, "") if len(node.args) == 4 else (lambda env: True)
         if node.function == "transformList":
-            return (lambda env: [body(turn) for turn in turns(env) if _truth(chosen(turn))]), types.list_of(result)
+            return (lambda env: [body(turn) for turn in turns(env) if truth(chosen(turn))]), types.list_of(result)
         key = _name(node.args[0])
         if node.function == "transformMap":
             keys = kind.key if kind.name == "map" else types.INT if kind.name == "list" else DYN
-            return (lambda env: {turn[key]: body(turn) for turn in turns(env) if _truth(chosen(turn))}), types.map_of(
+            return (lambda env: {turn[key]: body(turn) for turn in turns(env) if truth(chosen(turn))}), types.map_of(
                 keys, result
             )
 
         def entries(env: Env) -> dict[Any, Any]:
             out: dict[Any, Any] = {}
             for turn in turns(env):
-                if _truth(chosen(turn)):
+                if truth(chosen(turn)):
                     produced = body(turn)
                     if type(produced) is not dict:
                         raise CelError("transformMapEntry must give a map")
@@ -654,69 +569,9 @@ class _Compiler:
         variable = _name(node.args[0])
 
         def ordered(env: Env) -> list[Any]:
-            return [item for _, item in _sorted([(body(turn), turn[variable]) for turn in turns(env)])]
+            return [item for _, item in by_key([(body(turn), turn[variable]) for turn in turns(env)])]
 
         return ordered, kind
-
-
-def _sorted(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    def order(a: tuple[Any, Any], b: tuple[Any, Any]) -> int:
-        return operators.compared(a[0], b[0])
-
-    return sorted(pairs, key=cmp_to_key(order))
-
-
-def _calling(found: list[Overload], codes: list[Code]) -> Code:
-    def called(env: Env) -> Any:
-        args = [code(env) for code in codes]
-        price = 1
-        for arg in args:
-            if type(arg) in _SIZED:
-                price += len(arg) // 10
-        env[_BUDGET].charge(price)
-        return select(found, args).call(*args)
-
-    return called
-
-
-def _logical(codes: list[Code], decisive: bool) -> Code:
-    """``&&`` and ``||``: one operand that decides outweighs another that fails."""
-
-    def decided(env: Env) -> bool:
-        failure: CelError | None = None
-        for code in codes:
-            try:
-                if _truth(code(env)) is decisive:
-                    return decisive
-            except BudgetError:
-                raise
-            except CelError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        return not decisive
-
-    return decided
-
-
-def _joining(left: Code, right: Code, kind: Type) -> Code:
-    """``+`` of lists that are sets (a union) or maps (the right side's items replace those of equal keys)."""
-
-    def joined(env: Env) -> list[Any]:
-        a, b = left(env), right(env)
-        if type(a) is not list or type(b) is not list:
-            return [*operators.arithmetic("_+_", a, b)]
-        env[_BUDGET].charge(len(a) * len(b) + 1)
-        if kind.list_type == "set" or not kind.map_keys:
-            return a + [item for item in b if not operators.contained(item, a)]
-
-        def identity(item: Any) -> list[Any]:
-            return [item.get(key) for key in kind.map_keys]
-
-        replaced = [next((new for new in b if equal(identity(new), identity(item))), item) for item in a]
-        return replaced + [item for item in b if not any(equal(identity(item), identity(old)) for old in a)]
-
-    return joined
 
 
 def _operands_fit(function: str, a: Type, b: Type) -> bool:
@@ -731,25 +586,9 @@ def _operands_fit(function: str, a: Type, b: Type) -> bool:
         if y == "list":
             return types.assignable(a, b.element) or (x in numbers and b.element.name in numbers) or x == "null_type"
         return y in ("map", "object")
-    if function in _ORDER:
+    if function in ORDER:
         return (x in numbers and y in numbers) or (x == y and x in ("string", "bytes", "bool", "duration", "timestamp"))
     return (x, y) in operators.RESULTS[function]
-
-
-def _dotted(node: Node) -> str | None:
-    """The name a chain of plain selections spells."""
-    if isinstance(node, Ident):
-        return node.name
-    if isinstance(node, Select) and not node.optional:
-        inner = _dotted(node.operand)
-        return f"{inner}.{node.field}" if inner is not None else None
-    return None
-
-
-def _root_declared(node: Node, scope: Scope) -> bool:
-    while isinstance(node, Select):
-        node = node.operand
-    return isinstance(node, Ident) and node.name in scope
 
 
 def _name(node: Node) -> str:
@@ -757,32 +596,7 @@ def _name(node: Node) -> str:
     return node.name
 
 
-def _weight(node: Node) -> int:
-    """How many nodes an expression has."""
-    match node:
-        case Select():
-            return 1 + _weight(node.operand)
-        case Index():
-            return 1 + _weight(node.operand) + _weight(node.key)
-        case Call():
-            return 1 + (_weight(node.target) if node.target else 0) + sum(map(_weight, node.args))
-        case ListNode():
-            return 1 + sum(_weight(item) for _, item in node.items)
-        case MapNode():
-            return 1 + sum(_weight(key) + _weight(value) for _, key, value in node.entries)
-        case _:
-            return 1
-
-
-_SIZED = frozenset({str, list, bytes})
-_LAZY = frozenset({type(_identity), type(Budget().charge)})
 _BINARY = frozenset({"_==_", "_!=_", "@in", "_<_", "_<=_", "_>_", "_>=_"})
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    "_<_": lambda a, b: operators.compared(a, b) < 0,
-    "_<=_": lambda a, b: operators.compared(a, b) <= 0,
-    "_>_": lambda a, b: operators.compared(a, b) > 0,
-    "_>=_": lambda a, b: operators.compared(a, b) >= 0,
-}
 _Macro: TypeAlias = tuple[int, Callable[[_Compiler, Call, Scope], Compiled]]
 _MACROS: dict[tuple[str, int], _Macro] = {
     ("all", 2): (1, _Compiler.quantifier),

@@ -7,6 +7,7 @@ plain calls here; the compiler expands them. Nesting is bounded, so hostile inpu
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -71,6 +72,40 @@ class MapNode:
 
 
 Node: TypeAlias = Literal | Ident | Select | Index | Call | ListNode | MapNode
+
+
+def dotted(node: Node) -> str | None:
+    """The name a chain of plain selections spells."""
+    if isinstance(node, Ident):
+        return node.name
+    if isinstance(node, Select) and not node.optional:
+        inner = dotted(node.operand)
+        return f"{inner}.{node.field}" if inner is not None else None
+    return None
+
+
+def root_declared(node: Node, scope: Container[str]) -> bool:
+    """Whether a chain of selections begins at a declared variable."""
+    while isinstance(node, Select):
+        node = node.operand
+    return isinstance(node, Ident) and node.name in scope
+
+
+def weight(node: Node) -> int:
+    """How many nodes an expression has."""
+    match node:
+        case Select():
+            return 1 + weight(node.operand)
+        case Index():
+            return 1 + weight(node.operand) + weight(node.key)
+        case Call():
+            return 1 + (weight(node.target) if node.target else 0) + sum(map(weight, node.args))
+        case ListNode():
+            return 1 + sum(weight(item) for _, item in node.items)
+        case MapNode():
+            return 1 + sum(weight(key) + weight(value) for _, key, value in node.entries)
+        case _:
+            return 1
 
 
 class _Token(NamedTuple):

@@ -95,6 +95,25 @@ class ServedDefinitions:
         if known is not None:
             self._types.remove(kind.resource for kind in known[3])
 
+    def taken(self, group: str) -> list[Object]:
+        """Names of a group that no definition may have, because what is not a definition serves them."""
+        return [
+            {
+                "spec": {"group": group},
+                "status": {
+                    "acceptedNames": {
+                        "plural": kind.resource.plural,
+                        "singular": kind.singular,
+                        "shortNames": list(kind.short_names),
+                        "kind": kind.kind,
+                        "listKind": kind.list_kind,
+                    }
+                },
+            }
+            for kind in self._types.all()
+            if kind.resource.group == group and not kind.custom
+        ]
+
     def types_of(self, name: str) -> Sequence[ResourceType]:
         """The served types of a definition, preferred version first."""
         known = self._served.get(name)
@@ -131,6 +150,7 @@ class DefinitionController(Controller):
         if definition["metadata"].get("deletionTimestamp"):
             return await self._clear(key, definition)
         others = [one for one in informer.objects() if one["metadata"]["name"] != key.name]
+        others += self._served.taken(definition["spec"]["group"])
         accepted, conditions = names_and_conditions(definition, others)
         fresh = _changeable(definition)
         status = fresh["status"]
