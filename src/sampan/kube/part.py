@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sampan.kube.access.control import AccessControl
     from sampan.kube.server.apiserver import ApiServer
     from sampan.kube.store.core import Store
+    from sampan.kube.store.measures import StoreMetrics
 
 NAMES = (
     "kubernetes",
@@ -85,6 +86,7 @@ class KubePart(Part[KubeSettings]):
     remote = "sampan.kube.part:connect"
 
     _store: Store | None = None
+    _measures: StoreMetrics | None = None
     _server: ApiServer | None = None
     _gates: AccessControl | None = None
     _listener: socket.socket | None = None
@@ -100,12 +102,15 @@ class KubePart(Part[KubeSettings]):
         from sampan.kube.server.apiserver import ApiServer
         from sampan.kube.server.cache import StoreCache
         from sampan.kube.store.core import Store
+        from sampan.kube.store.measures import StoreMetrics
         from sampan.kube.types.builtin import builtin_types
 
         context, settings = self.context, self.context.settings
         self._listener = context.listeners.bind("kubernetes", settings.port, settings.host)
         self._store = store = Store(self._driver(), context.clock)
         await store.open()
+        self._measures = StoreMetrics(store)
+        context.metrics.register(self._measures)
         types = TypeRegistry(builtin_types())
         cache = StoreCache(store, types)
         self._gates = gates = access_control(
@@ -192,6 +197,8 @@ class KubePart(Part[KubeSettings]):
             await self._server.stop()
         if self._gates is not None:
             await self._gates.close()
+        if self._measures is not None:
+            self.context.metrics.unregister(self._measures)
         if self._store is not None:
             await self._store.close()
         if self._listener is not None:

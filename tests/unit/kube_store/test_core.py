@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from sampan.kernel.clock import Clock
 from sampan.kube.objects import decode, encode
@@ -22,6 +23,7 @@ from sampan.kube.store import (
     StoreError,
 )
 from sampan.kube.store.keys import KeyIndex, collection_of
+from sampan.kube.store.measures import StoreMetrics
 
 PODS = "/registry/core/pods/"
 A, B = f"{PODS}default/a", f"{PODS}default/b"
@@ -348,6 +350,25 @@ async def test_a_listener_hears_before_the_writer_and_its_fault_harms_nobody() -
     unsubscribe()
     await store.put(B, value("x"), 0)
     assert heard == [A]
+
+
+async def test_metrics_tell_objects_by_resource_and_writes_by_commit() -> None:
+    log = GatedLog()
+    store = await opened(log)
+    registry = CollectorRegistry()
+    registry.register(StoreMetrics(store))
+    log.gate.set()
+    await asyncio.gather(*(store.put(f"{PODS}default/{n}", value("x"), 0) for n in range(3)))
+    await store.put("/registry/apps/deployments/default/a", value("x"), 0)
+    log.failure = FullError("full")
+    with pytest.raises(FullError):
+        await store.put(A, value("x"), 0)
+    samples = {(s.name, *s.labels.values()): s.value for metric in registry.collect() for s in metric.samples}
+    assert samples["apiserver_storage_objects", "pods"] == 3
+    assert samples["apiserver_storage_objects", "deployments.apps"] == 1
+    assert (samples["sampan_store_writes_total",], samples["sampan_store_commits_total",]) == (4, 2)
+    assert samples["sampan_store_failed_commits_total",] == 1 and samples["sampan_store_revision",] == 5
+    await store.close()
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ class Store(interface.Store):
         self._compacting = False
         self._compaction_mark = FIRST_REVISION
         self._uncompacted = 0
+        self.writes = 0
+        """Writes made durable since the start."""
+        self.commits = 0
+        """Batches they went in."""
+        self.failed_commits = 0
+        """Batches that failed."""
 
     # -- life
 
@@ -205,6 +211,10 @@ class Store(interface.Store):
         """How many live keys begin with ``prefix``."""
         return self._keys.count(prefix)
 
+    def collections(self) -> dict[str, int]:
+        """How many live keys each collection (``/registry/<group>/<plural>/``) has."""
+        return self._keys.sizes()
+
     def watch(self, prefix: str, after: int) -> StoreWatch:
         """Changes of keys under ``prefix`` with a revision greater than ``after``.
 
@@ -301,6 +311,8 @@ class Store(interface.Store):
     def _appended(self, _: None, error: BaseException | None) -> None:
         batch, self._batch = self._batch, []
         if error is None:
+            self.commits += 1
+            self.writes += len(batch)
             self._flush()  # the next batch is written while this one is published
             for write in batch:
                 self._publish(write)
@@ -308,6 +320,7 @@ class Store(interface.Store):
                 if not write.answer.done():
                     write.answer.set_result(None)
         else:
+            self.failed_commits += 1
             self._fail(batch, error)
         if not self._batch and not self._queue and not self._compacting:
             self._idle.set()

@@ -68,6 +68,10 @@ class KeyIndex:
         """How many keys begin with ``prefix``."""
         return sum(bisect_left(keys, prefix + _BEYOND) - bisect_left(keys, prefix) for keys in self._under(prefix))
 
+    def sizes(self) -> dict[str, int]:
+        """The number of keys of each collection."""
+        return {name: len(keys) for name, keys in sorted(self._collections.items())}
+
     def _under(self, prefix: str) -> list[list[str]]:
         exact = self._collections.get(collection_of(prefix))
         if prefix.count("/") >= 4:
