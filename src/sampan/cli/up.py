@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from sampan.kernel.folder import DataDirectory
 @options.choices
 @click.option("--detach", "-d", is_flag=True, help="Return when the platform is ready; it goes on by itself.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe log record.")
-@click.option("--report-fd", type=int, hidden=True, help="Where to report readiness (used by --detach).")
 def command(
     data_dir: Path,
     ports: str | None,
@@ -35,16 +33,17 @@ def command(
     flags: tuple[str, ...],
     detach: bool,
     log_level: str | None,
-    report_fd: int | None,
 ) -> None:
     """Bring the platform up.
 
     In the foreground it runs until Ctrl-C (or SIGTERM, or `sampan down`), then drains and stops. Every setting can be given in
     sampan.yaml of the data directory, as SAMPAN_<PART>_<FIELD> in the environment, or with --set; `sampan settings` lists them.
     """
+    report_fd = None
     if detach:
-        _detach(data_dir)
-        return
+        report_fd = _detach(data_dir)
+        if report_fd is None:
+            return
     more = [f"platform.ports={ports}"] if ports else []
     more += [f"platform.log_level={log_level}"] if log_level else []
     report = _Report(report_fd)
@@ -105,8 +104,6 @@ class _Report:
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)  # or what the parts start would keep the other end waiting
         self.to_parent = descriptor is not None
 
     def ready(self, lines: list[str]) -> None:
@@ -127,29 +124,42 @@ class _Report:
         return True
 
 
-def _detach(data_dir: Path) -> None:
-    reading, writing = os.pipe()
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "-d")]
+def _detach(data_dir: Path) -> int | None:
+    """Go on in a process of its own, without a terminal.
+
+    Returns twice: in that process with the descriptor to report to, and in this one with None, once the platform is ready.
+    A fork rather than a new interpreter: nothing has been started yet, and it saves a tenth of a second.
+
+    Raises:
+        SampanError: the platform did not come up; in this process only.
+    """
     output_file = DataDirectory(data_dir).logs / "core.out"
     try:
         private_folder(data_dir)
         private_folder(output_file.parent)
+        output = os.open(output_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
-        raise DataDirectoryError(f"the data directory {data_dir} cannot be made: {error.strerror}") from None
-    with output_file.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sampan", *arguments, "--report-fd", str(writing)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[writing],
-            start_new_session=True,
-        )
+        raise DataDirectoryError(f"the data directory {data_dir} cannot be used: {error.strerror}") from None
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        os.close(reading)
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for descriptor, standard in ((nothing, 0), (output, 1), (output, 2)):
+            os.dup2(descriptor, standard)
+        os.close(nothing)
+        os.close(output)
+        return writing
     os.close(writing)
+    os.close(output)
     with os.fdopen(reading) as stream:
         text = stream.readline()
     if not text:
-        code = process.wait()
+        _, status = os.waitpid(process, 0)
+        code = os.waitstatus_to_exitcode(status)
         raise SampanError(f"the platform ended during its start (code {code}); see {output_file} and `sampan logs`")
     message = json.loads(text)
     if "error" in message:
@@ -159,3 +169,4 @@ def _detach(data_dir: Path) -> None:
     click.echo(
         "stop it with: sampan down" + ("" if data_dir == options.default_data_dir() else f" --data-dir {data_dir}")
     )
+    return None
