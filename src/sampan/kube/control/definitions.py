@@ -89,6 +89,13 @@ class ServedDefinitions:
         self._served[name] = (definition["spec"], accepted, terminating, fresh)
         self._types.add(fresh)
 
+    def share(self, definition: Object) -> None:
+        """Give an object its specification as it is served, where the two are equal: it may be large, and every change of
+        the status decodes it anew."""
+        known = self._served.get(definition["metadata"]["name"])
+        if known is not None and known[0] == definition["spec"]:
+            definition["spec"] = known[0]
+
     def forget(self, name: str) -> None:
         """Serve a definition no longer."""
         known = self._served.pop(name, None)
@@ -149,6 +156,7 @@ class DefinitionController(Controller):
             return None
         if definition["metadata"].get("deletionTimestamp"):
             return await self._clear(key, definition)
+        self._served.share(definition)
         others = [one for one in informer.objects() if one["metadata"]["name"] != key.name]
         others += self._served.taken(definition["spec"]["group"])
         accepted, conditions = names_and_conditions(definition, others)
