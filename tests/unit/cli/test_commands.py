@@ -1,0 +1,113 @@
+"""What the commands do on files alone: no platform runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+import sampan.cli
+from sampan.cli.clock import Duration
+from sampan.cli.status import describe
+
+OURS = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "clusters": [{"name": "sampan", "cluster": {"server": "https://127.0.0.1:6443"}}],
+    "users": [{"name": "sampan", "user": {"token": "new"}}],
+    "contexts": [{"name": "sampan", "context": {"cluster": "sampan", "user": "sampan"}}],
+    "current-context": "sampan",
+}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(sampan.cli.sampan, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("3d", 259200), ("1h30m", 5400), ("-2h", -7200), ("90", 90), ("250ms", 0.25), ("1w", 604800), ("+5s", 5)],
+)
+def test_a_duration_is_written_as_people_do(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "3x", "h3", "1h junk", "--5"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a duration"):
+        Duration().convert(text, None, None)
+
+
+def test_merging_a_kubeconfig_keeps_what_was_there_and_replaces_our_own(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(OURS))
+    theirs = tmp_path / "home" / "config"
+    theirs.parent.mkdir()
+    theirs.write_text(
+        yaml.safe_dump(
+            {
+                **OURS,
+                "clusters": [{"name": "work", "cluster": {}}, {"name": "sampan", "cluster": {"server": "old"}}],
+                "users": [{"name": "me", "user": {}}],
+                "contexts": [{"name": "work", "context": {}}],
+                "current-context": "work",
+                "preferences": {"colors": True},
+            }
+        )
+    )
+    result = run("kubeconfig", "--data-dir", str(tmp_path), "--merge", str(theirs))
+    assert result.exit_code == 0, result.output
+    merged = yaml.safe_load(theirs.read_text())
+    assert [entry["name"] for entry in merged["clusters"]] == ["work", "sampan"]
+    assert merged["clusters"][1]["cluster"]["server"] == "https://127.0.0.1:6443"
+    assert [entry["name"] for entry in merged["users"]] == ["me", "sampan"]
+    assert (merged["current-context"], merged["preferences"]) == ("sampan", {"colors": True})
+    assert theirs.stat().st_mode & 0o777 == 0o600
+
+
+def test_logs_of_all_processes_come_in_order_of_time_without_half_lines(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+
+    def line(second: int, logger: str, message: str) -> str:
+        time = f"2026-01-01T00:00:{second:02}.000+00:00"
+        return json.dumps({"time": time, "level": "info", "logger": logger, "message": message}) + "\n"
+
+    (logs / "core.jsonl.1").write_text(line(1, "sampan.kubernetes", "first"))
+    (logs / "core.jsonl").write_text(line(3, "sampan.kubernetes", "third") + '{"time": "2026')
+    (logs / "messaging.jsonl").write_text(line(2, "sampan.broker", "second"))
+    shown = run("logs", "--data-dir", str(tmp_path)).output.splitlines()
+    assert [text.rsplit(" ", 1)[1] for text in shown] == ["first", "second", "third"]
+    assert "second" in run("logs", "messaging", "--data-dir", str(tmp_path)).output
+    assert run("logs", "-n", "1", "--data-dir", str(tmp_path)).output.count("\n") == 1
+
+
+def test_status_shows_a_failed_part_with_its_reason() -> None:
+    part = {
+        "name": "messaging",
+        "state": "failed",
+        "process": 0,
+        "restarts": 3,
+        "error": "no room",
+        "needs": [],
+        "facts": {},
+    }
+    clock = {"time": "2026-01-01T00:00:00.000+00:00", "ahead_seconds": 3600.0, "rate": 0}
+    lines = describe(
+        {
+            "state": "degraded",
+            "pid": 7,
+            "data_dir": "/data",
+            "clock": clock,
+            "parts": [part],
+            "addresses": {"kubernetes": "127.0.0.1:6443"},
+        }
+    )
+    text = click.unstyle("\n".join(lines))
+    assert "degraded  process 7" in text
+    assert "+3600 s from the machine's  frozen" in text
+    assert "messaging        failed    process 0  3 restarts  no room" in text
+    assert "kubernetes               127.0.0.1:6443" in text
