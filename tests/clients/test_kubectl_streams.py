@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiohttp import web
 
 from sampan.kube.client import Client
@@ -26,6 +30,7 @@ class Kubelet:
         self.platform = platform
         self.asked: list[str] = []
         self.peers: list[Any] = []
+        self.heads: list[bytes] = []
 
     async def start(self) -> int:
         authority = self.platform.kernel.authority
@@ -36,7 +41,20 @@ class Kubelet:
         context = authority.server_context(["127.0.0.1", "node-1"], leaf="test-kubelet", verify_clients=True)
         await web.SockSite(runner, listener, ssl_context=context).start()
         self.runner = runner
+        self.raw = await asyncio.start_server(self._echo, "127.0.0.1", 0, ssl=context)
         return int(listener.getsockname()[1])
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Speaks an unknown protocol after the upgrade: everything comes back in capitals."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head.split(b"\r\n")[0].decode())
+        self.heads.append(head.lower())
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n")
+        while data := await reader.read(65536):
+            writer.write(data.upper())
+            if data.endswith(b"bye"):
+                break
+        writer.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(request.raw_path)
@@ -83,14 +101,21 @@ def node(request: pytest.FixtureRequest) -> Iterator[tuple[Platform, Kubelet, st
                 await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "default", "namespace": namespace}})
             except ApiError as error:
                 assert error.already_exists
-            made = await client.create(NODES, {"metadata": {"name": "node-1"}})
-            made["status"] = {
-                "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
-                "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
-            }
-            await client.update(NODES, made, subresource="status")
-            for name, containers in (("p", ["c"]), ("two", ["a", "b"])):
-                spec = {"nodeName": "node-1", "containers": [{"name": c, "image": "x"} for c in containers]}
+            raw = kubelet.raw.sockets[0].getsockname()[1]
+            for node_name, endpoint in (("node-1", port), ("node-2", raw), ("node-3", 1)):
+                made = await client.create(NODES, {"metadata": {"name": node_name}})
+                made["status"] = {
+                    "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+                    "daemonEndpoints": {"kubeletEndpoint": {"Port": endpoint}},
+                }
+                await client.update(NODES, made, subresource="status")
+            for name, node_name, containers in (
+                ("p", "node-1", ["c"]),
+                ("two", "node-1", ["a", "b"]),
+                ("raw", "node-2", ["c"]),
+                ("lost", "node-3", ["c"]),
+            ):
+                spec = {"nodeName": node_name, "containers": [{"name": c, "image": "x"} for c in containers]}
                 pod = await client.create(PODS, {"metadata": {"name": name, "namespace": namespace}, "spec": spec})
                 pod["status"] = {
                     "phase": "Running",
@@ -113,6 +138,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[tuple[Platform, Kubelet, st
         platform.run(objects())
         yield platform, kubelet, namespace
         platform.run(kubelet.runner.cleanup())
+        platform.call(kubelet.raw.close)
 
 
 @pytest.fixture
@@ -152,3 +178,35 @@ def test_exec_joins_the_streams_and_the_exit_code(ctl: Command, node: tuple[Plat
     assert (done.stdout, done.returncode) == ("said hello", 3), done.stderr
     _, kubelet, namespace = node
     assert kubelet.asked[-1].startswith(f"/exec/{namespace}/p/c?command=sh&command=-c&command=cat")
+
+
+async def test_any_upgrade_is_passed_on_byte_by_byte(node: tuple[Platform, Kubelet, str]) -> None:
+    platform, kubelet, namespace = node
+    config = yaml.safe_load(platform.kubeconfig.read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    pem = platform.data_dir / "streams.pem"
+    pem.write_bytes(base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"]))
+    context.load_cert_chain(pem)
+    host, port = cluster["server"].removeprefix("https://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    writer.write(
+        f"POST /api/v1/namespaces/{namespace}/pods/raw/portforward HTTP/1.1\r\nHost: x\r\n"
+        "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: portforward.k8s.io\r\n"
+        "Content-Length: 0\r\n\r\n".encode()
+    )
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 ")
+    payload = b"abc" * 400_000
+    writer.write(payload)
+    assert await reader.readexactly(len(payload)) == payload.upper()
+    writer.write(b"bye")
+    assert await reader.read(3) == b"BYE"
+    assert await reader.read() == b"", "the end of one side is the end of the other"
+    writer.close()
+    assert kubelet.asked[-1] == f"POST /portForward/{namespace}/raw HTTP/1.1"
+    assert b"x-stream-protocol-version: portforward.k8s.io" in kubelet.heads[-1]
+
+
+def test_a_kubelet_that_is_gone_is_said_so(ctl: Command) -> None:
+    assert "connection refused" in ctl("logs", "lost", fails=True).lower()

@@ -180,6 +180,7 @@ class KubePart(Part[KubeSettings]):
             feed=self._feed,
         )
         await asyncio.gather(*(controller.start() for controller in controllers))
+        self._server.booted = True
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
         # nobody waits for it, but the first pod's token should not either

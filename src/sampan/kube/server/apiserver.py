@@ -70,11 +70,14 @@ class ApiServer:
             service_range=service_range,
         )
         self._http: HttpServer | None = None
+        self.booted = False
+        """The objects that every cluster has are there; until then the server is up but not ready."""
         self._address = "127.0.0.1:6443"
         self.discovery = Discovery(types, lambda: self._address, lambda: self._aggregation.remotes())
         self._aggregation = Aggregation(self.api, self.discovery, clock, self._tasks)
         self._connector = KubeletConnector(self.api, clock)
         self.endpoints = Endpoints(self.discovery, OpenApi(types), registry, tokens=tokens, checks=checks)
+        self.endpoints.checks["poststarthook/bootstrap"] = lambda: "" if self.booted else "not finished"
         self.front = Front(
             self.api,
             authenticator,

@@ -21,7 +21,7 @@ from sampan.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICES
 from sampan.kube.server.options import Query, flag, number, text
 from sampan.kube.server.relay import exact, forwarded, relay
 from sampan.kube.server.routing import Target
-from sampan.kube.server.tunnel import Backend, error_text, tunnel, wants_upgrade
+from sampan.kube.server.tunnel import Backend, dial_problem, error_text, tunnel, wants_upgrade
 from sampan.kube.server.verbs import Api
 from sampan.kube.status import FieldError, bad_request, internal, invalid, not_found, unavailable
 from sampan.kube.types.resource import ResourceType
@@ -212,7 +212,7 @@ class KubeletConnector:
                     raise error_text(answer.status, await answer.content.read(4096))
                 return await relay(request, answer, {"Content-Type": LOG_TYPE})
         except aiohttp.ClientConnectorError as error:
-            raise internal(f'Get "{url}": dial tcp {backend}: {error.os_error}') from None
+            raise internal(f'Get "{url}": dial tcp {backend}: {dial_problem(error.os_error)}') from None
 
     async def _pass(self, request: web.BaseRequest, backend: Backend, path: str, target: Target) -> web.StreamResponse:
         url = f"{'https' if backend.context is not None else 'http'}://{backend}{path}"
@@ -236,7 +236,9 @@ class KubeletConnector:
                         extra["Location"] = base + parts.path + (f"?{parts.query}" if parts.query else "")
                 return await relay(request, answer, extra)
         except aiohttp.ClientConnectorError as error:
-            raise unavailable(f"error trying to reach service: dial tcp {backend}: {error.os_error}") from None
+            raise unavailable(
+                f"error trying to reach service: dial tcp {backend}: {dial_problem(error.os_error)}"
+            ) from None
         except aiohttp.ClientError as error:
             raise unavailable(f"error trying to reach service: {error}") from None
 

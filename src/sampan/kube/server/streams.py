@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,6 +86,7 @@ async def serve_watch(
     response = web.StreamResponse(headers=list(headers))
     response.content_type = "application/json"
     response.headers["Cache-Control"] = "no-cache, private"
+    response.headers["Audit-Id"] = str(uuid.uuid4())
     response.enable_chunked_encoding()
     try:
         await response.prepare(request)

@@ -7,6 +7,7 @@ answered 101 nothing is given up: any other answer comes back as an ordinary res
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -53,7 +54,12 @@ class Backend:
             name = (self.server_name or self.host) if self.context is not None else None
             return await asyncio.open_connection(self.host, self.port, ssl=self.context, server_hostname=name)
         except OSError as error:
-            raise internal(f"error dialing backend: dial tcp {self}: {error.strerror or error}") from None
+            raise internal(f"error dialing backend: dial tcp {self}: {dial_problem(error)}") from None
+
+
+def dial_problem(error: OSError) -> str:
+    """Why a connection could not be opened, in Go's words."""
+    return f"connect: {os.strerror(error.errno).lower()}" if error.errno else str(error)
 
 
 class Tunnelled(web.StreamResponse):
