@@ -14,18 +14,18 @@ import json
 import secrets
 import socket
 import sys
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
 
 from sampan.kernel.errors import SettingsError
-from sampan.kernel.grpc import GrpcServer
 from sampan.kernel.part import Part, PartSettings
-from sampan.parts.messaging.access import User
-from sampan.parts.messaging.broker import Limits
-from sampan.parts.messaging.core import Core, Retention
-from sampan.parts.messaging.fronts.grpc.operations import OperationsService
-from sampan.parts.messaging.fronts.grpc.service import MessagingService
+
+if TYPE_CHECKING:
+    # the broker lives in a process of its own: the core process, which reads this module too, need not load it
+    from sampan.kernel.grpc import GrpcServer
+    from sampan.parts.messaging.broker import Limits
+    from sampan.parts.messaging.core import Core
 
 SWITCH_INTERVAL = 0.0005
 """Seconds the loop's thread may keep the interpreter while the log's thread waits for it to report a finished fsync."""
@@ -82,6 +82,8 @@ class MessagingPart(Part[MessagingSettings]):
 
     async def provision(self) -> None:
         """Bind the port and open the store."""
+        from sampan.parts.messaging.core import Core, Retention
+
         settings = self.context.settings
         loopback = _is_loopback(settings.host)
         if not loopback and settings.access_control is False:
@@ -104,6 +106,10 @@ class MessagingPart(Part[MessagingSettings]):
 
     async def start(self) -> None:
         """Recover, then serve."""
+        from sampan.kernel.grpc import GrpcServer
+        from sampan.parts.messaging.fronts.grpc.operations import OperationsService
+        from sampan.parts.messaging.fronts.grpc.service import MessagingService
+
         assert self._core is not None
         assert self._socket is not None
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -168,6 +174,7 @@ class MessagingPart(Part[MessagingSettings]):
         if self._core.access.users:
             return
         from sampan.kernel.files import write_private
+        from sampan.parts.messaging.access import User
 
         user = User("sampan", secrets.token_urlsafe(32), super=True)
         credentials = json.dumps({"accessKey": user.name, "secretKey": user.secret})
@@ -183,6 +190,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _limits(settings: MessagingSettings) -> Limits:
+    from sampan.parts.messaging.broker import Limits
+
     return Limits(
         max_body_bytes=settings.max_body_bytes,
         max_properties_bytes=settings.max_properties_bytes,
