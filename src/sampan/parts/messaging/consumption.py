@@ -269,7 +269,8 @@ class Consumption:
         leased: list[Held] = []
         before = found.next
         while len(taken) < poll.batch and found.next < queue.maximum and budget[0] > 0:
-            if len(found.held) >= limit or found.deferred >= DEFERRED_LIMIT:
+            room = min(limit - len(found.held), DEFERRED_LIMIT - found.deferred)
+            if room <= 0:
                 break
             chunk = SCAN_CHUNK if wanted.needs_properties else poll.batch - len(taken)
             entries = self._store.entries(queue, found.next, min(chunk, queue.maximum - found.next))
@@ -277,7 +278,7 @@ class Consumption:
                 log.error("the index of %s queue %d lacks offset %d", poll.topic.name, queue.id, found.next)
                 break
             for offset, position, size, tag_code in entries:
-                if len(taken) >= poll.batch or found.deferred >= DEFERRED_LIMIT:
+                if len(taken) >= poll.batch or room <= 0:
                     break
                 budget[0] -= 1
                 if not wanted.maybe(tag_code):
@@ -294,6 +295,7 @@ class Consumption:
                         progress.skip(queue.id, offset)
                         continue
                     group = properties.get(record.SHARDING_KEY, "")
+                room -= 1
                 held = progress.hand_out(queue.id, offset, position, size, group, terms)
                 if held is not None:
                     leased.append(held)
