@@ -15,7 +15,22 @@ from sampan.parts.messaging import MessagingClient
 from sampan.parts.messaging.fronts.grpc.service import SERVICE
 from tests.clients.messaging_harness import broker
 
-METHODS = ["SendMessage", "ReceiveMessage", "AckMessage", "ChangeInvisibleDuration", "QueryRoute", "Heartbeat", "QueryAssignment", "EndTransaction", "ForwardMessageToDeadLetterQueue", "RecallMessage", "NotifyClientTermination", "UpdateOffset", "GetOffset", "QueryOffset"]
+METHODS = [
+    "SendMessage",
+    "ReceiveMessage",
+    "AckMessage",
+    "ChangeInvisibleDuration",
+    "QueryRoute",
+    "Heartbeat",
+    "QueryAssignment",
+    "EndTransaction",
+    "ForwardMessageToDeadLetterQueue",
+    "RecallMessage",
+    "NotifyClientTermination",
+    "UpdateOffset",
+    "GetOffset",
+    "QueryOffset",
+]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
