@@ -58,6 +58,12 @@ def with_deep_nesting(depth: int) -> bytes:
     return b'{"metadata":{"name":"deep"},"data":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"
 
 
+def yaml_bomb() -> bytes:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    return "\n".join(lines).encode()
+
+
 BODIES: list[tuple[str, bytes, str, int, str]] = [
     ("truncated JSON", b'{"metadata":{"name"', "application/json", 400, "unrecognized"),
     ("nothing", b"", "application/json", 400, "empty"),
@@ -65,6 +71,8 @@ BODIES: list[tuple[str, bytes, str, int, str]] = [
     ("not UTF-8", b'{"metadata":{"name":"\xff\xfe"}}', "application/json", 400, ""),
     ("deep nesting", with_deep_nesting(100_000), "application/json", 400, ""),
     ("broken YAML", b"a: [1\nb: }", "application/yaml", 400, "error converting YAML to JSON"),
+    ("a YAML bomb", yaml_bomb(), "application/yaml", 400, "excessive aliasing"),
+    ("YAML that contains itself", b"&a [*a]", "application/yaml", 400, "excessive aliasing"),
     ("YAML that runs code", b"!!python/object/apply:os.system ['true']", "application/yaml", 400, "YAML"),
     ("no protobuf envelope", b"hello", "application/vnd.kubernetes.protobuf", 400, ""),
     ("a cut protobuf", b"k8s\0\x0a\x0d\x0a\x02v1\x12\x09ConfigMap\x12\xff", "application/vnd.kubernetes.protobuf", 400, ""),
@@ -138,6 +146,15 @@ async def test_bad_paths_and_parameters(http: aiohttp.ClientSession, method: str
 def _url_of(http: aiohttp.ClientSession) -> str:
     assert http._base_url is not None
     return str(http._base_url).rstrip("/")
+
+
+async def test_patches_cannot_blow_an_object_up(http: aiohttp.ClientSession) -> None:
+    async with http.post(MAPS, json={"metadata": {"name": "grow"}, "data": {"a": "x" * 1000}}) as answer:
+        assert answer.status == 201
+    doubling = [{"op": "copy", "from": "/metadata", "path": f"/metadata/c{n}"} for n in range(64)]
+    headers = {"Content-Type": "application/json-patch+json"}
+    async with http.patch(f"{MAPS}/grow", data=json.dumps(doubling), headers=headers) as answer:
+        assert (answer.status, (await status(answer))["reason"]) == (413, "RequestEntityTooLarge")
 
 
 async def test_strictness_is_the_clients_choice(http: aiohttp.ClientSession) -> None:

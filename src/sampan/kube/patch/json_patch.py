@@ -10,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from sampan.kube.objects import copy
 from sampan.kube.status import ApiError, bad_request
 
 OPERATION_LIMIT = 10_000
 """Operations in one patch at most."""
 
+COPY_LIMIT = 3 * 1024 * 1024
+"""Bytes of JSON that the ``copy`` operations of one patch may copy together: each can double the document."""
+
 _ABSENT: Any = object()
+_encode = msgspec.json.Encoder().encode
 
 
 class _DoesNotApplyError(Exception):
@@ -40,8 +46,18 @@ def apply(doc: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
         )
     doc = copy(doc)
     try:
+        copied = 0
         for operation in operations:
             doc = _apply_one(doc, operation)
+            if operation["op"] == "copy":
+                copied += len(_encode(_get(doc, _pointer(operation, "from"), "copy")))
+                if copied > COPY_LIMIT:
+                    raise ApiError(
+                        413,
+                        "RequestEntityTooLarge",
+                        f"Request entity too large: Unable to complete the copy, the accumulated size increase of copy "
+                        f"is {copied}, exceeding the limit {COPY_LIMIT}",
+                    )
     except _DoesNotApplyError as error:
         causes = [{"reason": "UnexpectedServerResponse", "message": str(error), "field": "patch"}]
         raise ApiError(

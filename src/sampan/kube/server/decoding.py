@@ -18,6 +18,9 @@ PROTOBUF = "application/vnd.kubernetes.protobuf"
 _YAML_TYPES = frozenset({YAML, "application/x-yaml", "text/yaml"})
 _JSON_TYPES = frozenset({JSON, "", "text/plain", "application/octet-stream", "application/x-www-form-urlencoded"})
 
+EXPANDED_LIMIT = 500_000
+"""Values that a YAML document may hold with its aliases written out."""
+
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
@@ -89,12 +92,27 @@ def decode_yaml(body: bytes) -> Any:
 
     try:
         value = yaml.load(body, Loader=_loader())  # noqa: S506 (a safe loader)
-        msgspec.json.encode(value)
+        if b"*" in body and _expanded(value, {}) > EXPANDED_LIMIT:
+            raise bad_request("error converting YAML to JSON: yaml: document contains excessive aliasing")
+        # Encoding refuses what JSON cannot say; decoding again gives every alias a copy of its own.
+        value = _decoder.decode(msgspec.json.encode(value))
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
         raise bad_request(f"error converting YAML to JSON: {error}") from None
     except (TypeError, ValueError) as error:
         raise bad_request(f"error converting YAML to JSON: {error}") from None
     return value
+
+
+def _expanded(value: Any, known: dict[int, int]) -> int:
+    """How many values a document has once its aliases are written out; found without writing them out."""
+    if not isinstance(value, dict | list):
+        return 1
+    size = known.get(id(value))
+    if size is None:
+        known[id(value)] = EXPANDED_LIMIT + 1  # an alias to what contains it never ends
+        items = value.values() if isinstance(value, dict) else value
+        size = known[id(value)] = 1 + sum(_expanded(item, known) for item in items)
+    return size
 
 
 _loaders: list[Any] = []

@@ -24,6 +24,7 @@ from sampan.kube.server.allocation import ServiceAllocator
 from sampan.kube.server.call import Answer, Call
 from sampan.kube.server.conformance import conform
 from sampan.kube.server.conversion import prepared, served_object, stored_form
+from sampan.kube.server.sizes import bounded
 from sampan.kube.server.subresources import PIECES
 from sampan.kube.status import (
     ApiError,
@@ -137,7 +138,7 @@ class Writer:
                         raise already_exists(type.resource, call.name)
                     return Answer(obj, None, 201, type)
                 form = await stored_form(type, obj)
-                entry = await self._store.put(call.key, lambda revision: encode(form, revision), 0)
+                entry = await self._store.put(call.key, lambda revision: bounded(form, revision), 0)
                 allocation.keep()
         finally:
             call.warnings.extend(request.warnings)
@@ -265,7 +266,7 @@ class Writer:
                     change = await self._store.delete(call.key, entry.revision, lambda revision: encode(form, revision))
                     metadata["resourceVersion"] = str(change.revision)
                     return Answer(new, None, 200, type)
-                fresh = await self._store.put(call.key, lambda revision: encode(form, revision), entry.revision)
+                fresh = await self._store.put(call.key, lambda revision: bounded(form, revision), entry.revision)
                 allocation.keep()
         finally:
             call.warnings.extend(request.warnings)
