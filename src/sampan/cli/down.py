@@ -38,21 +38,35 @@ def command(data_dir: Path, wait: float) -> None:
             raise
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)  # it holds the lock but does not answer: still starting, or stuck
-    if _gone(directory, wait):
+    if _gone(directory, pid, wait):
         click.echo("stopped")
         return
     if pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if not _gone(directory, 5.0):
+    if not _gone(directory, pid, 5.0):
         raise SampanError(f"process {pid} does not end, not even when killed; it may hang in the kernel (disk?)")
     click.echo(f"killed process {pid}, which did not stop within {wait:g} s; acknowledged data is safe")
 
 
-def _gone(directory: DataDirectory, seconds: float) -> bool:
+def _gone(directory: DataDirectory, pid: int, seconds: float) -> bool:
+    """Whether the lock is free and its holder has ended within ``seconds``."""
     pause = threading.Event()
     for _ in range(max(1, int(seconds * LOOKS_A_SECOND))):
-        if directory.holder() is None:
+        if directory.holder() is None and not _alive(pid):
             return True
         pause.wait(1 / LOOKS_A_SECOND)
     return directory.holder() is None
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process still runs; one that only waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False  # gone, or the number now belongs to somebody else's process
+    state = Path(f"/proc/{pid}/stat")
+    try:
+        return not state.read_text().rpartition(")")[2].startswith(" Z")
+    except OSError:
+        return not Path("/proc/self").exists()  # gone meanwhile; without a /proc, the signal was the answer
