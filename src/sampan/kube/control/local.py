@@ -17,26 +17,36 @@ from sampan.kube.types.resource import ResourceType, TypeRegistry
 
 
 class LocalFeed:
-    """Feeds informers of built-in kinds from the store of the same process."""
+    """Feeds informers from the store of the same process."""
 
-    def __init__(self, store: Store, types: TypeRegistry) -> None:
+    def __init__(self, store: Store, types: TypeRegistry, *, custom: bool = False) -> None:
+        """``custom``: also feed custom kinds that need no webhook to convert; for sinks that stay as long as the process."""
         self._store = store
         self._types = types
+        self._custom = custom
         self._last: tuple[Change, Resource, Object] | None = None
         """The newest change decoded: its followers are told one after the other, so all but the first find it here."""
 
     def follow(self, resource: Resource, sink: Sink) -> bool:
         """Fill the sink and keep it current from now on; False where only a reflector can."""
         kind = self._types.find(resource)
-        if kind is None or kind.custom:
+        if kind is None or (kind.custom and not (self._custom and kind.conversion is None)):
             return False
-        prefix = kind.prefix()
+        prefix, following = kind.prefix(), [kind]
 
         def changed(change: Change) -> None:
             event: EventType = "DELETED" if change.deleted else "ADDED" if change.created else "MODIFIED"
-            sink.change(WatchEvent(event, self._decoded(kind, change)))
+            sink.change(WatchEvent(event, self._decoded(following[0], change)))
+
+        def redefined() -> None:
+            """What is stored from now on is read by the changed definition."""
+            now = self._types.find(resource)
+            if now is not None and now.conversion is None:
+                following[0] = now
 
         self._store.subscribe(prefix, changed)
+        if kind.custom:
+            self._types.on_change(redefined)
         sink.replace([served_object(kind, entry.value) for entry in self._store.range(prefix)])
         return True
 

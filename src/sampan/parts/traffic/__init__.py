@@ -1,8 +1,9 @@
-"""Traffic: Envoy and its control plane; the gateway for Gateway API and Ingress.
+"""Traffic: Envoy and its control plane; the gateway for Gateway API, Ingress and Knative.
 
-What other parts may use: `LoadSignal` (provided in the part's process), to follow the load of Services behind the gateway.
+What other parts may use, where they share its process: `DataPlane` (load signal, gate, early endpoints).
 """
 
+from sampan.parts.traffic.dataplane import DataPlane
 from sampan.parts.traffic.load import ClusterLoad, Load, LoadSignal
 
-__all__ = ["ClusterLoad", "Load", "LoadSignal"]
+__all__ = ["ClusterLoad", "DataPlane", "Load", "LoadSignal"]

@@ -67,6 +67,8 @@ class Target:
     response: HeaderEdit = HeaderEdit()
     host: str = ""
     """Rewrite the Host header for this target."""
+    gate: str = ""
+    """Ask the gate under this path before the request goes on."""
 
 
 @dataclass(frozen=True, slots=True)

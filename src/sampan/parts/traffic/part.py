@@ -20,8 +20,9 @@ from sampan.kube.control.definitions import install
 from sampan.kube.status import ApiError
 from sampan.parts.traffic import definitions, resources
 from sampan.parts.traffic.control.publisher import Publisher
+from sampan.parts.traffic.dataplane import DataPlane
+from sampan.parts.traffic.envoy.gate import SLOT_LOG
 from sampan.parts.traffic.envoy.process import Envoy
-from sampan.parts.traffic.load import LoadSignal
 from sampan.parts.traffic.sources import gateway_api, ingress
 from sampan.parts.traffic.xds.server import ControlPlane
 
@@ -36,6 +37,9 @@ class TrafficSettings(PartSettings):
         int, msgspec.Meta(description="Port that serves what Gateways and Ingresses ask of port 80.")
     ] = 9080
     https_port: Annotated[int, msgspec.Meta(description="Port that serves what they ask of port 443.")] = 9443
+    internal_port: Annotated[
+        int, msgspec.Meta(description="port that serves cluster-local names of Knative Services.")
+    ] = 9081
     workers: Annotated[int, msgspec.Meta(description="Envoy worker threads.", ge=1)] = 2
     load_interval: Annotated[float, msgspec.Meta(description="Seconds between Envoy's load reports.", gt=0)] = 0.5
     drain_seconds: Annotated[float, msgspec.Meta(description="Seconds requests under way have at a stop.", ge=0)] = 5.0
@@ -51,6 +55,7 @@ class TrafficPart(Part[TrafficSettings]):
     _control_plane: ControlPlane
     _envoy: Envoy
     _publisher: Publisher
+    _plane: DataPlane
 
     async def provision(self) -> None:
         await install(self.context.get(Client), definitions.all_definitions())
@@ -69,21 +74,23 @@ class TrafficPart(Part[TrafficSettings]):
 
     async def start(self) -> None:
         context, settings = self.context, self.context.settings
-        signal = LoadSignal()
-        context.provide(LoadSignal, signal)
         directory = context.data_dir / "envoy"
         directory.mkdir(parents=True, exist_ok=True)
         node = f"sampan-{context.data_dir.parent.name}"
         self._envoy = Envoy(
             directory, context.clock, node_id=node, concurrency=settings.workers, sockets=context.sockets
         )
+        internal = context.listeners.choose("gateway.internal", settings.internal_port)
+        context.listeners.record("gateway.internal", settings.host, internal)
+        plane = self._plane = DataPlane(directory / "gate.sock", (settings.host, internal))
         self._control_plane = ControlPlane(
             self._envoy.xds_socket,
             context.clock,
-            on_load=signal.take,
-            on_access=_log_access,
+            on_load=plane.loads.take,
+            on_access=self._access,
             load_interval=settings.load_interval,
         )
+        self._control_plane.on_disconnect = plane.reset
         await self._control_plane.start()
         http = context.listeners.choose("gateway", settings.http_port)
         https = context.listeners.choose("gateway.tls", settings.https_port)
@@ -95,7 +102,11 @@ class TrafficPart(Part[TrafficSettings]):
 
         shared = context.get(ControlContext)
         control = ControlContext(shared.client, shared.informers, shared.clock, context.tasks)
-        self._publisher = Publisher(control, self._control_plane, settings.host, http, https, port_map)
+        self._publisher = Publisher(
+            control, self._control_plane, settings.host, http, https, port_map, plane.gate_socket, internal
+        )
+        plane.bind(self._publisher)
+        context.provide(DataPlane, plane)
         await self._publisher.start()
         await self._envoy.start(context.tasks)
 
@@ -109,6 +120,12 @@ class TrafficPart(Part[TrafficSettings]):
     async def stop(self) -> None:
         await self._envoy.stop()
         await self._control_plane.stop()
+
+    def _access(self, log_name: str, batch: Any) -> None:
+        if log_name == SLOT_LOG:
+            self._plane.slots(batch)
+        else:
+            _log_access(batch)
 
     def status(self) -> dict[str, Any]:
         return {

@@ -33,6 +33,9 @@ class World:
     secrets: Objects = field(default_factory=dict)
     config_maps: Objects = field(default_factory=dict)
     namespaces: Objects = field(default_factory=dict)
+    serverless_services: Objects = field(default_factory=dict)
+    early: Mapping[Key, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    """Addresses of Services announced ahead of their EndpointSlices."""
 
     def namespace_labels(self, name: str) -> Mapping[str, str]:
         """Labels of a namespace."""
@@ -69,4 +72,7 @@ class World:
                 if ready or last_resort:
                     for address in endpoint["addresses"]:
                         found[address, number] = Endpoint(address, number, healthy=ready)
+        for address, number in self.early.get(service, ()):
+            if (address, number) not in found:
+                found[address, number] = Endpoint(address, number)
         return tuple(sorted(found.values()))

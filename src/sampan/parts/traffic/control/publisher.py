@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from sampan.kube.client import resources as core
 from sampan.kube.control.controller import ControlContext
@@ -19,7 +20,7 @@ from sampan.parts.traffic import resources
 from sampan.parts.traffic.envoy.build import Builder
 from sampan.parts.traffic.model import Model
 from sampan.parts.traffic.references import Backends
-from sampan.parts.traffic.sources import ingress
+from sampan.parts.traffic.sources import ingress, knative
 from sampan.parts.traffic.sources.gateway_api import GatewaySource, PortMap, Statuses
 from sampan.parts.traffic.world import World
 from sampan.parts.traffic.xds import schema
@@ -39,6 +40,8 @@ _FIELDS: Mapping[Resource, str] = {
     resources.UDP_ROUTES: "udp_routes",
     resources.REFERENCE_GRANTS: "reference_grants",
     resources.BACKEND_TLS_POLICIES: "backend_tls_policies",
+    resources.KNATIVE_INGRESSES: "knative_ingresses",
+    resources.SERVERLESS_SERVICES: "serverless_services",
     core.INGRESSES: "ingresses",
     core.INGRESS_CLASSES: "ingress_classes",
     core.SERVICES: "services",
@@ -46,6 +49,10 @@ _FIELDS: Mapping[Resource, str] = {
     core.CONFIG_MAPS: "config_maps",
     core.NAMESPACES: "namespaces",
 }
+
+
+KNATIVE = (resources.KNATIVE_INGRESSES, resources.SERVERLESS_SERVICES)
+"""Followed once the serving part serves them."""
 
 
 class Publisher:
@@ -59,31 +66,56 @@ class Publisher:
         http_port: int,
         https_port: int,
         port_map: PortMap,
+        gate_socket: Path,
+        internal_port: int,
     ) -> None:
         self._context = context
         self._control_plane = control_plane
         self._address = address
         self._ports = (http_port, https_port)
+        self._internal_port = internal_port
         self._world = World()
         self._gateways = GatewaySource(address, port_map)
-        self._builder = Builder()
+        self._builder = Builder(gate_socket)
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
+        self._unreported = asyncio.Event()
+        self._statuses: Statuses = {}
+        self._waiting: list[asyncio.Future[None]] = []
         self.generation = 0
         """How many configurations were published."""
 
     async def start(self) -> None:
         """Follow the objects; publishing begins once all are known."""
         informers = self._context.informers
-        for resource, name in _FIELDS.items():
-            informer = informers.informer(resource)
-            await informer.wait_synced()
-            informer.on_change(self._follow(name))
+        await self.follow(*(resource for resource in _FIELDS if resource not in KNATIVE))
         slices = informers.informer(core.ENDPOINT_SLICES)
         await slices.wait_synced()
         slices.on_change(self._slice_changed)
         self._dirty.set()
         self._context.tasks.keep("publisher", self._run)
+        self._context.tasks.keep("statuses", self._report)
+
+    async def follow(self, *resources: Resource) -> None:
+        """Translate these kinds too from now on; they must be served already."""
+        for resource in resources:
+            informer = self._context.informers.informer(resource)
+            await informer.wait_synced()
+            informer.on_change(self._follow(_FIELDS[resource]))
+
+    async def announce(self, service: Key, endpoints: frozenset[tuple[str, int]]) -> None:
+        """Send traffic of a Service to these addresses besides those of its EndpointSlices; on return Envoy knows them."""
+        early: dict[Key, frozenset[tuple[str, int]]] = self._world.early  # type: ignore[assignment]
+        if early.get(service, frozenset()) == endpoints:
+            return
+        if endpoints:
+            early[service] = endpoints
+        else:
+            early.pop(service, None)
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._dirty.set()
+        await done
 
     async def published(self) -> None:
         """Return once the first configuration is out."""
@@ -125,19 +157,34 @@ class Publisher:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            await self._publish()
+            waiting, self._waiting = self._waiting, []
+            try:
+                await self._publish()
+            finally:
+                for done in waiting:
+                    if not done.done():
+                        done.set_result(None)
             self._published.set()
 
     async def _publish(self) -> None:
         backends = Backends(self._world)
         gateways = self._gateways.translate(self._world, backends)
         ingresses = ingress.translate(self._world, backends, self._address, *self._ports)
-        model = Model([*gateways.listeners, *ingresses.listeners], backends.made)
+        services = knative.translate(self._world, backends, self._address, *self._ports, self._internal_port)
+        model = Model([*gateways.listeners, *ingresses.listeners, *services.listeners], backends.made)
         await self._control_plane.publish(self._builder.build(model))
         self.generation += 1
-        statuses = {**gateways.statuses, **ingresses.statuses}
+        statuses = {**gateways.statuses, **ingresses.statuses, **services.statuses}
         self._report_rejections(statuses)
-        await self._write(statuses)
+        self._statuses = statuses
+        self._unreported.set()
+
+    async def _report(self) -> None:
+        """Write statuses behind the publications: traffic never waits for them."""
+        while True:
+            await self._unreported.wait()
+            self._unreported.clear()
+            await self._write(self._statuses)
 
     def _report_rejections(self, statuses: Statuses) -> None:
         """What passed our own checks and Envoy still refuses is told where it belongs: on the Gateway."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sampan.parts.traffic.envoy import clusters, listeners
+from pathlib import Path
+
+from sampan.parts.traffic.envoy import clusters, gate, listeners
 from sampan.parts.traffic.model import Backend, Model
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.snapshot import Resource, Snapshot
@@ -11,7 +13,8 @@ from sampan.parts.traffic.xds.snapshot import Resource, Snapshot
 class Builder:
     """Builds snapshots and keeps the encoding of backends that did not change."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate_socket: Path) -> None:
+        self._gate = Resource.of(gate.CLUSTER, schema.resource(schema.CLUSTER, gate.cluster(gate_socket)))
         self._backends: dict[str, tuple[Backend, Resource, Resource]] = {}
 
     def build(self, model: Model) -> Snapshot:
@@ -20,7 +23,7 @@ class Builder:
         built = listeners.build(model.listeners)
         return Snapshot.build(
             {
-                schema.CLUSTER: [cluster for _, cluster, _ in self._backends.values()],
+                schema.CLUSTER: [self._gate, *(cluster for _, cluster, _ in self._backends.values())],
                 schema.ENDPOINTS: [assignment for _, _, assignment in self._backends.values()],
                 schema.SECRET: list(built.secrets.values()),
                 schema.LISTENER: built.listeners,

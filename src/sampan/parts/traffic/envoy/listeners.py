@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sampan.parts.traffic.envoy import gate
 from sampan.parts.traffic.envoy.bootstrap import XDS_CLUSTER
 from sampan.parts.traffic.envoy.routes import NO_SUCH_CLUSTER, in_order, route_configuration
 from sampan.parts.traffic.model import (
@@ -296,8 +297,8 @@ def _connection_manager(name: str, routes_name: str, *, tls: bool) -> dict[str, 
         _HCM,
         statPrefix=name,
         rds={"routeConfigName": routes_name, "configSource": _FROM_CONTROL_PLANE},
-        httpFilters=[cors, router],
-        accessLog=[access_log],
+        httpFilters=[cors, gate.http_filter(), router],
+        accessLog=[access_log, gate.slot_log()],
         useRemoteAddress=True,
         normalizePath=True,
         streamIdleTimeout="0s",

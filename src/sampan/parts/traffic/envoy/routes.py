@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sampan.parts.traffic.envoy import gate
 from sampan.parts.traffic.model import (
     Cors,
     Forward,
@@ -139,7 +140,7 @@ def _forward(action: Forward, match: Match) -> dict[str, Any]:
     if action.idle_timeout is not None:
         made["idleTimeout"] = _seconds(action.idle_timeout)
     targets = [target for target in action.targets if target.weight]
-    if len(targets) == 1 and not (targets[0].request or targets[0].response or targets[0].host):
+    if len(targets) == 1 and not (targets[0].request or targets[0].response or targets[0].host or targets[0].gate):
         made["cluster"] = targets[0].cluster or NO_SUCH_CLUSTER
     else:
         made["weightedClusters"] = {"clusters": [_weighted(target) for target in targets]}
@@ -173,6 +174,12 @@ def _weighted(target: Target) -> dict[str, Any]:
     made |= _edits(target.request, "request") | _edits(target.response, "response")
     if target.host:
         made["hostRewriteLiteral"] = target.host
+    if target.gate:
+        made["typedPerFilterConfig"] = {
+            gate.FILTER: schema.any_of(
+                "envoy.extensions.filters.http.lua.v3.LuaPerRoute", filterContext={"gate": target.gate}
+            )
+        }
     return made
 
 

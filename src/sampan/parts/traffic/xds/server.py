@@ -30,8 +30,8 @@ REFERRING = (schema.LISTENER, schema.ROUTES)
 
 LoadReport = Callable[[Any], None]
 """Called with each decoded LoadStatsRequest."""
-AccessLog = Callable[[Any], None]
-"""Called with each decoded StreamAccessLogsMessage."""
+AccessLog = Callable[[str, Any], None]
+"""Called with the log's name and each decoded StreamAccessLogsMessage."""
 
 
 class _Connection:
@@ -74,6 +74,8 @@ class ControlPlane:
         self._snapshot = Snapshot()
         self._connections: set[_Connection] = set()
         self._publishing = asyncio.Lock()
+        self.on_disconnect: Callable[[], None] | None = None
+        """Called when an Envoy's stream ends: what was under way there will not be reported."""
         self._server: grpc.aio.Server | None = None
         self._connected = asyncio.Event()
 
@@ -176,6 +178,8 @@ class ControlPlane:
                 reader.cancel()
                 self._connections.discard(connection)
                 connection.settled.set()
+                if self.on_disconnect is not None:
+                    self.on_disconnect()
                 if not self._connections:
                     self._connected.clear()
 
@@ -196,8 +200,10 @@ class ControlPlane:
             self._on_load(report)
 
     async def _access_logs(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        name = ""
         async for batch in requests:
-            self._on_access(batch)
+            name = batch.identifier.log_name or name
+            self._on_access(name, batch)
         return schema.message_type("envoy.service.accesslog.v3.StreamAccessLogsResponse")()
 
 

@@ -1,0 +1,1 @@
+"""The gate before cold and limited revisions: requests wait here until a pod can take them."""

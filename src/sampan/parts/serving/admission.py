@@ -1,0 +1,57 @@
+"""Serving's admission: Knative's defaulting and validation, as a plugin of the API server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sampan.kube.access.interface import AdmissionRequest
+from sampan.kube.objects import Object
+from sampan.parts.serving import defaults, validation
+from sampan.parts.serving.configmaps import Config
+from sampan.parts.serving.resources import SERVING
+
+Validate = Callable[[Object, Object | None, Config], None]
+
+_VALIDATORS: Mapping[str, Validate] = {
+    "services": validation.service,
+    "configurations": validation.configuration,
+    "routes": validation.route,
+    "revisions": validation.revision,
+    "domainmappings": validation.domain_mapping,
+}
+
+
+class ServingAdmission:
+    """Defaults and validates the kinds of ``serving.knative.dev``."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    async def admit(self, request: AdmissionRequest) -> None:
+        obj = request.object
+        if obj is None or not _concerns(request):
+            return
+        settings, user = self._config.defaults(), request.user.name
+        match request.type.resource.plural:
+            case "services":
+                defaults.default_service(obj, request.old_object, user, settings)
+            case "configurations":
+                defaults.default_configuration(obj, request.old_object, user, settings)
+            case "routes":
+                defaults.default_route(obj, request.old_object, user)
+            case "revisions" if request.old_object is None:
+                defaults.default_revision_spec(obj.setdefault("spec", {}), settings, create=True)
+
+    async def validate(self, request: AdmissionRequest) -> None:
+        validate = _VALIDATORS.get(request.type.resource.plural)
+        if validate is None or request.object is None or not _concerns(request):
+            return
+        if request.object["metadata"].get("deletionTimestamp"):
+            return
+        validate(request.object, request.old_object, self._config)
+
+
+def _concerns(request: AdmissionRequest) -> bool:
+    return (
+        request.type.resource.group == SERVING and request.operation in ("CREATE", "UPDATE") and not request.subresource
+    )

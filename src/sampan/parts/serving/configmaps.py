@@ -1,0 +1,164 @@
+"""The ConfigMaps in ``knative-serving`` that shape Serving, read with upstream's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sampan.kube.objects import Key, Object
+from sampan.kube.types.selectors import matches
+from sampan.parts.serving.autoscaling.settings import ClusterSettings, duration
+from sampan.parts.serving.resources import SYSTEM_NAMESPACE
+
+LOCAL_DOMAIN = "svc.cluster.local"
+
+DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "config-autoscaler": {},
+    "config-defaults": {},
+    "config-deployment": {},
+    "config-domain": {},
+    "config-features": {},
+    "config-gc": {},
+    "config-network": {"ingress-class": "sampan.ingress.networking.knative.dev"},
+    "config-observability": {},
+    "config-logging": {},
+    "config-tracing": {},
+}
+"""The ConfigMaps made at first start."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionDefaults:
+    """``config-defaults``."""
+
+    timeout: int = 300
+    response_start_timeout: int = 300
+    idle_timeout: int = 0
+    max_timeout: int = 600
+    container_concurrency: int = 0
+    container_concurrency_limit: int = 1000
+    resources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(data: Mapping[str, str]) -> RevisionDefaults:
+        base = RevisionDefaults()
+        resources: dict[str, dict[str, str]] = {}
+        for kind in ("request", "limit"):
+            for name, key in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "ephemeral-storage")):
+                value = data.get(f"revision-{key}-{kind}")
+                if value:
+                    resources.setdefault(f"{kind}s", {})[name] = value
+        return RevisionDefaults(
+            timeout=int(data.get("revision-timeout-seconds", base.timeout)),
+            response_start_timeout=int(
+                data.get("revision-response-start-timeout-seconds", base.response_start_timeout)
+            ),
+            idle_timeout=int(data.get("revision-idle-timeout-seconds", base.idle_timeout)),
+            max_timeout=int(data.get("max-revision-timeout-seconds", base.max_timeout)),
+            container_concurrency=int(data.get("container-concurrency", base.container_concurrency)),
+            container_concurrency_limit=int(
+                data.get("container-concurrency-max-limit", base.container_concurrency_limit)
+            ),
+            resources=resources,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageSettings:
+    """``config-gc``; None turns a limit off. Durations are seconds."""
+
+    since_create: float | None = 48 * 3600
+    since_active: float | None = 15 * 3600
+    minimum: int = 20
+    maximum: int | None = 1000
+
+    @staticmethod
+    def parse(data: Mapping[str, str]) -> GarbageSettings:
+        def seconds(key: str, default: float | None) -> float | None:
+            text = data.get(key)
+            return default if text is None else None if text == "disabled" else duration(text)
+
+        base = GarbageSettings()
+        most = data.get("max-non-active-revisions")
+        return GarbageSettings(
+            seconds("retain-since-create-time", base.since_create),
+            seconds("retain-since-last-active-time", base.since_active),
+            int(data.get("min-non-active-revisions", base.minimum)),
+            base.maximum if most is None else None if most == "disabled" else int(most),
+        )
+
+
+class Config:
+    """All of them, from the objects of an informer."""
+
+    def __init__(self, find: Any, default_domain: str) -> None:
+        """``find(key)`` gives a ConfigMap or None; ``default_domain`` stands in for an empty ``config-domain``."""
+        self._find = find
+        self._default_domain = default_domain
+
+    def data(self, name: str) -> Mapping[str, str]:
+        """A ConfigMap's data without its example."""
+        found: Object | None = self._find(Key(SYSTEM_NAMESPACE, name))
+        data: Mapping[str, str] = (found or {}).get("data") or {}
+        return {key: value for key, value in data.items() if key != "_example"}
+
+    def autoscaler(self) -> ClusterSettings:
+        return ClusterSettings.parse(self.data("config-autoscaler"))
+
+    def defaults(self) -> RevisionDefaults:
+        return RevisionDefaults.parse(self.data("config-defaults"))
+
+    def garbage(self) -> GarbageSettings:
+        return GarbageSettings.parse(self.data("config-gc"))
+
+    def feature(self, name: str) -> str:
+        """``enabled``, ``allowed`` or ``disabled``."""
+        default = "enabled" if name in ("multi-container", "kubernetes.podspec-volumes-emptydir") else "disabled"
+        return self.data("config-features").get(name, default).strip().lower()
+
+    def domain(self, labels: Mapping[str, str]) -> str:
+        """The domain of a route with these labels: the most specific selector wins."""
+        candidates = []
+        for domain, text in self.data("config-domain").items():
+            selector = _selector(text)
+            if matches({"matchLabels": selector}, labels):
+                candidates.append((-len(selector), domain))
+        return min(candidates)[1] if candidates else self._default_domain
+
+    def rollout_duration(self) -> float:
+        return duration(self.data("config-network").get("rollout-duration", "0") or "0")
+
+    def scheme(self) -> str:
+        return self.data("config-network").get("default-external-scheme", "http")
+
+    def tag_name(self, tag: str, name: str) -> str:
+        """A tag and a route name as one DNS label, by ``tag-template``."""
+        template = self.data("config-network").get("tag-template", "{{.Tag}}-{{.Name}}")
+        return template.replace("{{.Tag}}", tag).replace("{{.Name}}", name)
+
+    def host(self, name: str, namespace: str, domain: str) -> str:
+        """A route's host name, by ``domain-template``."""
+        if domain == LOCAL_DOMAIN:
+            return f"{name}.{namespace}.{domain}"
+        template = self.data("config-network").get("domain-template", "{{.Name}}.{{.Namespace}}.{{.Domain}}")
+        made = template
+        for field_name, value in (("Name", name), ("Namespace", namespace), ("Domain", domain)):
+            made = made.replace("{{." + field_name + "}}", value)
+        return made
+
+    def progress_deadline(self) -> float:
+        return duration(self.data("config-deployment").get("progress-deadline", "600s"))
+
+
+def _selector(text: str) -> dict[str, str]:
+    """The label selector in a ``config-domain`` value: ``selector:`` and indented ``key: value`` lines, or nothing."""
+    labels: dict[str, str] = {}
+    inside = False
+    for line in text.splitlines():
+        if line.strip() == "selector:":
+            inside = True
+        elif inside and ":" in line:
+            key, _, value = line.strip().partition(":")
+            labels[key.strip()] = value.strip().strip("\"'")
+    return labels

@@ -1,0 +1,151 @@
+"""DomainMapping: a domain of one's own for a Service."""
+
+from __future__ import annotations
+
+from sampan.kube.client.resources import SERVICES as CORE_SERVICES
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.objects import Key, Object, copy, dig
+from sampan.kube.status import ApiError
+from sampan.parts.serving import keys
+from sampan.parts.serving.conditions import ConditionSet
+from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config
+from sampan.parts.serving.control.owned import NotOwnedError, ensure
+from sampan.parts.serving.resources import CLUSTER_DOMAIN_CLAIMS, DOMAIN_MAPPINGS, INGRESSES, ROUTES, SERVICES
+
+
+class DomainMappingController(Controller):
+    """DomainMappings of serving.knative.dev."""
+
+    name = "domainmapping-controller"
+
+    def __init__(self, context: ControlContext, config: Config) -> None:
+        super().__init__(context)
+        self._config = config
+
+    def sources(self) -> list[Source]:
+        return [
+            For(DOMAIN_MAPPINGS),
+            Owns(INGRESSES, "DomainMapping"),
+            Watches(SERVICES, self._mappings_to),
+            Watches(ROUTES, self._mappings_to),
+            Watches(INGRESSES, self._mappings_to),
+            Watches(CLUSTER_DOMAIN_CLAIMS, self._mapping_of_claim),
+        ]
+
+    def _mappings_to(self, target: Object) -> list[Key]:
+        namespace, name = Key.of(target)
+        found = self.informer(DOMAIN_MAPPINGS).objects(namespace)
+        return [Key.of(one) for one in found if dig(one, "spec", "ref", "name") == name]
+
+    def _mapping_of_claim(self, claim: Object) -> list[Key]:
+        namespace = dig(claim, "spec", "namespace")
+        return [Key(namespace, claim["metadata"]["name"])] if namespace else []
+
+    async def reconcile(self, key: Key) -> float | None:
+        mapping = self.informer(DOMAIN_MAPPINGS).get(key)
+        if mapping is None or mapping["metadata"].get("deletionTimestamp"):
+            return None
+        dependents = ("DomainClaimed", "ReferenceResolved", "IngressReady", "CertificateProvisioned")
+        conditions = ConditionSet(mapping, dependents, self.clock.now())
+        status: Object = copy(mapping.get("status") or {})
+        status["url"] = f"http://{key.name}"
+        status["address"] = {"url": status["url"]}
+        if dig(mapping, "spec", "tls", "secretName"):
+            conditions.true("CertificateProvisioned", "CertificateExternallyProvided")
+        else:
+            conditions.true("CertificateProvisioned", "TLSNotEnabled", "external-domain-tls is not enabled")
+        if await self._claim(mapping, conditions):
+            target = self._resolve(mapping, conditions)
+            if target is not None:
+                try:
+                    ingress = await ensure(self, INGRESSES, mapping, self._ingress(mapping, target))
+                except NotOwnedError as error:
+                    conditions.false("IngressReady", "NotOwned", str(error))
+                else:
+                    if dig(ingress, "status", "observedGeneration") == ingress["metadata"].get("generation"):
+                        conditions.mirror("IngressReady", ingress.get("status"))
+                    else:
+                        message = "Waiting for load balancer to be ready"
+                        conditions.unknown("IngressReady", "Uninitialized", message)
+        status["conditions"] = conditions.conditions()
+        status["observedGeneration"] = mapping["metadata"].get("generation")
+        if status != (mapping.get("status") or {}):
+            await self.client.update(DOMAIN_MAPPINGS, {**mapping, "status": status}, subresource="status")
+        return None
+
+    async def _claim(self, mapping: Object, conditions: ConditionSet) -> bool:
+        """The domain belongs to the mapping's namespace; on one machine an unclaimed one is claimed where allowed."""
+        namespace, name = Key.of(mapping)
+        claim = self.informer(CLUSTER_DOMAIN_CLAIMS).get(Key("", name))
+        automatic = self._config.data("config-network").get("autocreate-cluster-domain-claims", "true") == "true"
+        if claim is None and automatic:
+            wanted = {
+                "apiVersion": "networking.internal.knative.dev/v1alpha1",
+                "kind": "ClusterDomainClaim",
+                "metadata": {"name": name},
+                "spec": {"namespace": namespace},
+            }
+            try:
+                claim = await self.client.create(CLUSTER_DOMAIN_CLAIMS, wanted)
+            except ApiError as error:
+                if not error.already_exists:
+                    raise
+                claim = await self.client.get(CLUSTER_DOMAIN_CLAIMS, name)
+        if claim is None:
+            message = f'no ClusterDomainClaim found for domain "{name}"'
+            conditions.false("DomainClaimed", "DomainClaimFailed", message)
+            return False
+        if dig(claim, "spec", "namespace") != namespace:
+            message = f'The domain name "{name}" is already in use'
+            conditions.false("DomainClaimed", "DomainAlreadyClaimed", message)
+            return False
+        conditions.true("DomainClaimed")
+        return True
+
+    def _resolve(self, mapping: Object, conditions: ConditionSet) -> list[Object] | None:
+        """The ingress paths of what the mapping refers to."""
+        namespace = mapping["metadata"]["namespace"]
+        reference = mapping["spec"]["ref"]
+        key = Key(namespace, reference["name"])
+        if reference["kind"] in ("Service", "Route") and reference["apiVersion"].startswith("serving.knative.dev/"):
+            host = f"{key.name}.{namespace}.{LOCAL_DOMAIN}"
+            for rule in dig(self.informer(INGRESSES).get(key), "spec", "rules", default=[]):
+                if host in rule.get("hosts", ()):
+                    conditions.true("ReferenceResolved")
+                    return [{**path, "rewriteHost": host} for path in rule["http"]["paths"]]
+            what = f'services.serving.knative.dev "{key.name}" not found'
+            if self.informer(SERVICES).get(key) is not None or self.informer(ROUTES).get(key) is not None:
+                conditions.unknown("ReferenceResolved", "ResolveFailed", "address not set")
+            else:
+                conditions.false("ReferenceResolved", "ResolveFailed", f"failed to get object: {what}")
+            return None
+        if reference["kind"] == "Service" and self.informer(CORE_SERVICES).get(key) is not None:
+            conditions.true("ReferenceResolved")
+            split = {"serviceNamespace": namespace, "serviceName": key.name, "servicePort": 80, "percent": 100}
+            return [{"rewriteHost": f"{key.name}.{namespace}.{LOCAL_DOMAIN}", "splits": [split]}]
+        message = f'failed to get object: {reference["kind"]} "{key}" not found'
+        conditions.false("ReferenceResolved", "ResolveFailed", message)
+        return None
+
+    def _ingress(self, mapping: Object, paths: list[Object]) -> Object:
+        metadata = mapping["metadata"]
+        labels = {
+            keys.PREFIX + "domainMappingUID": metadata["uid"],
+            keys.PREFIX + "domainMappingNamespace": metadata["namespace"],
+        }
+        annotations = {
+            keys.INGRESS_CLASS: self._config.data("config-network").get("ingress-class", keys.OUR_INGRESS_CLASS)
+        }
+        rule = {"hosts": [metadata["name"]], "visibility": "ExternalIP", "http": {"paths": paths}}
+        return {
+            "apiVersion": "networking.internal.knative.dev/v1alpha1",
+            "kind": "Ingress",
+            "metadata": {
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "labels": labels,
+                "annotations": annotations,
+            },
+            "spec": {"httpOption": "Enabled", "rules": [rule]},
+        }

@@ -1,0 +1,305 @@
+"""PodAutoscaler: brings a revision's Deployment to the number of pods its autoscaler wants, to zero and back.
+
+The KPA class follows ``autoscaling.scaler`` and decides whether requests must pass the gate (the ServerlessService's mode). The
+HPA class leaves the sizing to a HorizontalPodAutoscaler.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from sampan.kube.client.resources import DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.objects import Key, Object, copy, dig
+from sampan.parts.serving import keys, names
+from sampan.parts.serving.autoscaling import settings as autoscaling
+from sampan.parts.serving.autoscaling.kpa import Decision, activators, within_bounds
+from sampan.parts.serving.autoscaling.scaler import TICK, Scaler
+from sampan.parts.serving.autoscaling.settings import RevisionSettings
+from sampan.parts.serving.conditions import ConditionSet, condition
+from sampan.parts.serving.configmaps import Config
+from sampan.parts.serving.control.owned import ensure
+from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES
+
+ACTIVATION_GRACE = 30.0
+"""Seconds beyond the progress deadline that an activation may take before it is given up."""
+NO_TRAFFIC = ("NoTraffic", "The target is not receiving traffic.")
+QUEUED = ("Queued", "Requests to the target are being buffered as resources are provisioned.")
+
+
+class PodAutoscalerController(Controller):
+    """PodAutoscalers of autoscaling.internal.knative.dev."""
+
+    name = "podautoscaler-controller"
+    workers = 8
+
+    def __init__(self, context: ControlContext, config: Config) -> None:
+        super().__init__(context)
+        self._config = config
+        self.scaler = Scaler(self.clock, self.queue.add)
+
+    def sources(self) -> list[Source]:
+        return [
+            For(POD_AUTOSCALERS),
+            Owns(SERVERLESS_SERVICES, "PodAutoscaler"),
+            Owns(HORIZONTAL_POD_AUTOSCALERS, "PodAutoscaler"),
+            Watches(PODS, _autoscaler_of),
+        ]
+
+    async def reconcile(self, key: Key) -> float | None:
+        autoscaler = self.informer(POD_AUTOSCALERS).get(key)
+        if autoscaler is None or autoscaler["metadata"].get("deletionTimestamp"):
+            self.scaler.forget(key)
+            return None
+        annotations = autoscaler["metadata"].get("annotations") or {}
+        concurrency = int(autoscaler["spec"].get("containerConcurrency") or 0)
+        cluster = self._config.autoscaler()
+        settings = autoscaling.read(annotations, concurrency, cluster)
+        deployment = self.informer(DEPLOYMENTS).get(Key(key.namespace, names.deployment(key.name)))
+        if deployment is None:
+            return None
+        dependents = ("Active", "ScaleTargetInitialized", "SKSReady")
+        conditions = ConditionSet(autoscaler, dependents, self.clock.now())
+        ready = self._ready_pods(autoscaler)
+        if settings.autoscaler_class in (autoscaling.HPA, autoscaling.PPA):
+            return await self._follow_hpa(autoscaler, settings, deployment, conditions, ready)
+        if settings.autoscaler_class != autoscaling.KPA:
+            return None
+        return await self._follow_kpa(autoscaler, settings, deployment, conditions, ready, cluster.activator_capacity)
+
+    def _ready_pods(self, autoscaler: Object) -> int:
+        labels = {keys.REVISION_UID: dig(autoscaler, "metadata", "labels", keys.REVISION_UID, default="")}
+        return sum(
+            (condition(pod, "Ready") or {}).get("status") == "True" and not pod["metadata"].get("deletionTimestamp")
+            for pod in self.informer(PODS).objects(autoscaler["metadata"]["namespace"], labels)
+        )
+
+    # -- KPA
+
+    async def _follow_kpa(
+        self,
+        autoscaler: Object,
+        settings: RevisionSettings,
+        deployment: Object,
+        conditions: ConditionSet,
+        ready: int,
+        capacity: float,
+    ) -> float | None:
+        key = Key.of(autoscaler)
+        await ensure(self, METRICS, autoscaler, self._metric(autoscaler, settings), create_only=True)
+        reachable = autoscaler["spec"].get("reachability") != "Unreachable"
+        self.scaler.ensure(key, settings, ready)
+        decision = self.scaler.decide(key, ready, reachable=reachable)
+        current = int(deployment["spec"].get("replicas", 1))
+        initialized = conditions.is_true("ScaleTargetInitialized")
+        wanted = current if decision.pods < 0 else decision.pods
+        if decision.pods >= 0 or (not initialized and current == 0 and settings.initial_scale > 0):
+            wanted = within_bounds(max(0, wanted), settings, reachable=reachable, initialized=initialized)
+        again: float | None = None
+        if wanted == 0 and current > 0:
+            wanted, again = self._to_zero(autoscaler, settings, conditions)
+        if wanted != current:
+            await self._scale(deployment, wanted)
+        self._judge(conditions, settings, wanted, decision, ready, current)
+        mode = "Serve" if wanted > 0 and ready > 0 and decision.excess_burst_capacity >= 0 else "Proxy"
+        if int(autoscaler["spec"].get("containerConcurrency") or 0) > 0 or not conditions.is_true("Active"):
+            mode = "Proxy"
+        sks = await self._serverless_service(autoscaler, mode, activators(ready, settings, capacity))
+        conditions.mirror("SKSReady", sks.get("status"))
+        await self._write(autoscaler, conditions, wanted, ready)
+        if current == 0 and wanted == 0 and not self._is_waited_for(key):
+            return None  # asleep: the gate pokes
+        return min(TICK, again) if again is not None else TICK
+
+    def _is_waited_for(self, key: Key) -> bool:
+        return self.clock.monotonic() - self.scaler.idle_since(key) < TICK
+
+    def _to_zero(
+        self, autoscaler: Object, settings: RevisionSettings, conditions: ConditionSet
+    ) -> tuple[int, float | None]:
+        """How many pods to keep on the way to zero, and when to look again."""
+        if not settings.scale_to_zero:
+            return 1, None
+        active = condition(autoscaler, "Active")
+        status = active["status"] if active is not None else "Unknown"
+        since = self._since(active)
+        if status == "Unknown":
+            if since > self._config.progress_deadline() + ACTIVATION_GRACE:
+                conditions.false("Active", "TimedOut", NO_TRAFFIC[1])
+                return 0, None
+            return 1, None
+        if status == "True":
+            if since >= settings.window:
+                conditions.false("Active", *NO_TRAFFIC)
+                return 1, settings.grace_period
+            return 1, settings.window - since
+        hold = max(settings.grace_period, settings.retention)
+        if since >= hold:
+            return 0, None
+        return 1, hold - since
+
+    def _since(self, found: Object | None) -> float:
+        """Seconds since a condition last changed."""
+        if found is None or not found.get("lastTransitionTime"):
+            return 0.0
+        changed = datetime.fromisoformat(found["lastTransitionTime"].replace("Z", "+00:00"))
+        return (self.clock.now() - changed).total_seconds()
+
+    def _judge(
+        self,
+        conditions: ConditionSet,
+        settings: RevisionSettings,
+        wanted: int,
+        decision: Decision,
+        ready: int,
+        current: int,
+    ) -> None:
+        initialized = conditions.is_true("ScaleTargetInitialized")
+        threshold = max(settings.min_scale, 1) if initialized else max(settings.min_scale, settings.initial_scale)
+        if not initialized and ready >= threshold:
+            conditions.true("ScaleTargetInitialized")
+        if wanted == 0 or (decision.pods == 0 and conditions.get("Active")[0] == "False"):
+            if conditions.get("Active")[0] != "False":
+                conditions.false("Active", *NO_TRAFFIC)
+        elif ready >= threshold:
+            if not (conditions.get("Active")[0] == "False" and decision.pods <= 0):
+                conditions.true("Active")
+        elif not (decision.pods < 0 and conditions.get("Active")[0] == "False" and current == 0):
+            conditions.unknown("Active", *QUEUED)
+
+    async def _scale(self, deployment: Object, replicas: int) -> None:
+        metadata = deployment["metadata"]
+        patch = [{"op": "add", "path": "/spec/replicas", "value": replicas}]
+        await self.client.patch(
+            DEPLOYMENTS, metadata["name"], patch, metadata["namespace"], patch_type="json", subresource="scale"
+        )
+
+    async def _serverless_service(self, autoscaler: Object, mode: str, count: int) -> Object:
+        metadata = autoscaler["metadata"]
+        wanted: Object = {
+            "apiVersion": "networking.internal.knative.dev/v1alpha1",
+            "kind": "ServerlessService",
+            "metadata": {
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "labels": dict(metadata.get("labels") or {}),
+            },
+            "spec": {
+                "mode": mode,
+                "numActivators": count,
+                "protocolType": autoscaler["spec"].get("protocolType", "http1"),
+                "objectRef": autoscaler["spec"]["scaleTargetRef"],
+            },
+        }
+        return await ensure(self, SERVERLESS_SERVICES, autoscaler, wanted)
+
+    def _metric(self, autoscaler: Object, settings: RevisionSettings) -> Object:
+        metadata = autoscaler["metadata"]
+        return {
+            "apiVersion": "autoscaling.internal.knative.dev/v1alpha1",
+            "kind": "Metric",
+            "metadata": {
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "labels": dict(metadata.get("labels") or {}),
+            },
+            "spec": {
+                "scrapeTarget": names.private_service(metadata["name"]),
+                "stableWindow": int(settings.window * 1_000_000_000),
+                "panicWindow": int(settings.panic_window * 1_000_000_000),
+            },
+        }
+
+    # -- HPA
+
+    async def _follow_hpa(
+        self,
+        autoscaler: Object,
+        settings: RevisionSettings,
+        deployment: Object,
+        conditions: ConditionSet,
+        ready: int,
+    ) -> float | None:
+        hpa = await ensure(self, HORIZONTAL_POD_AUTOSCALERS, autoscaler, horizontal(autoscaler, settings))
+        wanted = int(dig(hpa, "status", "desiredReplicas", default=0) or deployment["spec"].get("replicas", 1))
+        threshold = max(1, settings.min_scale)
+        if ready >= threshold:
+            conditions.true("ScaleTargetInitialized")
+            conditions.true("Active")
+        elif not conditions.is_true("ScaleTargetInitialized"):
+            conditions.unknown("Active", *QUEUED)
+        mode = "Serve" if ready > 0 else "Proxy"
+        sks = await self._serverless_service(autoscaler, mode, 2)
+        conditions.mirror("SKSReady", sks.get("status"))
+        await self._write(autoscaler, conditions, wanted, ready)
+        return None
+
+    async def _write(self, autoscaler: Object, conditions: ConditionSet, wanted: int, ready: int) -> None:
+        status: Object = copy(autoscaler.get("status") or {})
+        status["desiredScale"] = wanted
+        status["actualScale"] = ready
+        status["serviceName"] = autoscaler["metadata"]["name"]
+        status["metricsServiceName"] = names.private_service(autoscaler["metadata"]["name"])
+        status["conditions"] = conditions.conditions()
+        status["observedGeneration"] = autoscaler["metadata"].get("generation")
+        if status != (autoscaler.get("status") or {}):
+            await self.client.update(POD_AUTOSCALERS, {**autoscaler, "status": status}, subresource="status")
+
+
+def horizontal(autoscaler: Object, settings: RevisionSettings) -> Object:
+    """The HorizontalPodAutoscaler of an HPA-class revision."""
+    metadata = autoscaler["metadata"]
+    annotated = metadata.get("annotations") or {}
+    target = float(annotated.get(autoscaling.PREFIX + "target") or (80 if settings.metric == "cpu" else settings.total))
+    if settings.metric == "cpu":
+        metric: Object = {
+            "type": "Resource",
+            "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": math.ceil(target)}},
+        }
+    elif settings.metric == "memory":
+        metric = {
+            "type": "Resource",
+            "resource": {
+                "name": "memory",
+                "target": {"type": "AverageValue", "averageValue": f"{math.ceil(target)}Mi"},
+            },
+        }
+    else:
+        metric = {
+            "type": "Pods",
+            "pods": {
+                "metric": {"name": settings.metric},
+                "target": {"type": "AverageValue", "averageValue": f"{math.ceil(target)}"},
+            },
+        }
+    spec: Object = {
+        "scaleTargetRef": autoscaler["spec"]["scaleTargetRef"],
+        "maxReplicas": settings.max_scale or 2**31 - 1,
+        "metrics": [metric],
+    }
+    if settings.min_scale:
+        spec["minReplicas"] = settings.min_scale
+    if autoscaling.PREFIX + "window" in annotated:
+        seconds = int(settings.window)
+        spec["behavior"] = {
+            "scaleUp": {"stabilizationWindowSeconds": seconds},
+            "scaleDown": {"stabilizationWindowSeconds": seconds},
+        }
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "labels": dict(metadata.get("labels") or {}),
+            "annotations": dict(annotated),
+        },
+        "spec": spec,
+    }
+
+
+def _autoscaler_of(pod: Object) -> list[Key]:
+    name = dig(pod, "metadata", "labels", keys.REVISION)
+    return [Key(pod["metadata"]["namespace"], name)] if name else []

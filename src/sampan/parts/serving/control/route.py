@@ -1,0 +1,404 @@
+"""Route: which revisions get which share of traffic, under which URLs.
+
+A Route becomes one internal Ingress (the traffic part serves it) and a Service a name, so that the cluster-local URL resolves.
+Which configurations and revisions a Route uses is written on them, so that revisions know whether they are reachable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sampan.kube.client.resources import SERVICES as CORE_SERVICES
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Informer, Owns, Source, Watches
+from sampan.kube.objects import Key, Object, Resource, copy, dig
+from sampan.kube.status import ApiError
+from sampan.parts.serving import keys
+from sampan.parts.serving.autoscaling.settings import duration
+from sampan.parts.serving.conditions import ConditionSet, condition
+from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config
+from sampan.parts.serving.control.owned import NotOwnedError, ensure, inherited
+from sampan.parts.serving.resources import CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
+from sampan.parts.serving.rollouts import ConfigurationRollout, RevisionShare, Rollout, advance, observe
+
+SECOND = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Target:
+    """One traffic target resolved to a revision."""
+
+    revision: Object
+    percent: int
+    tag: str = ""
+    latest: bool = False
+    configuration: str = ""
+
+
+@dataclass(slots=True)
+class Assignment:
+    """All targets, or why they cannot be had."""
+
+    targets: list[Target] = field(default_factory=list)
+    problem: tuple[str, str, str] | None = None
+    """(condition status, reason, message)."""
+    configurations: set[str] = field(default_factory=set)
+    revisions: set[str] = field(default_factory=set)
+
+
+class RouteController(Controller):
+    """Routes of serving.knative.dev."""
+
+    name = "route-controller"
+    workers = 2
+
+    def __init__(self, context: ControlContext, config: Config) -> None:
+        super().__init__(context)
+        self._config = config
+
+    def sources(self) -> list[Source]:
+        return [
+            For(ROUTES),
+            Owns(INGRESSES, "Route"),
+            Owns(CORE_SERVICES, "Route"),
+            Watches(CONFIGURATIONS, self._routes_using),
+            Watches(REVISIONS, self._routes_using),
+        ]
+
+    def _routes_using(self, obj: Object) -> list[Key]:
+        namespace, name = Key.of(obj)
+        configuration = dig(obj, "metadata", "labels", keys.CONFIGURATION)
+        found = []
+        for route in self.informer(ROUTES).objects(namespace):
+            for target in route["spec"].get("traffic") or ():
+                if name in (target.get("configurationName"), target.get("revisionName")) or (
+                    configuration and target.get("configurationName") == configuration
+                ):
+                    found.append(Key.of(route))
+                    break
+        return found
+
+    async def reconcile(self, key: Key) -> float | None:
+        route = self.informer(ROUTES).get(key)
+        if route is None or route["metadata"].get("deletionTimestamp"):
+            await self._unlabel(key)
+            return None
+        dependents = ("AllTrafficAssigned", "IngressReady", "CertificateProvisioned")
+        conditions = ConditionSet(route, dependents, self.clock.now())
+        status: Object = copy(route.get("status") or {})
+        local = dig(route, "metadata", "labels", keys.VISIBILITY) == keys.CLUSTER_LOCAL
+        domain = LOCAL_DOMAIN if local else self._config.domain(route["metadata"].get("labels") or {})
+        status["url"] = self._url(key.name, key.namespace, domain)
+        status["address"] = {"url": f"http://{key.name}.{key.namespace}.{LOCAL_DOMAIN}"}
+        conditions.true("CertificateProvisioned", "TLSNotEnabled", "external-domain-tls is not enabled")
+        assignment = self._assign(route)
+        again: float | None = None
+        if assignment.problem is not None:
+            state, reason, message = assignment.problem
+            (conditions.false if state == "False" else conditions.unknown)("AllTrafficAssigned", reason, message)
+            if not condition(route, "IngressReady"):
+                conditions.unknown("IngressReady", "IngressNotConfigured", "Ingress has not yet been reconciled.")
+        else:
+            conditions.true("AllTrafficAssigned")
+            try:
+                again = await self._route(route, assignment, domain, conditions, status)
+            except NotOwnedError as error:
+                conditions.false("IngressReady", "NotOwned", str(error))
+        await self._label(route, assignment, settled=assignment.problem is None)
+        status["conditions"] = conditions.conditions()
+        status["observedGeneration"] = route["metadata"].get("generation")
+        if status != (route.get("status") or {}):
+            await self.client.update(ROUTES, {**route, "status": status}, subresource="status")
+        return again
+
+    # -- targets
+
+    def _assign(self, route: Object) -> Assignment:
+        made = Assignment()
+        namespace = route["metadata"]["namespace"]
+        for target in route["spec"].get("traffic") or ():
+            percent, tag = int(target.get("percent") or 0), target.get("tag") or ""
+            if target.get("configurationName"):
+                made.configurations.add(target["configurationName"])
+                self._assign_latest(made, namespace, target["configurationName"], percent, tag)
+            else:
+                name = target["revisionName"]
+                made.revisions.add(name)
+                revision = self.informer(REVISIONS).get(Key(namespace, name))
+                if revision is None:
+                    made.problem = ("False", "RevisionMissing", f'Revision "{name}" referenced in traffic not found.')
+                    continue
+                ready = condition(revision)
+                if ready is None or ready["status"] == "Unknown":
+                    made.problem = made.problem or (
+                        "Unknown",
+                        "RevisionMissing",
+                        f'Revision "{name}" is not yet ready.',
+                    )
+                elif ready["status"] == "False" and not _was_routable(revision):
+                    made.problem = ("False", "RevisionMissing", f'Revision "{name}" failed to become ready.')
+                made.targets.append(Target(revision, percent, tag))
+        return made
+
+    def _assign_latest(self, made: Assignment, namespace: str, name: str, percent: int, tag: str) -> None:
+        configuration = self.informer(CONFIGURATIONS).get(Key(namespace, name))
+        if configuration is None:
+            made.problem = ("False", "ConfigurationMissing", f'Configuration "{name}" referenced in traffic not found.')
+            return
+        latest = dig(configuration, "status", "latestReadyRevisionName")
+        revision = self.informer(REVISIONS).get(Key(namespace, latest)) if latest else None
+        if revision is None:
+            ready = condition(configuration)
+            if ready is not None and ready["status"] == "False":
+                made.problem = ("False", "RevisionMissing", f'Configuration "{name}" does not have any ready Revision.')
+            else:
+                made.problem = made.problem or (
+                    "Unknown",
+                    "RevisionMissing",
+                    f'Configuration "{name}" is waiting for a Revision to become ready.',
+                )
+            return
+        made.targets.append(Target(revision, percent, tag, latest=True, configuration=name))
+
+    # -- ingress
+
+    async def _route(
+        self, route: Object, assignment: Assignment, domain: str, conditions: ConditionSet, status: Object
+    ) -> float | None:
+        metadata = route["metadata"]
+        key = Key.of(route)
+        current = self.informer(INGRESSES).get(key)
+        now = self.clock.time_ns()
+        seconds = self._rollout_duration(route)
+        previous = Rollout.parse(dig(current, "metadata", "annotations", keys.ROLLOUT))
+        rollout = advance(previous, _wanted(assignment), now, gradual=seconds > 0)
+        served = condition(current) if current is not None else None
+        current_generation = dig(current, "metadata", "generation")
+        is_served = (
+            served is not None
+            and served["status"] == "True"
+            and dig(current, "status", "observedGeneration") == current_generation
+        )
+        if is_served and rollout.text() == previous.text():
+            rollout = observe(rollout, now, seconds)
+        targets = _spread(assignment, rollout, self.informer(REVISIONS), key.namespace)
+        for tag in sorted({"", *(one.tag for one in targets if one.tag)}):
+            await self._placeholder(route, tag)
+        wanted = self._ingress(route, targets, domain, rollout)
+        ingress = await ensure(self, INGRESSES, route, wanted)
+        self._follow_ingress(conditions, ingress, rollout)
+        status["traffic"] = [self._status_row(target, key, domain) for target in _rows(targets)]
+        if metadata.get("deletionTimestamp"):
+            return None
+        due = rollout.next_step
+        return None if due is None else max(0.0, (due - now) / SECOND)
+
+    def _rollout_duration(self, route: Object) -> float:
+        annotations = route["metadata"].get("annotations") or {}
+        text = annotations.get(keys.ROLLOUT_DURATION) or annotations.get(keys.PREFIX + "rolloutDuration")
+        return duration(text) if text else self._config.rollout_duration()
+
+    def _ingress(self, route: Object, targets: list[Target], domain: str, rollout: Rollout) -> Object:
+        metadata = route["metadata"]
+        name, namespace = metadata["name"], metadata["namespace"]
+        rules = []
+        tag_headers = self._config.feature("tag-header-based-routing") in ("enabled", "allowed")
+        tags = sorted({one.tag for one in targets if one.tag})
+        for tag in ("", *tags):
+            chosen = [one for one in targets if one.tag == tag] if tag else [one for one in targets if one.percent > 0]
+            if not chosen:
+                continue
+            paths: list[Object] = [{"splits": _splits(chosen, whole=bool(tag))}]
+            if not tag and tag_headers:
+                paths = [
+                    *self._tag_paths(targets, tags),
+                    {**paths[0], "appendHeaders": {"Knative-Serving-Default-Route": "true"}},
+                ]
+            label = self._config.tag_name(tag, name) if tag else name
+            local_hosts = [f"{label}.{namespace}", f"{label}.{namespace}.svc", f"{label}.{namespace}.{LOCAL_DOMAIN}"]
+            rules.append({"hosts": local_hosts, "visibility": "ClusterLocal", "http": {"paths": paths}})
+            if domain != LOCAL_DOMAIN:
+                host = self._config.host(label, namespace, domain)
+                rules.append({"hosts": [host], "visibility": "ExternalIP", "http": {"paths": paths}})
+        longest = max((int(one.revision["spec"].get("timeoutSeconds") or 300) for one in targets), default=300)
+        annotations = {
+            **inherited(metadata.get("annotations")),
+            keys.INGRESS_CLASS: self._config.data("config-network").get("ingress-class", keys.OUR_INGRESS_CLASS),
+            keys.ROLLOUT: rollout.text(),
+            keys.TIMEOUT: str(longest),
+        }
+        labels = {**(metadata.get("labels") or {}), keys.ROUTE: name, keys.ROUTE_NAMESPACE: namespace}
+        return {
+            "apiVersion": "networking.internal.knative.dev/v1alpha1",
+            "kind": "Ingress",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": annotations},
+            "spec": {"httpOption": "Enabled", "rules": rules},
+        }
+
+    def _tag_paths(self, targets: list[Target], tags: list[str]) -> list[Object]:
+        return [
+            {
+                "headers": {"Knative-Serving-Tag": {"exact": tag}},
+                "splits": _splits([one for one in targets if one.tag == tag], whole=True),
+            }
+            for tag in tags
+        ]
+
+    def _follow_ingress(self, conditions: ConditionSet, ingress: Object, rollout: Rollout) -> None:
+        ready = condition(ingress)
+        observed = dig(ingress, "status", "observedGeneration") == ingress["metadata"].get("generation")
+        if ready is None or not observed:
+            conditions.unknown("IngressReady", "Uninitialized", "Waiting for load balancer to be ready")
+        elif ready["status"] == "True" and rollout.running:
+            conditions.unknown(
+                "IngressReady", "RolloutInProgress", "A gradual rollout of the latest revision(s) is in progress."
+            )
+        else:
+            conditions.mirror("IngressReady", ingress["status"])
+
+    async def _placeholder(self, route: Object, tag: str) -> None:
+        """The Service that makes a cluster-local name resolve to the gateway."""
+        metadata = route["metadata"]
+        name = self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"]
+        labels = {keys.ROUTE: metadata["name"]}
+        wanted: Object = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": metadata["namespace"], "labels": labels},
+            "spec": {
+                "type": "ExternalName",
+                "externalName": f"gateway.knative-serving.{LOCAL_DOMAIN}",
+                "sessionAffinity": "None",
+                "ports": [{"name": "http2", "port": 80, "targetPort": 80, "protocol": "TCP"}],
+            },
+        }
+        await ensure(self, CORE_SERVICES, route, wanted, create_only=True)
+
+    def _url(self, name: str, namespace: str, domain: str) -> str:
+        return f"{self._config.scheme()}://{self._config.host(name, namespace, domain)}"
+
+    def _status_row(self, target: Target, key: Key, domain: str) -> Object:
+        row: Object = {"revisionName": target.revision["metadata"]["name"], "percent": target.percent}
+        row["latestRevision"] = target.latest
+        if target.tag:
+            row["tag"] = target.tag
+            row["url"] = self._url(self._config.tag_name(target.tag, key.name), key.namespace, domain)
+        return row
+
+    # -- what a route uses knows it
+
+    async def _label(self, route: Object, assignment: Assignment, *, settled: bool) -> None:
+        name, namespace = route["metadata"]["name"], route["metadata"]["namespace"]
+        used = {target.revision["metadata"]["name"] for target in assignment.targets} | assignment.revisions
+        for configuration in self.informer(CONFIGURATIONS).objects(namespace):
+            uses = configuration["metadata"]["name"] in assignment.configurations
+            await self._mark(CONFIGURATIONS, configuration, name, uses=uses, settled=settled)
+        for revision in self.informer(REVISIONS).objects(namespace):
+            uses = revision["metadata"]["name"] in used
+            await self._mark(REVISIONS, revision, name, uses=uses, settled=settled)
+
+    async def _unlabel(self, key: Key) -> None:
+        for resource in (CONFIGURATIONS, REVISIONS):
+            for obj in self.informer(resource).objects(key.namespace):
+                await self._mark(resource, obj, key.name, uses=False, settled=True)
+
+    async def _mark(self, resource: Resource, obj: Object, route: str, *, uses: bool, settled: bool) -> None:
+        metadata = obj["metadata"]
+        listed = [one for one in (dig(metadata, "annotations", keys.ROUTES) or "").split(",") if one]
+        if (route in listed) == uses or (not uses and not settled) or metadata.get("deletionTimestamp"):
+            return
+        remaining = sorted({*listed, route} if uses else set(listed) - {route})
+        patch: Object = {"annotations": {keys.ROUTES: ",".join(remaining) or None}}
+        if resource == REVISIONS:
+            patch["labels"] = {keys.ROUTING_STATE: "active" if remaining else "reserve"}
+            patch["annotations"][keys.ROUTING_STATE_MODIFIED] = self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        try:
+            await self.client.patch(resource, metadata["name"], {"metadata": patch}, metadata["namespace"])
+        except ApiError as error:
+            if not error.not_found:
+                raise
+
+
+def _was_routable(revision: Object) -> bool:
+    """A revision that once was ready keeps its traffic when its pods fail later."""
+    return bool(dig(revision, "metadata", "annotations", keys.ROUTES)) and bool(
+        dig(revision, "status", "actualReplicas")
+    )
+
+
+def _wanted(assignment: Assignment) -> Rollout:
+    """The rollout's goal: every latest-revision target on its newest revision."""
+    return Rollout(
+        [
+            ConfigurationRollout(
+                target.configuration,
+                target.tag,
+                target.percent,
+                [RevisionShare(target.revision["metadata"]["name"], target.percent)],
+            )
+            for target in assignment.targets
+            if target.latest
+        ]
+    )
+
+
+def _spread(assignment: Assignment, rollout: Rollout, revisions: Informer, namespace: str) -> list[Target]:
+    """Targets with latest-revision ones spread over the revisions of a running rollout."""
+    running = {(one.configuration_name, one.tag): one for one in rollout.configurations if one.running}
+    spread: list[Target] = []
+    for target in assignment.targets:
+        shares = running.get((target.configuration, target.tag)) if target.latest else None
+        if shares is None:
+            spread.append(target)
+            continue
+        for share in shares.revisions:
+            revision = revisions.get(Key(namespace, share.revision_name))
+            if revision is not None:
+                spread.append(
+                    Target(revision, share.percent, target.tag, latest=True, configuration=target.configuration)
+                )
+    return spread
+
+
+def _rows(targets: list[Target]) -> list[Target]:
+    """Status rows: untagged targets of one revision are one row."""
+    rows: list[Target] = []
+    for target in targets:
+        same = next(
+            (
+                one
+                for one in rows
+                if not target.tag
+                and not one.tag
+                and one.latest == target.latest
+                and one.revision["metadata"]["name"] == target.revision["metadata"]["name"]
+            ),
+            None,
+        )
+        if same is not None:
+            same.percent += target.percent
+        else:
+            rows.append(Target(target.revision, target.percent, target.tag, target.latest, target.configuration))
+    return rows
+
+
+def _splits(targets: list[Target], *, whole: bool) -> list[Object]:
+    """Ingress splits; under a tag's own host the percentages of its revisions are scaled to the whole."""
+    total = sum(one.percent for one in targets)
+    splits = []
+    for position, target in enumerate(targets):
+        percent = target.percent
+        if whole:
+            percent = round(100 * target.percent / total) if total else (100 if position == 0 else 0)
+        name, namespace = target.revision["metadata"]["name"], target.revision["metadata"]["namespace"]
+        if percent:
+            splits.append(
+                {
+                    "serviceNamespace": namespace,
+                    "serviceName": name,
+                    "servicePort": 80,
+                    "percent": percent,
+                    "appendHeaders": {"Knative-Serving-Namespace": namespace, "Knative-Serving-Revision": name},
+                }
+            )
+    return splits

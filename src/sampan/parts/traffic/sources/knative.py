@@ -1,0 +1,116 @@
+"""Knative's internal Ingress: hosts, splits and the gate before revisions that are cold or limited.
+
+Names visible outside are served on the gateway's ports; cluster-local ones on a port of their own, behind the Service
+``gateway`` in ``knative-serving``, so that a Host header cannot reach them from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sampan.kube.objects import Key, Object, dig
+from sampan.parts.traffic.model import (
+    EVERYTHING,
+    Forward,
+    HeaderEdit,
+    Listener,
+    Match,
+    NameMatch,
+    PathMatch,
+    Rule,
+    Target,
+)
+from sampan.parts.traffic.references import Backends
+from sampan.parts.traffic.resources import KNATIVE_INGRESSES
+from sampan.parts.traffic.sources.gateway_api import Result
+from sampan.parts.traffic.world import World
+
+CLASS = "sampan.ingress.networking.knative.dev"
+CLASS_ANNOTATION = "networking.knative.dev/ingress.class"
+TIMEOUT_ANNOTATION = "sampan.dev/timeout-seconds"
+GATEWAY_DOMAIN = "gateway.knative-serving.svc.cluster.local"
+INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
+"""Upstream's proxies use these between themselves; an application never sees them."""
+
+
+def translate(
+    world: World, backends: Backends, address: str, http_port: int, https_port: int, internal_port: int
+) -> Result:
+    """Listeners and statuses for all internal Ingresses of our class."""
+    result = Result()
+    if not world.knative_ingresses:
+        return result
+    public = Listener("knative", "public", address, http_port, "HTTP")
+    private = Listener("knative", "private", address, internal_port, "HTTP")
+    for key, ingress in sorted(world.knative_ingresses.items()):
+        if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
+            continue
+        ready = True
+        for rule in ingress["spec"].get("rules") or ():
+            made, complete = _rules(world, backends, key, ingress, rule)
+            ready = ready and complete
+            internal = rule.get("visibility") == "ClusterLocal"
+            for host in rule.get("hosts") or ():
+                private.host(host).rules.extend(made)
+                if not internal:
+                    public.host(host).rules.extend(made)
+        result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, ready)
+    result.listeners += [public, private]
+    return result
+
+
+def _rules(
+    world: World, backends: Backends, key: Key, ingress: Object, rule: Mapping[str, Any]
+) -> tuple[list[Rule], bool]:
+    """Rules of one host set, and whether all their targets exist."""
+    made, complete = [], True
+    timeout = float(dig(ingress, "metadata", "annotations", TIMEOUT_ANNOTATION, default=0)) or None
+    for position, path in enumerate(dig(rule, "http", "paths", default=[])):
+        targets = []
+        for split in path.get("splits") or ():
+            target = _target(world, backends, split)
+            complete = complete and bool(target.cluster)
+            targets.append(target)
+        matched = PathMatch("Prefix", path["path"]) if path.get("path") else EVERYTHING
+        headers = tuple(
+            NameMatch(name.lower(), "Exact", value.get("exact") or "")
+            for name, value in (path.get("headers") or {}).items()
+        )
+        action = Forward(tuple(targets), timeout=timeout, host=path.get("rewriteHost") or "")
+        edit = HeaderEdit(set=tuple(sorted((path.get("appendHeaders") or {}).items())), remove=INTERNAL_HEADERS)
+        order = (ingress["metadata"].get("creationTimestamp") or "", key.namespace, key.name, position)
+        name = f"knative/{key}"
+        made.append(Rule(Match(matched, headers=headers), action, edit, order=order, name=name))
+    return made, complete
+
+
+def _target(world: World, backends: Backends, split: Mapping[str, Any]) -> Target:
+    service = Key(split["serviceNamespace"], split["serviceName"])
+    weight = int(split.get("percent") or 100)
+    port = world.service_port(service, split.get("servicePort") or 80)
+    if port is None:
+        return Target("", weight)
+    headers = tuple(
+        sorted(
+            (name, value) for name, value in (split.get("appendHeaders") or {}).items() if name not in INTERNAL_HEADERS
+        )
+    )
+    mode = dig(world.serverless_services.get(service), "spec", "mode")
+    gate = f"/{service.namespace}/{service.name}" if mode == "Proxy" else ""
+    return Target(backends.cluster(service, port), weight, HeaderEdit(set=headers), gate=gate)
+
+
+def _status(ingress: Object, ready: bool) -> Object:
+    state = "True" if ready else "Unknown"
+    conditions = [{"type": kind, "status": state} for kind in ("LoadBalancerReady", "NetworkConfigured", "Ready")]
+    if not ready:
+        for condition in conditions:
+            condition |= {"reason": "Uninitialized", "message": "Waiting for load balancer to be ready"}
+    balancer = {"ingress": [{"domainInternal": GATEWAY_DOMAIN}]}
+    return {
+        "conditions": conditions,
+        "observedGeneration": ingress["metadata"].get("generation", 0),
+        "publicLoadBalancer": balancer,
+        "privateLoadBalancer": balancer,
+    }
