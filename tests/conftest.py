@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sampan.testing import plugin
+
+# how fast examples are made depends on what else the machine does; neither speed nor a deadline is what a test is about
+settings.register_profile("sampan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sampan")
 
 
 def pytest_configure(config: pytest.Config) -> None:
