@@ -1,0 +1,171 @@
+"""Knative's defaults and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sampan.kube.objects import Key, copy
+from sampan.kube.status import ApiError
+from sampan.parts.serving import defaults, validation
+from sampan.parts.serving.configmaps import Config, RevisionDefaults
+from sampan.parts.serving.resources import SYSTEM_NAMESPACE
+
+
+def config(**maps: dict[str, str]) -> Config:
+    found = {Key(SYSTEM_NAMESPACE, name.replace("_", "-")): {"data": data} for name, data in maps.items()}
+    return Config(found.get, "localhost")
+
+
+def ksvc(**container: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "hello", "namespace": "default"},
+        "spec": {"template": {"spec": {"containers": [{"image": "app", **container}]}}},
+    }
+
+
+def defaulted(service: dict[str, Any], old: dict[str, Any] | None = None) -> dict[str, Any]:
+    made: dict[str, Any] = copy(service)
+    defaults.default_service(made, old, "alice", RevisionDefaults())
+    return made
+
+
+def refusal(service: dict[str, Any], old: dict[str, Any] | None = None, settings: Config | None = None) -> str:
+    with pytest.raises(ApiError) as caught:
+        validation.service(service, old, settings or config())
+    assert caught.value.code == 400
+    return caught.value.message
+
+
+def test_a_bare_service_gets_knatives_defaults() -> None:
+    made = defaulted(ksvc())
+    spec = made["spec"]["template"]["spec"]
+    assert spec["timeoutSeconds"] == 300
+    assert spec["containerConcurrency"] == 0
+    assert spec["enableServiceLinks"] is False
+    assert "responseStartTimeoutSeconds" not in spec
+    container = spec["containers"][0]
+    assert container["name"] == "user-container"
+    assert container["readinessProbe"] == {"tcpSocket": {"port": 0}, "successThreshold": 1}
+    assert made["spec"]["traffic"] == [{"percent": 100, "latestRevision": True}]
+    assert made["metadata"]["annotations"]["serving.knative.dev/creator"] == "alice"
+    validation.service(made, None, config())
+
+
+def test_defaulting_twice_changes_nothing() -> None:
+    once = defaulted(ksvc())
+    assert defaulted(once, once) == once
+
+
+def test_several_containers_are_numbered() -> None:
+    service = ksvc(ports=[{"containerPort": 8080}])
+    service["spec"]["template"]["spec"]["containers"].append({"image": "sidecar"})
+    names = [one["name"] for one in defaulted(service)["spec"]["template"]["spec"]["containers"]]
+    assert names == ["user-container-0", "user-container-1"]
+
+
+def test_a_named_template_stays_as_it_was() -> None:
+    old = defaulted(ksvc())
+    old["spec"]["template"]["metadata"] = {"name": "hello-one"}
+    del old["spec"]["template"]["spec"]["timeoutSeconds"]
+    assert "timeoutSeconds" not in defaulted(old, old)["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("traffic", "text"),
+    [
+        ([{"percent": 50, "latestRevision": True}], "Traffic targets sum to 50, want 100"),
+        ([{"percent": 101, "latestRevision": True}], "expected 0 <= 101 <= 100"),
+        (
+            [{"percent": 50, "latestRevision": True, "tag": "a"}, {"percent": 50, "revisionName": "r", "tag": "a"}],
+            'Multiple definitions for "a"',
+        ),
+        ([{"percent": 100, "configurationName": "x"}], "must not set the field(s): spec.traffic[0].configurationName"),
+        ([{"percent": 100, "revisionName": "r", "latestRevision": True}], "invalid value: true"),
+        (
+            [{"percent": 100, "latestRevision": True, "url": "http://x"}],
+            "must not set the field(s): spec.traffic[0].url",
+        ),
+    ],
+)
+def test_traffic_is_checked(traffic: list[dict[str, Any]], text: str) -> None:
+    service = defaulted(ksvc())
+    service["spec"]["traffic"] = traffic
+    assert text in refusal(service)
+
+
+@pytest.mark.parametrize(
+    ("container", "text"),
+    [
+        ({"image": ""}, "missing field(s)"),
+        ({"name": "queue-proxy"}, '"queue-proxy" is a reserved container name'),
+        ({"env": [{"name": "PORT", "value": "1"}]}, '"PORT" is a reserved environment variable'),
+        ({"ports": [{"containerPort": 8012}]}, "8012 is a reserved port"),
+        ({"ports": [{"containerPort": 80, "name": "web"}]}, "Port name web is not allowed"),
+        ({"ports": [{"containerPort": 80}, {"containerPort": 81}]}, "more than one container port is set"),
+        ({"lifecycle": {"preStop": {}}}, "must not set the field(s)"),
+        ({"volumeMounts": [{"name": "v", "mountPath": "/dev"}]}, 'mountPath "/dev" is a reserved path'),
+    ],
+)
+def test_containers_are_checked(container: dict[str, Any], text: str) -> None:
+    service = defaulted(ksvc())
+    service["spec"]["template"]["spec"]["containers"][0].update(container)
+    assert text in refusal(service)
+
+
+def test_a_pod_field_needs_its_flag() -> None:
+    service = defaulted(ksvc())
+    service["spec"]["template"]["spec"]["nodeSelector"] = {"a": "b"}
+    assert "must not set the field(s): spec.template.spec.nodeSelector" in refusal(service)
+    validation.service(service, None, config(config_features={"kubernetes.podspec-nodeselector": "enabled"}))
+
+
+def test_autoscaling_annotations_belong_to_the_template() -> None:
+    service = defaulted(ksvc())
+    service["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"] = "1"
+    assert "autoscaling annotations must be put under spec.template" in refusal(service)
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "0.001"])
+def test_bad_autoscaling_values_are_refused(value: str) -> None:
+    service = defaulted(ksvc())
+    service["spec"]["template"]["metadata"] = {"annotations": {"autoscaling.knative.dev/target": value}}
+    assert "autoscaling.knative.dev/target" in refusal(service)
+
+
+def test_a_template_name_must_carry_the_services() -> None:
+    service = defaulted(ksvc())
+    service["spec"]["template"]["metadata"] = {"name": "other-one"}
+    assert 'must have prefix "hello-"' in refusal(service)
+
+
+def test_a_template_cannot_change_under_its_name() -> None:
+    old = defaulted(ksvc())
+    old["spec"]["template"]["metadata"] = {"name": "hello-one"}
+    new = copy(old)
+    new["spec"]["template"]["spec"]["containers"][0]["image"] = "changed"
+    assert "Saw the following changes without a name change" in refusal(new, old)
+
+
+def test_timeouts_and_concurrency_have_bounds() -> None:
+    service = defaulted(ksvc())
+    service["spec"]["template"]["spec"]["timeoutSeconds"] = 601
+    assert "expected 0 <= 601 <= 600" in refusal(service)
+    service["spec"]["template"]["spec"] |= {"timeoutSeconds": 10, "containerConcurrency": 1001}
+    assert "expected 0 <= 1001 <= 1000" in refusal(service)
+
+
+def test_a_revision_never_changes() -> None:
+    old = {"metadata": {"name": "r"}, "spec": {"containers": [{"image": "a"}]}}
+    new = {"metadata": {"name": "r"}, "spec": {"containers": [{"image": "b"}]}}
+    with pytest.raises(ApiError, match="Immutable fields changed"):
+        validation.revision(new, old, config())
+
+
+@pytest.mark.parametrize(
+    ("labels", "domain"), [({}, "example.com"), ({"app": "x"}, "special.com"), ({"app": "y"}, "example.com")]
+)
+def test_the_most_specific_domain_wins(labels: dict[str, str], domain: str) -> None:
+    settings = config(config_domain={"example.com": "", "special.com": "selector:\n  app: x\n"})
+    assert settings.domain(labels) == domain
