@@ -253,3 +253,96 @@ def _run(script: str, *arguments: str, home: Path, **environment: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+WIDGETS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "widgets.kopf.example.com"},
+    "spec": {
+        "group": "kopf.example.com",
+        "scope": "Namespaced",
+        "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "properties": {
+                            "spec": {"type": "object", "properties": {"size": {"type": "integer"}}},
+                            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}
+
+WIDGET_OPERATOR = """
+import kopf
+import kubernetes_asyncio as k
+
+@kopf.on.create("kopf.example.com", "v1", "widgets")
+async def made(spec, name, namespace, body, **_):
+    child = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name + "-child"}}
+    kopf.adopt(child, owner=body)
+    await k.config.load_kube_config()
+    async with k.client.ApiClient() as connection:
+        await k.client.CoreV1Api(connection).create_namespaced_config_map(namespace, child)
+    return {"size": spec["size"]}
+"""
+
+
+def test_kopf_operator_of_a_custom_kind_with_children(
+    shared_platform: Platform, namespace: str, tmp_path: Path
+) -> None:
+    from kubernetes import client, config
+
+    connection = config.new_client_from_config(str(shared_platform.kubeconfig))
+    core, custom = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
+    extensions = client.ApiextensionsV1Api(connection)
+    with contextlib.suppress(client.ApiException):
+        extensions.create_custom_resource_definition(WIDGETS)
+    place = ("kopf.example.com", "v1", namespace, "widgets")
+
+    def until(found: Any) -> Any:
+        for _ in range(200):
+            with contextlib.suppress(client.ApiException):
+                if (value := found()) is not None:
+                    return value
+            time.sleep(0.1)
+        raise AssertionError((tmp_path / "log").read_text()[-3000:])
+
+    until(lambda: custom.list_namespaced_custom_object(*place))
+    (tmp_path / "handlers.py").write_text(WIDGET_OPERATOR)
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "kopf"), "run", "-n", namespace, "--standalone", "handlers.py"],
+        cwd=tmp_path,
+        env={"KUBECONFIG": str(shared_platform.kubeconfig), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        widget = {"apiVersion": "kopf.example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": 3}}
+        custom.create_namespaced_custom_object(*place, widget)
+        status = until(lambda: custom.get_namespaced_custom_object(*place, "w").get("status"))
+        assert status["made"] == {"size": 3}
+        child = core.read_namespaced_config_map("w-child", namespace)
+        assert child.metadata.owner_references[0].kind == "Widget"
+        custom.delete_namespaced_custom_object(*place, "w")
+        until(lambda: True if not _names(core, namespace, "w-child") else None)
+    finally:
+        process.terminate()
+        process.wait(10)
+        log.close()
+
+
+def _names(core: Any, namespace: str, name: str) -> list[str]:
+    found = core.list_namespaced_config_map(namespace, field_selector=f"metadata.name={name}")
+    return [item.metadata.name for item in found.items]
