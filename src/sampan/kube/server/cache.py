@@ -20,8 +20,10 @@ class StoreCache:
         self._types = types
         self._objects: dict[str, tuple[ResourceType, Object]] = {}
         self._generations: dict[str, int] = {}
-        self._lists: dict[tuple[str, ResourceType], tuple[int, list[Object]]] = {}
+        self._lists: dict[str, dict[tuple[str, ResourceType], list[Object]]] = {}
+        """By collection, then by what was asked for; a change of the collection drops all of its lists."""
         self._unsubscribe = store.subscribe("/registry/", self._changed)
+        types.on_change(self._lists.clear)
 
     def close(self) -> None:
         """Stop following the store."""
@@ -42,12 +44,11 @@ class StoreCache:
         if type is None:
             return []
         prefix = type.prefix(namespace if type.namespaced else None)
-        generation = self._generations.get(type.prefix(), 0)
-        kept = self._lists.get((prefix, type))
-        if kept is not None and kept[0] == generation:
-            return kept[1]
-        found = [self._decoded(type, entry.key, entry.value) for entry in self._store.range(prefix)]
-        self._lists[prefix, type] = (generation, found)
+        lists = self._lists.setdefault(type.prefix(), {})
+        found = lists.get((prefix, type))
+        if found is None:
+            found = [self._decoded(type, entry.key, entry.value) for entry in self._store.range(prefix)]
+            lists[prefix, type] = found
         return found
 
     def generation(self, resource: Resource) -> int:
@@ -69,3 +70,4 @@ class StoreCache:
         end = change.key.index("/", change.key.index("/", len("/registry/")) + 1) + 1
         prefix = change.key[:end]
         self._generations[prefix] = self._generations.get(prefix, 0) + 1
+        self._lists.pop(prefix, None)
