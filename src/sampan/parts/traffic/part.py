@@ -82,7 +82,7 @@ class TrafficPart(Part[TrafficSettings]):
         )
         internal = context.listeners.choose("gateway.internal", settings.internal_port)
         context.listeners.record("gateway.internal", settings.host, internal)
-        plane = self._plane = DataPlane(directory / "gate.sock", (settings.host, internal))
+        plane = self._plane = DataPlane(context.sockets / "traffic-gate.sock", (settings.host, internal))
         self._control_plane = ControlPlane(
             self._envoy.xds_socket,
             context.clock,
