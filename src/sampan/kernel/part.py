@@ -129,13 +129,15 @@ class Part(ABC, Generic[S]):
     """One capability with the platform's life cycle.
 
     Class attributes declare it: ``name`` (also its settings section and folder), ``needs`` (parts that must be ready
-    before it starts), ``settings_type``, and ``own_process`` (it asks for a process of its own; it then reaches kube over
-    HTTP and shares nothing else). ``remote`` names (``module:function``) an ``async def (context: PartContext) -> None`` that
+    before it starts), ``wants`` (parts it does without, but waits for like its needs where they run too),
+    ``settings_type``, and ``own_process`` (it asks for a process of its own; it then reaches kube over HTTP and shares
+    nothing else). ``remote`` names (``module:function``) an ``async def (context: PartContext) -> None`` that
     other processes call to ``context.provide`` there what this part provides in its own, over the network.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    wants: ClassVar[tuple[str, ...]] = ()
     settings_type: ClassVar[type[PartSettings]] = PartSettings
     own_process: ClassVar[bool] = False
     remote: ClassVar[str] = ""

@@ -314,14 +314,19 @@ class Platform:
         self._write_state()
 
     def _link(self, around: Surroundings, raw: Mapping[str, Section]) -> None:
+        needs = {
+            name: [*part.needs, *(want for want in part.wants if want in self._chosen)]
+            for name, part in self._chosen.items()
+        }
         for name, part in self._chosen.items():
             if part.own_process and not self._one_process:
-                remotes = [self._chosen[need].remote for need in closure(self._chosen, part.needs)]
+                remotes = [self._chosen[need].remote for need in closure(self._chosen, needs[name])]
                 run: Run = ProcessRun(around, part, raw[name], [remote for remote in remotes if remote])
             else:
                 run = LocalRun(around, part, raw[name])
-            run.needs = [self._runs[need] for need in part.needs]
             self._runs[name] = run
+        for name, run in self._runs.items():
+            run.needs = [self._runs[need] for need in needs[name]]
             if isinstance(run, LocalRun):
                 for need in run.needs:
                     need.dependents.append(run)
