@@ -31,6 +31,10 @@ SWITCH_INTERVAL = 0.0005
 """Seconds the loop's thread may keep the interpreter while the log's thread waits for it to report a finished fsync."""
 
 
+MIRROR_RETRY = 5.0
+"""Seconds until the API server is asked again after it refused the part's kinds."""
+
+
 class MessagingSettings(PartSettings):
     """Settings of the broker."""
 
@@ -74,6 +78,7 @@ class MessagingPart(Part[MessagingSettings]):
 
     name: ClassVar[str] = "messaging"
     settings_type = MessagingSettings
+    wants: ClassVar[tuple[str, ...]] = ("kubernetes",)
     own_process: ClassVar[bool] = True
 
     _core: Core | None = None
@@ -134,6 +139,30 @@ class MessagingPart(Part[MessagingSettings]):
         from sampan.parts.messaging.metrics import BrokerMetrics
 
         context.metrics.register(BrokerMetrics(core, self._server))
+        context.tasks.start("mirror", self._mirror(core))
+
+    async def _mirror(self, core: Core) -> None:
+        """Where Kubernetes is beside us, show topics and groups there and take what is declared there."""
+        from sampan.kube.client import Client
+        from sampan.kube.control.controller import ControlContext
+
+        control = self.context.find(ControlContext)
+        if control is None:
+            return
+        from sampan.kube.control.definitions import install
+        from sampan.kube.status import ApiError
+        from sampan.parts.messaging.control.mirror import GroupMirror, TopicMirror
+        from sampan.parts.messaging.resources import definitions
+
+        while True:
+            try:
+                await install(self.context.get(Client), definitions())
+                break
+            except ApiError as error:  # the broker serves without its objects; nobody's messages wait for them
+                self.context.log.warning("the kinds of messaging cannot be defined yet: %s", error)
+                await self.context.clock.sleep(MIRROR_RETRY)
+        for mirror in (TopicMirror(control, core), GroupMirror(control, core)):
+            await mirror.start()
 
     async def drain(self) -> None:
         """Answer what is under way; parked receive calls end with the connections."""

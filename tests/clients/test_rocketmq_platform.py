@@ -1,0 +1,135 @@
+"""Messaging as a part of the platform: the command line, Kubernetes objects both ways, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sampan.testing
+from sampan.parts.messaging import MessagingClient
+
+KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
+TOPIC = """
+apiVersion: messaging.sampan.dev/v1
+kind: Topic
+metadata: {name: orders}
+spec: {type: FIFO, queues: 3}
+---
+apiVersion: messaging.sampan.dev/v1
+kind: ConsumerGroup
+metadata: {name: billing}
+spec: {name: Billing_Group, maxRetries: 3, backoff: {delays: [1s, 2m]}}
+"""
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    for _ in range(200):
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come about")
+
+
+@pytest.mark.parametrize("one_process", [True, False])
+def test_objects_and_the_broker_mirror_each_other(tmp_path: Path, one_process: bool) -> None:
+    with sampan.testing.Platform(
+        only=["kubernetes", "messaging"], data_dir=tmp_path / "data", one_process=one_process
+    ) as platform:
+        address = platform.address("messaging.grpc")
+
+        def kubectl(*arguments: str, stdin: str = "") -> Any:
+            command = [str(KUBECTL), "--kubeconfig", str(platform.kubeconfig), "--cache-dir", str(tmp_path / "cache")]
+            done = subprocess.run([*command, *arguments], capture_output=True, text=True, input=stdin)
+            return json.loads(done.stdout) if done.returncode == 0 and "json" in arguments else done.returncode == 0
+
+        def operate(operation: str, **arguments: Any) -> Any:
+            async def call() -> Any:
+                async with MessagingClient(address) as client:
+                    return await client.operate(operation, **arguments)
+
+            return asyncio.run(call())
+
+        def found(plural: str, name: str) -> Any:
+            return kubectl("get", plural, name, "-o", "json")
+
+        eventually(lambda: kubectl("apply", "-f", "-", stdin=TOPIC))
+        [row] = eventually(lambda: [row for row in operate("topics") if row["topic"] == "orders"])
+        assert (row["type"], row["queues"]) == ("FIFO", 3)
+        [row] = eventually(lambda: [row for row in operate("groups") if row["group"] == "Billing_Group"])
+        assert row["max_retries"] == 3
+
+        operate("send", topic="On_Demand", body="x")
+        [made] = eventually(
+            lambda: [
+                one for one in kubectl("get", "topics", "-o", "json")["items"] if one["spec"].get("name") == "On_Demand"
+            ]
+        )
+        status = eventually(lambda: found("topics", made["metadata"]["name"]).get("status"))
+        assert status["conditions"][0]["status"] == "True"
+        assert len(status["queues"]) == 8
+
+        kubectl("delete", "topic", "orders")
+        eventually(lambda: not [row for row in operate("topics") if row["topic"] == "orders"])
+        operate("delete_topic", name="On_Demand")
+        eventually(lambda: not found("topics", made["metadata"]["name"]))
+
+
+def test_the_command_line_sends_consumes_and_tells(tmp_path: Path) -> None:
+    environment = {**os.environ, "SAMPAN_DATA_DIR": str(tmp_path)}
+
+    def command(*arguments: str, check: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "sampan", *arguments], capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    command("up", "--only", "messaging", "--ports", "auto", "--detach")
+    try:
+        identifier = command("mq", "send", "orders", "hello", "--tag", "a", "--key", "k-1", "--property", "x=1").strip()
+        assert "hello" in command("mq", "peek", "orders")
+        assert json.loads(command("mq", "consume", "orders", "-n", "1", "--json"))["id"] == identifier
+        rows = json.loads(command("mq", "lag", "sampan-mq", "--json"))
+        assert [row["lag"] for row in rows] == [0] * 8
+        assert "acknowledged" in command("mq", "trace", "k-1")
+        assert "orders" in command("mq", "reset", "sampan-mq", "orders", "--to", "earliest")
+        assert "attempt=1" in command("mq", "consume", "orders", "-n", "1")
+        assert "no message has" in command("mq", "trace", "nothing", check=False)
+        assert "does not exist" in command("mq", "lag", "nobody", check=False)
+    finally:
+        command("down")
+
+
+@pytest.mark.sampan(only=["messaging"])
+def test_metrics_carry_the_reference_names(platform: sampan.testing.Platform) -> None:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from sampan.parts.messaging.metrics import BrokerMetrics
+
+    address = platform.address("messaging.grpc")
+
+    async def use() -> None:
+        async with MessagingClient(address) as client:
+            await client.send("t", b"x")
+            await client.receive("g", "t")
+
+    asyncio.run(use())
+    part = platform.kernel._runs["messaging"].part
+    registry = CollectorRegistry()
+    registry.register(BrokerMetrics(part._core, part._server))
+    text = platform.call(lambda: generate_latest(registry).decode())
+    assert "rocketmq_messages_in_total{" in text
+    assert "rocketmq_consumer_lag_messages{" in text
+    assert 'consumer_group="g"' in text
+    assert "rocketmq_consumer_inflight_messages" in text
+    assert "rocketmq_storage_size" in text
