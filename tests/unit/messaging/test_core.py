@@ -391,3 +391,10 @@ async def test_deleting_a_topic_forgets_its_messages_and_progress(tmp_path: Path
     async with started(tmp_path, clock) as bench:
         await bench.jump(31)
         assert await bench.bodies("t") == [b"new"]
+
+
+async def test_a_response_is_bounded_in_bytes(bench: Bench) -> None:
+    bench.core.broker.create_topic(TopicConfig("t", queues=1))
+    for _ in range(4):
+        await bench.send("t", bytes(3 << 20))
+    assert [len(await bench.receive("t")) for _ in range(3)] == [2, 2, 0]

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SCAN_LIMIT = 4096
 """Messages one step of a poll may read past."""
 SCAN_CHUNK = 256
+RESPONSE_BYTES = 8 << 20
+"""New messages beyond the first are left for the next call once a response would exceed this."""
 RETRY_TURN = 5
 """One receive in so many looks at what is to be redelivered first."""
 RELEASE_MS = 1_000
@@ -230,9 +232,9 @@ class Consumption:
             queues = queues[turn:] + queues[:turn]
         taken: list[Delivery] = []
         retries_first = progress.ordered or first % RETRY_TURN == 0
-        budget = [SCAN_LIMIT]
+        budget = [SCAN_LIMIT, RESPONSE_BYTES]
         for queue in queues:
-            if len(taken) >= poll.batch or budget[0] <= 0 or poll.cold:
+            if len(taken) >= poll.batch or min(budget) <= 0 or poll.cold:
                 break
             if retries_first:
                 self._take_again(poll, progress, queue, terms, taken)
@@ -268,7 +270,7 @@ class Consumption:
         wanted, read_all = poll.filter, poll.filter.needs_properties or progress.ordered
         leased: list[Held] = []
         before = found.next
-        while len(taken) < poll.batch and found.next < queue.maximum and budget[0] > 0:
+        while len(taken) < poll.batch and found.next < queue.maximum and min(budget) > 0:
             room = min(limit - len(found.held), DEFERRED_LIMIT - found.deferred)
             if room <= 0:
                 break
@@ -278,7 +280,7 @@ class Consumption:
                 log.error("the index of %s queue %d lacks offset %d", poll.topic.name, queue.id, found.next)
                 break
             for offset, position, size, tag_code in entries:
-                if len(taken) >= poll.batch or room <= 0:
+                if len(taken) >= poll.batch or room <= 0 or (taken and budget[1] < size):
                     break
                 budget[0] -= 1
                 if not wanted.maybe(tag_code):
@@ -300,9 +302,10 @@ class Consumption:
                 if held is not None:
                     leased.append(held)
                     taken.append(self._delivery(held, terms, data))
+                    budget[1] -= size
                 else:
                     leased.append(found.held[offset])
-            if poll.cold:
+            if poll.cold or (taken and found.next <= entries[-1].offset):
                 break
         if found.next != before:
             self._journal_lease(poll, queue.id, found.next, terms, leased)

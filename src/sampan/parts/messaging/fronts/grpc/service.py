@@ -35,7 +35,6 @@ from sampan.proto import messaging_pb2 as pb
 log = logging.getLogger(__name__)
 
 SERVICE = "/apache.rocketmq.v2.MessagingService/"
-RESPONSE_BYTES = 8 << 20
 R = TypeVar("R")
 
 
