@@ -157,7 +157,7 @@ class KubePart(Part[KubeSettings]):
         from sampan.kube.access.bootstrap import reconcile
         from sampan.kube.client.inprocess import InProcessClient
         from sampan.kube.controllers import builtin_controllers
-        from sampan.kube.server.boot import boot
+        from sampan.kube.server.boot import boot, keep
 
         assert self._server is not None
         assert self._listener is not None
@@ -171,6 +171,8 @@ class KubePart(Part[KubeSettings]):
         await self._server.start(self._listener, tls)
         pem = self.context.authority.certificate_pem.decode()
         await boot(self._server.api, _reached(host), port, pem)
+        api, reached = self._server.api, _reached(host)
+        self.context.tasks.keep("own service", lambda: keep(api, reached, port))
         await reconcile(self._cache, InProcessClient(self._server.api, APISERVER))
         controllers = builtin_controllers(
             self._control,

@@ -24,6 +24,7 @@ from sampan.kube.server.call import Call
 from sampan.kube.server.options import WriteOptions
 from sampan.kube.server.verbs import Api
 from sampan.kube.status import ApiError
+from sampan.kube.store.interface import Change
 
 NAMESPACE_NAMES = ("default", "kube-system", "kube-public", "kube-node-lease")
 DNS_INDEX = 10
@@ -111,6 +112,31 @@ async def boot(api: Api, address: str, port: int, authority: str = "") -> None:
         service["spec"]["ports"][0]["targetPort"] = port
         service["metadata"].pop("resourceVersion")
         await api.update(_call(api, SERVICES, service), service)
+
+
+async def keep(api: Api, address: str, port: int) -> None:
+    """Make the API server's own Service and its endpoints again whenever somebody deletes them; runs until cancelled.
+
+    Raises:
+        ApiError: the store refuses a write.
+    """
+    gone = asyncio.Event()
+
+    def changed(change: Change) -> None:
+        if change.deleted:
+            gone.set()
+
+    resources = (SERVICES, ENDPOINTS, ENDPOINT_SLICES)
+    keys = [api.type_of(resource).key("default", "kubernetes") for resource in resources]
+    unsubscribe = [api.store.subscribe(key, changed) for key in keys]
+    try:
+        while True:
+            await gone.wait()
+            gone.clear()
+            await boot(api, address, port)
+    finally:
+        for stop in unsubscribe:
+            stop()
 
 
 def _call(api: Api, resource: Resource, obj: Object) -> Call:
