@@ -128,12 +128,14 @@ class TrafficPart(Part[TrafficSettings]):
             _log_access(batch)
 
     def status(self) -> dict[str, Any]:
-        return {
-            "envoy": {"pid": self._envoy.pid, "restarts": self._envoy.restarts},
-            "connections": self._control_plane.connections,
-            "published": self._publisher.generation,
-            "rejected": {f"{kind}/{name}": why for (kind, name), (_, why) in self._control_plane.rejected().items()},
-        }
+        facts: dict[str, Any] = {"envoy": self._envoy.pid, "published": self._publisher.generation}
+        if self._envoy.restarts:
+            facts["envoy_restarts"] = self._envoy.restarts
+        if not self._control_plane.connections:
+            facts["connected"] = False
+        for (kind, name), (_, why) in self._control_plane.rejected().items():
+            facts[f"rejected {kind.rpartition('.')[2]} {name}"] = why
+        return facts
 
 
 def _class(api_version: str, kind: str, field: str, controller: str) -> dict[str, Any]:
