@@ -1,0 +1,1 @@
+"""What listens: the HTTP ingress of brokers, channels and sinks."""
