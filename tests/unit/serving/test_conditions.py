@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sampan.parts.serving.conditions import ConditionSet, is_ready
+from sampan.kube.control.conditions import ConditionSet, is_ready
 from sampan.parts.serving.configmaps import GarbageSettings
 from sampan.parts.serving.control.configuration import stale
 

@@ -276,7 +276,7 @@ def _messaging() -> list[Object]:
 def _flows() -> list[Object]:
     step = _object(ref=REFERENCE, uri=STRING, CACerts=STRING, audience=STRING, delivery=DELIVERY)
     branch = _object(filter=DESTINATION, subscriber=DESTINATION, reply=DESTINATION, delivery=DELIVERY)
-    ready = _object(**{"type": STRING, "status": STRING, "reason": STRING, "message": STRING})
+    ready = _object(type=STRING, status=STRING, reason=STRING, message=STRING)
     ready["x-kubernetes-preserve-unknown-fields"] = True
     channel, subscription = (
         _object(channel=REFERENCE, ready=ready),

@@ -19,12 +19,12 @@ from pathlib import Path
 from aiohttp import web
 
 from sampan.kube.client.resources import PODS
+from sampan.kube.control.conditions import condition
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.serving import keys
 from sampan.parts.serving.activator.throttle import QueueFullError, Slot, Throttle
 from sampan.parts.serving.autoscaling.scaler import Scaler
-from sampan.parts.serving.conditions import condition
 from sampan.parts.serving.control.revision import user_port
 from sampan.parts.serving.resources import REVISIONS
 from sampan.parts.traffic import DataPlane

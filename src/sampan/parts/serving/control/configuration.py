@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from sampan.kube.control.conditions import ConditionSet, condition, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source
 from sampan.kube.objects import Key, Object, controller_of, copy, dig, owner_reference
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys, names
-from sampan.parts.serving.conditions import ConditionSet, condition, is_ready
 from sampan.parts.serving.configmaps import Config, GarbageSettings
 from sampan.parts.serving.resources import CONFIGURATIONS, REVISIONS
 

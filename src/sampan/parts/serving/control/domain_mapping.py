@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
+from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
-from sampan.parts.serving.conditions import ConditionSet
 from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config
-from sampan.parts.serving.control.owned import NotOwnedError, ensure
 from sampan.parts.serving.resources import CLUSTER_DOMAIN_CLAIMS, DOMAIN_MAPPINGS, INGRESSES, ROUTES, SERVICES
 
 

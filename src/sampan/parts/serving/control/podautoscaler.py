@@ -10,17 +10,17 @@ import math
 from datetime import datetime
 
 from sampan.kube.client.resources import DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
+from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.control.owned import ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.kpa import Decision, activators, within_bounds
 from sampan.parts.serving.autoscaling.scaler import TICK, Scaler
 from sampan.parts.serving.autoscaling.settings import RevisionSettings
-from sampan.parts.serving.conditions import ConditionSet, condition
 from sampan.parts.serving.configmaps import Config
-from sampan.parts.serving.control.owned import ensure
 from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES
 
 ACTIVATION_GRACE = 30.0

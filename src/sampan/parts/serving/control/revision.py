@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from sampan.kube.client.resources import DEPLOYMENTS, PODS
+from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import duration
-from sampan.parts.serving.conditions import ConditionSet, condition
 from sampan.parts.serving.configmaps import Config
-from sampan.parts.serving.control.owned import NotOwnedError, ensure
 from sampan.parts.serving.resources import IMAGES, POD_AUTOSCALERS, REVISIONS
 
 USER_PORT = "user-port"

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
+from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Informer, Owns, Source, Watches
+from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, Resource, copy, dig
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling.settings import duration
-from sampan.parts.serving.conditions import ConditionSet, condition
 from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config
-from sampan.parts.serving.control.owned import NotOwnedError, ensure, inherited
+from sampan.parts.serving.control.inheritance import inherited
 from sampan.parts.serving.resources import CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
 from sampan.parts.serving.rollouts import ConfigurationRollout, RevisionShare, Rollout, advance, observe
 

@@ -8,12 +8,12 @@ both modes.
 from __future__ import annotations
 
 from sampan.kube.client.resources import ENDPOINT_SLICES, SERVICES
+from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.controller import Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
+from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys, names
-from sampan.parts.serving.conditions import ConditionSet
-from sampan.parts.serving.control.owned import NotOwnedError, ensure
 from sampan.parts.serving.control.revision import user_port
 from sampan.parts.serving.resources import REVISIONS, SERVERLESS_SERVICES
 

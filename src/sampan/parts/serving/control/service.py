@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import Controller
 from sampan.kube.control.interface import For, Owns, Source
+from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys
-from sampan.parts.serving.conditions import ConditionSet, condition
-from sampan.parts.serving.control.owned import NotOwnedError, ensure, inherited
+from sampan.parts.serving.control.inheritance import inherited
 from sampan.parts.serving.resources import CONFIGURATIONS, ROUTES, SERVICES
 
 OUT_OF_DATE = "The {} is still working to reflect the latest desired specification."

@@ -1,28 +1,20 @@
-"""Creating and updating what a Serving object owns."""
+"""Creating and updating what an object owns, with no write where nothing differs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from sampan.kernel.errors import SampanError
 from sampan.kube.control.controller import Controller
 from sampan.kube.objects import Key, Object, Resource, controller_of, copy, owner_reference
 from sampan.kube.status import ApiError
-from sampan.parts.serving import keys
-
-_NOT_INHERITED = ("kubectl.kubernetes.io/last-applied-configuration", keys.ROUTES)
 
 
-class NotOwnedError(Exception):
+class NotOwnedError(SampanError):
     """An object of the wanted name belongs to somebody else."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f'There is an existing {kind} "{name}" that we do not own.')
-
-
-def inherited(annotations: Mapping[str, str] | None) -> dict[str, str]:
-    """Annotations a child takes over from its parent."""
-    return {key: value for key, value in (annotations or {}).items() if key not in _NOT_INHERITED}
 
 
 async def ensure(
