@@ -73,9 +73,13 @@ def describe(status: dict[str, Any]) -> list[str]:
         restarts = f"  {part['restarts']} restarts" if part["restarts"] else ""
         error = f"  {part['error']}" if part["error"] and part["state"] != "ready" else ""
         coloured = click.style(f"{part['state']:<9}", fg=COLOURS.get(part["state"]))
-        facts = "  ".join(f"{name}={value}" for name, value in part["facts"].items())
+        facts = "  ".join(f"{name}={value}" for name, value in part["facts"].items() if name != "urls")
         lines.append(f"  {part['name']:<16} {coloured} process {part['process']}{restarts}{error}  {facts}".rstrip())
     if status["addresses"]:
         lines.append("listening")
         lines += [f"  {name:<24} {address}" for name, address in status["addresses"].items()]
+    urls = {name: url for part in status["parts"] for name, url in part["facts"].get("urls", {}).items()}
+    if urls:
+        lines.append("applications")
+        lines += [f"  {name:<24} {click.style(url, underline=True)}" for name, url in sorted(urls.items())]
     return lines

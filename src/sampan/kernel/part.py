@@ -166,5 +166,5 @@ class Part(ABC, Generic[S]):
         """Release everything; called once, also after a failed `start`."""
 
     def status(self) -> dict[str, Any]:
-        """Facts for ``sampan status``: short, JSON-compatible."""
+        """Facts for ``sampan status``: short, JSON-compatible. ``urls`` (name to URL) lists applications a person can open."""
         return {}

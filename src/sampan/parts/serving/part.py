@@ -19,7 +19,7 @@ from sampan.kube.client import Client
 from sampan.kube.client.resources import CONFIG_MAPS, ENDPOINT_SLICES, NAMESPACES, SERVICES
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
-from sampan.kube.objects import Key, Object, Resource
+from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.kube.status import ApiError
 from sampan.parts.serving.activator.gate import Gate
 from sampan.parts.serving.admission import ServingAdmission
@@ -32,7 +32,7 @@ from sampan.parts.serving.control.route import RouteController
 from sampan.parts.serving.control.serverless_service import ServerlessServiceController
 from sampan.parts.serving.control.service import ServiceController
 from sampan.parts.serving.definitions import all_definitions
-from sampan.parts.serving.resources import SYSTEM_NAMESPACE
+from sampan.parts.serving.resources import ROUTES, SYSTEM_NAMESPACE
 from sampan.parts.traffic import ClusterLoad, DataPlane
 
 
@@ -120,7 +120,11 @@ class ServingPart(Part[ServingSettings]):
         await client.apply(ENDPOINT_SLICES, endpoint_slice, field_manager="sampan", force=True)
 
     def status(self) -> dict[str, Any]:
-        return self._gate.status()
+        gateway = self.context.listeners.address("gateway")
+        port = "" if gateway is None or gateway[1] == 80 else f":{gateway[1]}"
+        routes = self.context.get(ControlContext).informers.informer(ROUTES).objects()
+        urls = {str(Key.of(one)): f"{url}{port}" for one in routes if (url := dig(one, "status", "url"))}
+        return {**self._gate.status(), **({"urls": urls} if urls else {})}
 
 
 def _config_map(name: str, data: Mapping[str, str]) -> Object:

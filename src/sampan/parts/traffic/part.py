@@ -135,7 +135,23 @@ class TrafficPart(Part[TrafficSettings]):
             facts["connected"] = False
         for (kind, name), (_, why) in self._control_plane.rejected().items():
             facts[f"rejected {kind.rpartition('.')[2]} {name}"] = why
-        return facts
+        urls = self._urls()
+        return {**facts, **({"urls": urls} if urls else {})}
+
+    def _urls(self) -> dict[str, str]:
+        """Where Ingresses can be opened: those with hosts of their own, or any on the gateway itself."""
+        address = self.context.listeners.address("gateway")
+        if address is None:
+            return {}
+        host, port = address
+        suffix = "" if port == 80 else f":{port}"
+        found = {}
+        for one in self.context.get(ControlContext).informers.informer(core.INGRESSES).objects():
+            hosts = [rule["host"] for rule in one["spec"].get("rules") or () if rule.get("host")]
+            found[f"{one['metadata']['namespace']}/{one['metadata']['name']}"] = (
+                f"http://{(hosts or [host])[0]}{suffix}"
+            )
+        return found
 
 
 def _class(api_version: str, kind: str, field: str, controller: str) -> dict[str, Any]:
