@@ -8,6 +8,7 @@ from __future__ import annotations
 PARTS: dict[str, str] = {
     "kubernetes": "sampan.kube.part:KubePart",
     "serving": "sampan.parts.serving.part:ServingPart",
+    "network": "sampan.parts.network.part:NetworkPart",
     "traffic": "sampan.parts.traffic.part:TrafficPart",
     "messaging": "sampan.parts.messaging.part:MessagingPart",
     "workloads": "sampan.parts.workloads.part:WorkloadsPart",

@@ -1,0 +1,1 @@
+"""Services, cluster DNS and NetworkPolicy: how pods find and reach each other by name."""
