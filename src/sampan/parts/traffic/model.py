@@ -205,7 +205,9 @@ class Listener:
     targets: dict[str, tuple[Target, ...]] = field(default_factory=dict)
     """For TLS (by server name), TCP and UDP (under ``""``): where connections go."""
     client_ca: bytes | None = None
-    """Demand client certificates signed by this authority."""
+    """Ask for client certificates signed by this authority."""
+    client_required: bool = True
+    """False: a missing or invalid client certificate is let through."""
 
     def host(self, domain: str) -> Host:
         """The host entry of a domain, made on first use."""

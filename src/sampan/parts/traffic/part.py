@@ -7,11 +7,13 @@ Envoy running. Envoy survives the platform's core; only a stop that was asked fo
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Annotated, Any
 
 import msgspec
 
+from sampan.kernel.errors import PortTakenError
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import resources as core
 from sampan.kube.client.interface import Client
@@ -23,9 +25,11 @@ from sampan.parts.traffic.control.publisher import Publisher
 from sampan.parts.traffic.dataplane import DataPlane
 from sampan.parts.traffic.envoy.gate import SLOT_LOG
 from sampan.parts.traffic.envoy.process import Envoy
+from sampan.parts.traffic.places import Places, low_ports
 from sampan.parts.traffic.sources import gateway_api, ingress
 from sampan.parts.traffic.xds.server import ControlPlane
 
+log = logging.getLogger(__name__)
 access_log = logging.getLogger("sampan.traffic.access")
 
 
@@ -97,18 +101,33 @@ class TrafficPart(Part[TrafficSettings]):
         context.listeners.record("gateway", settings.host, http)
         context.listeners.record("gateway.tls", settings.host, https)
 
-        def port_map(port: int) -> int:
-            return {80: http, 443: https}.get(port, port)
+        ports: dict[tuple[int, bool], int | None] = {(80, False): http, (443, False): https}
 
+        def shared_port(port: int, udp: bool) -> int | None:
+            if (port, udp) not in ports:
+                ports[port, udp] = self._share(port, udp)
+            return ports[port, udp]
+
+        free = await asyncio.to_thread(low_ports)
+        places = Places(settings.host, str(context.root), shared_port, low_ports=free)
         shared = context.get(ControlContext)
         control = ControlContext(shared.client, shared.informers, shared.clock, context.tasks)
-        self._publisher = Publisher(
-            control, self._control_plane, settings.host, http, https, port_map, plane.gate_socket, internal
-        )
+        self._publisher = Publisher(control, self._control_plane, places, http, https, plane.gate_socket, internal)
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)
         await self._publisher.start()
         await self._envoy.start(context.tasks)
+
+    def _share(self, port: int, udp: bool) -> int | None:
+        """The shared address's port for one that Gateways name, if it is free."""
+        name = f"gateway.{port}{'.udp' if udp else ''}"
+        try:
+            chosen = self.context.listeners.choose(name, port)
+        except PortTakenError as error:
+            log.warning("port %d is served on the Gateways' own addresses only: %s", port, error)
+            return None
+        self.context.listeners.record(name, self.context.settings.host, chosen)
+        return chosen
 
     async def ready(self) -> None:
         await self._publisher.published()

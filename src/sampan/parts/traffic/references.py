@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -15,6 +15,8 @@ from sampan.parts.traffic.model import Backend, Certificate, UpstreamTls
 from sampan.parts.traffic.world import World
 
 GROUP = "gateway.networking.k8s.io"
+
+Stream = Literal["TCP", "UDP"]
 
 
 class Problem(NamedTuple):
@@ -61,9 +63,9 @@ class Backends:
         self.policies = TlsPolicies(world)
 
     def resolve(
-        self, origin: Origin, reference: Mapping[str, Any], *, grpc: bool = False, tcp: bool = False
+        self, origin: Origin, reference: Mapping[str, Any], *, grpc: bool = False, stream: Stream | None = None
     ) -> str | Problem:
-        """The cluster name behind a backendRef, or why there is none."""
+        """The cluster name behind a backendRef, or why there is none. ``stream``: for connections or datagrams as they are."""
         group, kind = reference.get("group") or "", reference.get("kind") or "Service"
         key = Key(reference.get("namespace") or origin.namespace, reference["name"])
         if (group, kind) != ("", "Service"):
@@ -72,20 +74,20 @@ class Backends:
             return Problem("RefNotPermitted", f"Service {key} may not be referred to from namespace {origin.namespace}")
         if reference.get("port") is None:
             return Problem("BackendNotFound", f"a reference to Service {key} needs a port")
-        port = self._world.service_port(key, reference["port"])
+        port = self._world.service_port(key, reference["port"], stream or "TCP")
         if port is None:
             what = f"port {reference['port']} of Service {key}" if key in self._world.services else f"Service {key}"
             return Problem("BackendNotFound", f"{what} does not exist")
-        return self.cluster(key, port, grpc=grpc, tcp=tcp)
+        return self.cluster(key, port, grpc=grpc, stream=stream)
 
-    def cluster(self, service: Key, port: Object, *, grpc: bool = False, tcp: bool = False) -> str:
+    def cluster(self, service: Key, port: Object, *, grpc: bool = False, stream: Stream | None = None) -> str:
         """The cluster of a Service port; one per protocol it is spoken to in."""
-        protocol = "tcp" if tcp else _protocol(port, grpc=grpc)
+        protocol = "tcp" if stream else _protocol(port, grpc=grpc)
         number = port["port"]
-        suffix = {"http1": "", "h2c": "/h2", "tcp": "/tcp"}[protocol]
+        suffix = f"/{stream.lower()}" if stream else {"http1": "", "h2c": "/h2"}[protocol]
         name = f"{service.namespace}/{service.name}/{number}{suffix}"
         if name not in self.made:
-            tls, broken = self.policies.upstream_tls(service, port) if not tcp else (None, False)
+            tls, broken = self.policies.upstream_tls(service, port) if not stream else (None, False)
             affinity = dig(self._world.services.get(service), "spec", "sessionAffinity") == "ClientIP"
             self.made[name] = Backend(
                 name,

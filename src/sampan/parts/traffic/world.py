@@ -42,11 +42,11 @@ class World:
         labels: Mapping[str, str] = dig(self.namespaces.get(Key("", name)), "metadata", "labels", default={})
         return labels
 
-    def service_port(self, service: Key, port: int | str) -> Object | None:
+    def service_port(self, service: Key, port: int | str, protocol: str = "TCP") -> Object | None:
         """A port of a Service by number or name."""
         found = self.services.get(service)
         for candidate in dig(found, "spec", "ports", default=[]):
-            if port in (candidate["port"], candidate.get("name")):
+            if port in (candidate["port"], candidate.get("name")) and candidate.get("protocol", "TCP") == protocol:
                 result: Object = candidate
                 return result
         return None

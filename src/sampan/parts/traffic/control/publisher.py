@@ -19,9 +19,10 @@ from sampan.kube.status import ApiError
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.envoy.build import Builder
 from sampan.parts.traffic.model import Model
+from sampan.parts.traffic.places import Places
 from sampan.parts.traffic.references import Backends
 from sampan.parts.traffic.sources import ingress, knative
-from sampan.parts.traffic.sources.gateway_api import GatewaySource, PortMap, Statuses
+from sampan.parts.traffic.sources.gateway_api import GatewaySource, Statuses
 from sampan.parts.traffic.world import World
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.server import ControlPlane
@@ -62,20 +63,19 @@ class Publisher:
         self,
         context: ControlContext,
         control_plane: ControlPlane,
-        address: str,
+        places: Places,
         http_port: int,
         https_port: int,
-        port_map: PortMap,
         gate_socket: Path,
         internal_port: int,
     ) -> None:
         self._context = context
         self._control_plane = control_plane
-        self._address = address
+        self._address = places.shared
         self._ports = (http_port, https_port)
         self._internal_port = internal_port
         self._world = World()
-        self._gateways = GatewaySource(address, port_map)
+        self._gateways = GatewaySource(places)
         self._builder = Builder(gate_socket)
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()

@@ -34,6 +34,9 @@ _FROM_CONTROL_PLANE = {"ads": {}, "resourceApiVersion": "V3"}
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
+MISDIRECTED = Rule(Match(EVERYTHING), Respond(421), name="misdirected")
+
+
 class Built:
     """Resources of all listeners."""
 
@@ -41,6 +44,8 @@ class Built:
         self.listeners: list[Resource] = []
         self.routes: list[Resource] = []
         self.secrets: dict[str, Resource] = {}
+        self.known: dict[object, str] = {}
+        """Route configurations by their content."""
 
 
 def build(listeners: Iterable[Listener]) -> Built:
@@ -50,15 +55,22 @@ def build(listeners: Iterable[Listener]) -> Built:
     for listener in listeners:
         by_socket[listener.address, listener.port, listener.protocol == "UDP"].append(listener)
     for (address, port, udp), sharing in sorted(by_socket.items()):
+        # several Gateways may meet on the shared address: the oldest decides what is spoken on a port
+        layer = _layer(sharing[0])
+        sharing = [one for one in sharing if _layer(one) == layer]
         if udp:
-            _add_udp(built, address, port, sharing[0])
-        elif sharing[0].protocol == "TCP":
-            _add_tcp(built, address, port, sharing[0])
-        elif sharing[0].protocol == "HTTP":
+            _add_udp(built, address, port, sharing)
+        elif layer == "TCP":
+            _add_tcp(built, address, port, sharing)
+        elif layer == "HTTP":
             _add_http(built, address, port, sharing)
         else:
             _add_tls(built, address, port, sharing)
     return built
+
+
+def _layer(listener: Listener) -> str:
+    return "TLS" if listener.protocol == "HTTPS" else listener.protocol
 
 
 # -- plain HTTP
@@ -66,27 +78,43 @@ def build(listeners: Iterable[Listener]) -> Built:
 
 def _add_http(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
     name = f"{address}:{port}"
-    hosts = [host for listener in sharing for host in _isolated(listener, sharing)]
-    built.routes.append(Resource.of(name, route_configuration(name, _merged(hosts))))
-    chain = {"filters": [_connection_manager(name, name, tls=False)]}
+    hosts = [host for group in _groups(sharing) for host in _merged(_isolated(group, sharing))]
+    routes_name = _add_routes(built, name, hosts)
+    chain = {"filters": [_connection_manager(name, routes_name, tls=False)]}
     _add_listener(built, name, address, port, [chain])
 
 
-def _isolated(listener: Listener, sharing: Sequence[Listener]) -> list[Host]:
-    """The listener's hosts, without those a more specific listener of the port answers for, and its bare pattern."""
-    rivals = [
-        one.hostname
-        for one in sharing
-        if one is not listener and specificity(one.hostname) > specificity(listener.hostname)
-    ]
+def _add_routes(built: Built, name: str, hosts: list[Host]) -> str:
+    """A route configuration; the name of an equal one where there is one (a lone Gateway's copy on the shared address)."""
+    content = tuple((host.domain, tuple(map(id, host.rules))) for host in hosts)
+    known = built.known.get(content)
+    if known is not None:
+        return known
+    built.known[content] = name
+    built.routes.append(Resource.of(name, route_configuration(name, hosts)))
+    return name
+
+
+def _groups(sharing: Sequence[Listener]) -> list[list[Listener]]:
+    """Listeners by host pattern, the most specific first; those with one pattern answer together."""
+    groups: dict[str, list[Listener]] = defaultdict(list)
+    for listener in sharing:
+        groups[listener.hostname].append(listener)
+    return [groups[pattern] for pattern in sorted(groups, key=lambda one: (specificity(one), one), reverse=True)]
+
+
+def _isolated(group: Sequence[Listener], sharing: Sequence[Listener]) -> list[Host]:
+    """The group's hosts, without those a more specific listener of the port answers for, and its bare pattern."""
+    pattern = group[0].hostname
+    rivals = [one.hostname for one in sharing if specificity(one.hostname) > specificity(pattern)]
     kept = [
         host
+        for listener in group
         for host in listener.hosts.values()
-        if not any(matches_host(rival, host.domain) and rival != "" for rival in rivals)
+        if not any(matches_host(rival, host.domain) for rival in rivals)
     ]
-    pattern = listener.hostname or "*"
-    if all(host.domain != pattern for host in kept):
-        kept.append(Host(pattern))
+    if all(host.domain != (pattern or "*") for host in kept):
+        kept.append(Host(pattern or "*"))
     return kept
 
 
@@ -110,11 +138,11 @@ def _merged(hosts: Iterable[Host]) -> list[Host]:
 def _add_tls(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
     name = f"{address}:{port}"
     chains = []
-    for listener in sorted(sharing, key=lambda one: (specificity(one.hostname), one.hostname), reverse=True):
-        if listener.protocol == "HTTPS":
-            if listener.certificates:
-                chains.append(_https_chain(built, name, listener, sharing))
-        else:
+    secure = [one for one in sharing if one.protocol == "HTTPS" and one.certificates]
+    for group in _groups(secure):
+        chains.append(_https_chain(built, name, group, secure))
+    for group in _groups([one for one in sharing if one.protocol == "TLS"]):
+        for listener in group:
             chains += _tls_chains(built, name, listener)
     inspector = {
         "name": "envoy.filters.listener.tls_inspector",
@@ -124,7 +152,7 @@ def _add_tls(built: Built, address: str, port: int, sharing: Sequence[Listener])
 
 
 def _distinct(chains: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Envoy refuses two chains with the same match: the first, most specific owner keeps it."""
+    """Envoy refuses two chains with the same match: the first keeps it."""
     seen: set[tuple[str, ...]] = set()
     kept = []
     for chain in chains:
@@ -135,30 +163,19 @@ def _distinct(chains: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _https_chain(built: Built, name: str, listener: Listener, sharing: Sequence[Listener]) -> dict[str, Any]:
-    pattern = listener.hostname or "*"
-    routes_name = f"{name}/{pattern}"
-    hosts = _isolated(listener, sharing)
-    taken = {host.domain for host in hosts}
-    misdirected = Rule(Match(EVERYTHING), Respond(421), name="misdirected")
-    for other in sharing:
-        domain = other.hostname or "*"
-        if other.protocol == "HTTPS" and domain not in taken:
-            hosts.append(Host(domain, [misdirected]))
-            taken.add(domain)
-    merged = _merged_within(hosts, {other.hostname or "*" for other in sharing if other is not listener})
-    built.routes.append(Resource.of(routes_name, route_configuration(routes_name, merged)))
+def _https_chain(built: Built, name: str, group: Sequence[Listener], sharing: Sequence[Listener]) -> dict[str, Any]:
+    """One host pattern's chain. A Host that belongs to another pattern than the server name did is misdirected."""
+    pattern = group[0].hostname or "*"
+    hosts = _merged(_isolated(group, sharing))
+    own = {host.domain for host in hosts}
+    foreign = {one.hostname or "*" for one in sharing} | {"*"}
+    hosts += [Host(domain, [MISDIRECTED]) for domain in sorted(foreign - own - {pattern})]
+    routes_name = _add_routes(built, f"{name}/{pattern}", hosts)
     return {
-        **_server_names(listener.hostname),
+        **_server_names(pattern),
         "filters": [_connection_manager(name, routes_name, tls=True)],
-        "transportSocket": _downstream_tls(built, listener, ["h2", "http/1.1"]),
+        "transportSocket": _downstream_tls(built, group, ["h2", "http/1.1"]),
     }
-
-
-def _merged_within(hosts: list[Host], foreign: set[str]) -> list[Host]:
-    """Like `_merged`, but rules never fall through into the hosts of another listener."""
-    own = [host for host in hosts if host.domain not in foreign]
-    return _merged(own) + [host for host in hosts if host.domain in foreign]
 
 
 def _tls_chains(built: Built, name: str, listener: Listener) -> list[dict[str, Any]]:
@@ -171,7 +188,7 @@ def _tls_chains(built: Built, name: str, listener: Listener) -> list[dict[str, A
         if not listener.passthrough:
             if not listener.certificates:
                 continue
-            chain["transportSocket"] = _downstream_tls(built, listener, [])
+            chain["transportSocket"] = _downstream_tls(built, [listener], [])
         chains.append(chain)
     return chains
 
@@ -183,11 +200,11 @@ def _server_names(hostname: str) -> dict[str, Any]:
     return {"filterChainMatch": match}
 
 
-def _downstream_tls(built: Built, listener: Listener, alpn: list[str]) -> dict[str, Any]:
+def _downstream_tls(built: Built, group: Sequence[Listener], alpn: list[str]) -> dict[str, Any]:
     context: dict[str, Any] = {"tlsCertificateSdsSecretConfigs": []}
     if alpn:
         context["alpnProtocols"] = alpn
-    for certificate in listener.certificates:
+    for certificate in dict.fromkeys(one for listener in group for one in listener.certificates):
         secret = f"certificate/{certificate.name}"
         content = {
             "name": secret,
@@ -198,10 +215,15 @@ def _downstream_tls(built: Built, listener: Listener, alpn: list[str]) -> dict[s
         }
         built.secrets[secret] = Resource.of(secret, schema.resource(schema.SECRET, content))
         context["tlsCertificateSdsSecretConfigs"].append({"name": secret, "sdsConfig": _FROM_CONTROL_PLANE})
-    typed = {"commonTlsContext": context}
-    if listener.client_ca is not None:
-        context["validationContext"] = {"trustedCa": {"inlineBytes": base64.b64encode(listener.client_ca).decode()}}
-        typed["requireClientCertificate"] = True  # type: ignore[assignment]
+    typed: dict[str, Any] = {"commonTlsContext": context}
+    authorities = [listener.client_ca for listener in group if listener.client_ca is not None]
+    if authorities:
+        trusted = base64.b64encode(b"\n".join(dict.fromkeys(authorities))).decode()
+        context["validationContext"] = {"trustedCa": {"inlineBytes": trusted}}
+        if all(listener.client_required for listener in group):
+            typed["requireClientCertificate"] = True
+        else:
+            context["validationContext"]["trustChainVerification"] = "ACCEPT_UNTRUSTED"
     name = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
     return {"name": "envoy.transport_sockets.tls", "typedConfig": schema.any_of(name, **typed)}
 
@@ -209,11 +231,16 @@ def _downstream_tls(built: Built, listener: Listener, alpn: list[str]) -> dict[s
 # -- TCP and UDP
 
 
-def _add_tcp(built: Built, address: str, port: int, listener: Listener) -> None:
-    targets = listener.targets.get("", ())
+def _add_tcp(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
+    targets = _stream_targets(sharing)
     if targets:
         name = f"{address}:{port}"
         _add_listener(built, name, address, port, [{"filters": [_tcp_proxy(name, targets)]}])
+
+
+def _stream_targets(sharing: Sequence[Listener]) -> Sequence[Target]:
+    """Where a TCP or UDP port goes: the first listener that has a route decides."""
+    return next((listener.targets[""] for listener in sharing if listener.targets.get("")), ())
 
 
 def _tcp_proxy(name: str, targets: Sequence[Target]) -> dict[str, Any]:
@@ -232,8 +259,8 @@ def _tcp_proxy(name: str, targets: Sequence[Target]) -> dict[str, Any]:
     return {"name": "envoy.filters.network.tcp_proxy", "typedConfig": typed}
 
 
-def _add_udp(built: Built, address: str, port: int, listener: Listener) -> None:
-    live = [target for target in listener.targets.get("", ()) if target.weight]
+def _add_udp(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
+    live = [target for target in _stream_targets(sharing) if target.weight]
     if not live:
         return
     name = f"udp/{address}:{port}"

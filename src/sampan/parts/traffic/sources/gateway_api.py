@@ -8,14 +8,15 @@ everything else is served.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.kube.types.selectors import matches
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.model import Listener, Target, intersect
+from sampan.parts.traffic.places import Place, Places
 from sampan.parts.traffic.references import GROUP, Backends, Origin, Problem, certificate
 from sampan.parts.traffic.sources.routes import Translated, grpc_rules, http_rules
 from sampan.parts.traffic.world import World
@@ -55,11 +56,13 @@ class Condition:
 
 @dataclass(slots=True)
 class Socket:
-    """A Gateway listener as it is served."""
+    """A Gateway listener as it is served: on the Gateway's own address, and on the shared one where there is room."""
 
     gateway: Object
     spec: Mapping[str, Any]
     listener: Listener
+    served: list[tuple[Place, Listener]]
+    """Every copy, ``listener`` first."""
     kinds: list[str]
     accepted: Condition
     conflicted: Condition
@@ -87,17 +90,12 @@ class Result:
     statuses: Statuses = field(default_factory=dict)
 
 
-PortMap = Callable[[int], int]
-"""The port really listened on for one a Gateway names (80 becomes 9080 where 80 is not allowed)."""
-
-
 class GatewaySource:
     """Translates; remembers the rules of routes that did not change."""
 
-    def __init__(self, address: str, port_map: PortMap) -> None:
-        self._address = address
-        self._port_map = port_map
-        self._memo: dict[tuple[str, Key, int], tuple[Object, tuple[Any, ...], Translated]] = {}
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._memo: dict[tuple[str, Key, Place | None], tuple[Object, tuple[Any, ...], Translated]] = {}
 
     def translate(self, world: World, backends: Backends) -> Result:
         """Everything the Gateway API objects of a world ask for."""
@@ -106,6 +104,7 @@ class GatewaySource:
         classes = {
             key.name for key, one in world.gateway_classes.items() if one["spec"]["controllerName"] == CONTROLLER
         }
+        self._places.keep(world.gateways)
         for key, gateway in sorted(world.gateways.items(), key=_age):
             if gateway["spec"]["gatewayClassName"] in classes:
                 sockets[key] = [self._socket(world, gateway, spec) for spec in gateway["spec"].get("listeners") or ()]
@@ -128,7 +127,7 @@ class GatewaySource:
                     result.statuses[resource, key] = {"parents": kept + parents}
         for key, served in sockets.items():
             result.statuses[resources.GATEWAYS, key] = self._gateway_status(world.gateways[key], served)
-            result.listeners += [socket.listener for socket in served if socket.programmed]
+            result.listeners += [listener for socket in served if socket.programmed for _, listener in socket.served]
         for name in classes:
             key = Key("", name)
             generation = world.gateway_classes[key]["metadata"].get("generation", 0)
@@ -145,13 +144,14 @@ class GatewaySource:
     def _socket(self, world: World, gateway: Object, spec: Mapping[str, Any]) -> Socket:
         key, protocol = Key.of(gateway), spec["protocol"]
         known = protocol in _KINDS
+        place = self._places.own(self._places.address(gateway), spec["port"])
         listener = Listener(
             owner=f"gateway/{key}",
             name=spec["name"],
-            address=self._address,
-            port=self._port_map(spec["port"]),
+            address=place.address,
+            port=place.port,
             protocol=protocol if known else "HTTP",
-            hostname=spec.get("hostname") or "",
+            hostname=(spec.get("hostname") or "").lower(),
         )
         accepted = Condition("Accepted", True, "Accepted")
         if not known:
@@ -178,19 +178,24 @@ class GatewaySource:
                     "ResolvedRefs", False, "InvalidCertificateRef", "the listener names no certificate"
                 )
         conflicted = Condition("Conflicted", False, "NoConflicts")
-        return Socket(gateway, spec, listener, kinds, accepted, conflicted, resolved)
+        served = [(place, listener)]
+        shared = self._places.on_shared(spec["port"], udp=protocol == "UDP")
+        if shared is not None and shared[:2] != place[:2]:
+            copied = replace(listener, address=shared.address, port=shared.port, hosts={}, targets={})
+            served.append((shared, copied))
+        return Socket(gateway, spec, listener, served, kinds, accepted, conflicted, resolved)
 
     def _gateway_status(self, gateway: Object, served: list[Socket]) -> Object:
         generation = gateway["metadata"].get("generation", 0)
         valid = all(socket.usable and socket.resolved.status for socket in served)
         any_usable = any(socket.usable for socket in served)
         addresses = gateway["spec"].get("addresses") or []
-        unusable = [one for one in addresses if one.get("value") not in (None, "", self._address, "localhost")]
+        unusable = [one for one in addresses if not self._places.usable(one)]
         if not any_usable:
             accepted = Condition("Accepted", False, "ListenersNotValid", "no listener is valid")
         elif unusable:
             accepted = Condition(
-                "Accepted", False, "UnsupportedAddress", f"address {unusable[0]['value']} is not ours to use"
+                "Accepted", False, "UnsupportedAddress", f"address {unusable[0].get('value')} is not a loopback address"
             )
         else:
             accepted = Condition("Accepted", True, "Accepted" if valid else "ListenersNotValid")
@@ -210,7 +215,7 @@ class GatewaySource:
                 }
             )
         return {
-            "addresses": [{"type": "IPAddress", "value": self._address}],
+            "addresses": [{"type": "IPAddress", "value": self._places.address(gateway)}],
             "conditions": [accepted.at(generation), programmed.at(generation)],
             "listeners": listeners,
         }
@@ -238,16 +243,12 @@ class GatewaySource:
             accepted, usable = self._find_sockets(world, served, reference, kind, key, route)
             conditions = [accepted]
             if kind in ("HTTPRoute", "GRPCRoute"):
-                translated = self._rules(backends, kind, key, route, usable)
-                conditions = _route_conditions(accepted, translated)
+                conditions = self._attach_rules(backends, kind, key, route, accepted, usable)
             else:
-                translated = Translated()
                 conditions.append(self._forward_stream(backends, kind, key, route, usable))
             if conditions[0].status:
-                for socket, hosts in usable:
+                for socket, _ in usable:
                     socket.attached.add((kind, key))
-                    for host in hosts:
-                        socket.listener.host(host).rules.extend(translated.rules)
             entry = {"parentRef": dict(reference), "controllerName": CONTROLLER}
             parents.append({**entry, "conditions": [one.at(generation) for one in conditions]})
         return parents
@@ -282,17 +283,37 @@ class GatewaySource:
             return Condition("Accepted", False, "NoMatchingListenerHostname", "no listener shares a host name"), []
         return Condition("Accepted", True, "Accepted"), found
 
+    def _attach_rules(
+        self,
+        backends: Backends,
+        kind: str,
+        key: Key,
+        route: Object,
+        accepted: Condition,
+        usable: list[tuple[Socket, list[str]]],
+    ) -> list[Condition]:
+        """Add an HTTP or gRPC route's rules to its hosts; the route's conditions."""
+        translated = self._rules(backends, kind, key, route, None)
+        for socket, hosts in usable:
+            for place, listener in socket.served:
+                rules = translated.rules
+                if translated.redirects:
+                    rules = self._rules(backends, kind, key, route, place, listener.protocol == "HTTPS").rules
+                for host in hosts:
+                    listener.host(host).rules.extend(rules)
+        return _route_conditions(accepted, translated)
+
     def _rules(
-        self, backends: Backends, kind: str, key: Key, route: Object, usable: list[tuple[Socket, list[str]]]
+        self, backends: Backends, kind: str, key: Key, route: Object, place: Place | None, secure: bool = False
     ) -> Translated:
-        port = usable[0][0].listener.port if usable else 0
-        fresh = grpc_rules(route, backends) if kind == "GRPCRoute" else http_rules(route, backends, redirect_port=port)
+        """The rules as served at a place (which only matters to redirects); those that did not change are the same objects."""
+        fresh = grpc_rules(route, backends) if kind == "GRPCRoute" else http_rules(route, backends, place, secure)
         shape = tuple(rule.action for rule in fresh.rules)
-        known = self._memo.get((kind, key, port))
+        known = self._memo.get((kind, key, place))
         if known is not None and known[0] is route and known[1] == shape:
             fresh.rules = known[2].rules  # their wire form is already there
         else:
-            self._memo[kind, key, port] = (route, shape, fresh)
+            self._memo[kind, key, place] = (route, shape, fresh)
         return fresh
 
     def _forward_stream(
@@ -304,7 +325,7 @@ class GatewaySource:
         targets = []
         rules = route["spec"].get("rules") or [{}]
         for reference in rules[0].get("backendRefs") or ():
-            resolved = backends.resolve(origin, reference, tcp=True)
+            resolved = backends.resolve(origin, reference, stream="UDP" if kind == "UDPRoute" else "TCP")
             weight = 1 if reference.get("weight") is None else int(reference["weight"])
             if isinstance(resolved, Problem):
                 problem = resolved
@@ -312,9 +333,10 @@ class GatewaySource:
             else:
                 targets.append(Target(resolved, weight))
         for socket, hosts in usable:
-            for host in hosts if kind == "TLSRoute" else [""]:
-                # of several routes the oldest keeps the port or name
-                socket.listener.targets.setdefault(host, tuple(targets))
+            for _, listener in socket.served:
+                for host in hosts if kind == "TLSRoute" else [""]:
+                    # of several routes the oldest keeps the port or name
+                    listener.targets.setdefault(host, tuple(targets))
         if problem is not None:
             return Condition("ResolvedRefs", False, *problem)
         return Condition("ResolvedRefs", True, "ResolvedRefs")
@@ -441,7 +463,7 @@ def _shared_hosts(listener: str, route: list[str]) -> list[str]:
     """The hosts under which a route is served on a listener."""
     if not route:
         return [listener]
-    return [shared for host in route if (shared := intersect(listener, host)) is not None]
+    return [shared for host in route if (shared := intersect(listener, host.lower())) is not None]
 
 
 def _route_conditions(accepted: Condition, translated: Translated) -> list[Condition]:

@@ -28,6 +28,7 @@ from sampan.parts.traffic.model import (
     Target,
     edit_of,
 )
+from sampan.parts.traffic.places import Place
 from sampan.parts.traffic.references import Backends, Origin, Problem
 
 _DURATION = re.compile(r"(\d+)(h|ms|m|s)")
@@ -50,6 +51,8 @@ class Translated:
     unresolved: list[Problem] = field(default_factory=list)
     invalid: list[Problem] = field(default_factory=list)
     """Rules left out altogether."""
+    redirects: bool = False
+    """Some rule redirects: what it says depends on where it is served."""
 
 
 def seconds(duration: str | None) -> float | None:
@@ -60,17 +63,17 @@ def seconds(duration: str | None) -> float | None:
     return total or None
 
 
-def http_rules(route: Object, backends: Backends, *, redirect_port: int) -> Translated:
-    """The rules of an HTTPRoute. ``redirect_port`` is the listener's, for redirects that keep the scheme."""
-    return _translate(route, backends, "HTTPRoute", redirect_port)
+def http_rules(route: Object, backends: Backends, place: Place | None = None, secure: bool = False) -> Translated:
+    """The rules of an HTTPRoute served at ``place`` (None: on the usual ports), over TLS when ``secure``."""
+    return _translate(route, backends, "HTTPRoute", place or Place("", 80), secure)
 
 
 def grpc_rules(route: Object, backends: Backends) -> Translated:
     """The rules of a GRPCRoute."""
-    return _translate(route, backends, "GRPCRoute", 0)
+    return _translate(route, backends, "GRPCRoute", Place("", 80), False)
 
 
-def _translate(route: Object, backends: Backends, kind: str, redirect_port: int) -> Translated:
+def _translate(route: Object, backends: Backends, kind: str, place: Place, secure: bool) -> Translated:
     metadata = route["metadata"]
     origin = Origin("gateway.networking.k8s.io", kind, metadata["namespace"])
     name = f"{kind.lower()}/{metadata['namespace']}/{metadata['name']}"
@@ -78,7 +81,7 @@ def _translate(route: Object, backends: Backends, kind: str, redirect_port: int)
     default: list[Mapping[str, Any]] = [{"matches": [{}]}]
     for position, rule in enumerate(route["spec"].get("rules") or default):
         try:
-            common = _Common(rule, origin, backends, result, grpc=kind == "GRPCRoute", redirect_port=redirect_port)
+            common = _Common(rule, origin, backends, result, kind == "GRPCRoute", place, secure)
             matches = [
                 _grpc_match(one) if kind == "GRPCRoute" else _http_match(one) for one in rule.get("matches") or [{}]
             ]
@@ -101,9 +104,9 @@ class _Common:
         origin: Origin,
         backends: Backends,
         result: Translated,
-        *,
         grpc: bool,
-        redirect_port: int,
+        place: Place,
+        secure: bool,
     ) -> None:
         self.request = HeaderEdit()
         self.response = HeaderEdit()
@@ -120,7 +123,8 @@ class _Common:
                 case "ResponseHeaderModifier":
                     self.response = edit_of(one["responseHeaderModifier"])
                 case "RequestRedirect":
-                    redirect = _redirect(one["requestRedirect"], redirect_port)
+                    redirect = _redirect(one["requestRedirect"], place, secure)
+                    result.redirects = True
                 case "URLRewrite":
                     host = one["urlRewrite"].get("hostname") or ""
                     rewrite = _path(one["urlRewrite"].get("path"))
@@ -144,14 +148,16 @@ class _Common:
             self.action = redirect
         else:
             timeouts = rule.get("timeouts") or {}
+            targets = tuple(_target(one, origin, backends, result, grpc=grpc) for one in rule.get("backendRefs") or ())
             self.action = Forward(
-                tuple(_target(one, origin, backends, result, grpc=grpc) for one in rule.get("backendRefs") or ()),
+                targets,
                 timeout=seconds(timeouts.get("request")),
                 try_timeout=seconds(timeouts.get("backendRequest")),
                 rewrite=rewrite,
                 host=host,
                 retry=_retry(rule.get("retry")),
                 mirrors=tuple(mirrors),
+                hash_source_ip=any(target.cluster and backends.made[target.cluster].affinity for target in targets),
             )
 
 
@@ -188,19 +194,20 @@ def _mirror(
     return [Mirror(resolved, 100 if percent is None else int(percent))]
 
 
-def _redirect(source: Mapping[str, Any], listener_port: int) -> Redirect:
-    scheme = source.get("scheme") or ""
+def _redirect(source: Mapping[str, Any], place: Place, secure: bool) -> Redirect:
+    """The port is the one named, else the usual one of a named scheme, else the listener's."""
+    host, scheme = source.get("hostname") or "", source.get("scheme") or ""
     port = source.get("port")
     if port is None and scheme:
-        port = 443 if scheme == "https" else 80
+        port = place.https if scheme == "https" else place.http
     elif port is None:
-        port = listener_port or None
-    if (scheme or "http", port) in (("http", 80), ("https", 443)):
-        # left out of the Location; Envoy drops the request's own port where the scheme changes
-        port = None if scheme else port
-    return Redirect(
-        int(source.get("statusCode") or 302), scheme, source.get("hostname") or "", port, _path(source.get("path"))
-    )
+        port = place.port
+    usual = 443 if (scheme or ("https" if secure else "http")) == "https" else 80
+    # The usual port is left out of the Location. Envoy keeps a port that the request's Host names, unless it is the usual
+    # one of the request's own scheme; where clients have to name another, ours is said too.
+    if port == usual and (host or place.port in (80, 443)):
+        port = None
+    return Redirect(int(source.get("statusCode") or 302), scheme, host, port, _path(source.get("path")))
 
 
 def _path(source: Mapping[str, Any] | None) -> PathRewrite | None:
