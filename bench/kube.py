@@ -68,6 +68,8 @@ class Platform:
                 str(folder),
                 "--ports",
                 "auto",
+                "--only",
+                "kubernetes",
             ],
             stdout=subprocess.DEVNULL,
         )
