@@ -9,6 +9,7 @@ PARTS: dict[str, str] = {
     "kubernetes": "sampan.kube.part:KubePart",
     "serving": "sampan.parts.serving.part:ServingPart",
     "network": "sampan.parts.network.part:NetworkPart",
+    "node": "sampan.parts.node.part:NodePart",
     "traffic": "sampan.parts.traffic.part:TrafficPart",
     "messaging": "sampan.parts.messaging.part:MessagingPart",
     "workloads": "sampan.parts.workloads.part:WorkloadsPart",

@@ -387,6 +387,8 @@ class Keeper:
         if not message:
             self._drop(connection)
             return
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         request = json.loads(message)
         number = request.get("id")
 

@@ -188,6 +188,8 @@ def main() -> None:
             return
         if not message:
             return
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # received descriptors would stay open in an exec'ed program
         pid = os.fork()
         if pid:
             for descriptor in descriptors:

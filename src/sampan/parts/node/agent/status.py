@@ -1,0 +1,234 @@
+"""A pod's status from what the agent has seen: phases, conditions, container statuses. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sampan.kube.objects import Object, copy, dig
+from sampan.kube.types.duration import format_time
+from sampan.parts.node.agent.plan import completed, restart_wanted
+from sampan.parts.node.agent.state import ContainerState, Ended, PodState, roles
+
+RUNTIME = "sampan"
+
+
+def _time(wall: float) -> str:
+    return format_time(datetime.fromtimestamp(wall, UTC))
+
+
+def _terminated(ended: Ended) -> Object:
+    told: Object = {
+        "exitCode": ended.code,
+        "reason": ended.reason or ("Completed" if ended.code == 0 else "Error"),
+        "startedAt": _time(ended.started),
+        "finishedAt": _time(ended.finished),
+        "containerID": f"{RUNTIME}://{ended.container}",
+    }
+    if ended.signal:
+        told["signal"] = ended.signal
+    if ended.message:
+        told["message"] = ended.message
+    return {"terminated": told}
+
+
+def _waiting(reason: str, message: str = "") -> Object:
+    told = {"reason": reason}
+    if message:
+        told["message"] = message
+    return {"waiting": told}
+
+
+def container_state(pod: Object, state: PodState, container: ContainerState, now: float) -> tuple[Object, Object]:
+    """``state`` and ``lastState`` of a container status."""
+    last = _terminated(container.last) if container.last else {}
+    if container.running and container.busy != "starting":
+        return {"running": {"startedAt": _time(container.started)}}, last
+    policy = pod["spec"].get("restartPolicy") or "Always"
+    over = bool(state.ending or state.finished or pod["metadata"].get("deletionTimestamp"))
+    ended = container.ended
+    if ended is not None and (over or not restart_wanted(policy, container)):
+        return _terminated(ended), last
+    if container.running:
+        return _waiting("ContainerCreating" if state.initialized else "PodInitializing"), last
+    if container.reason:
+        if ended is not None:
+            last = _terminated(ended)
+        return _waiting(container.reason, container.message), last
+    if ended is not None:
+        if container.delay and now < container.retry_at:
+            uid = pod["metadata"]["uid"]
+            name = f"{pod['metadata']['name']}_{pod['metadata']['namespace']}({uid})"
+            words = "5m0s" if container.delay >= 300 else _seconds(container.delay)
+            message = f"back-off {words} restarting failed container={container.name} pod={name}"
+            return _waiting("CrashLoopBackOff", message), _terminated(ended)
+        return _terminated(ended), last
+    has_init = bool(pod["spec"].get("initContainers"))
+    waits_for_init = has_init and not state.initialized and container.role == "main"
+    return _waiting("PodInitializing" if waits_for_init or (has_init and state.sandbox) else "ContainerCreating"), last
+
+
+def _seconds(delay: float) -> str:
+    minutes, seconds = divmod(int(delay), 60)
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def _container_status(pod: Object, state: PodState, spec: Object, now: float) -> Object:
+    container = state.containers[spec["name"]]
+    current, last = container_state(pod, state, container, now)
+    status: Object = {
+        "name": container.name,
+        "image": container.image or spec.get("image", ""),
+        "imageID": container.image_id,
+        "restartCount": container.restarts,
+        "ready": _ready(container),
+        "started": container.running and container.started_up,
+        "state": current,
+        "lastState": last,
+    }
+    if container.id:
+        status["containerID"] = f"{RUNTIME}://{container.id}"
+    if container.role in ("init", "ephemeral"):
+        status["started"] = container.running
+    if resources := spec.get("resources"):
+        status["resources"] = copy(resources)
+        if requests := resources.get("requests"):
+            status["allocatedResources"] = copy(requests)
+    if container.user:
+        status["user"] = copy(container.user)
+    return status
+
+
+def _ready(container: ContainerState) -> bool:
+    if container.role == "init":
+        return container.ended is not None and container.ended.code == 0
+    return container.running and container.ready
+
+
+def qos_class(spec: Object) -> str:
+    """Guaranteed, Burstable or BestEffort."""
+    any_set, all_equal = False, True
+    for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
+        requests = dig(container, "resources", "requests", default={})
+        limits = dig(container, "resources", "limits", default={})
+        any_set = any_set or bool(requests) or bool(limits)
+        for name in ("cpu", "memory"):
+            if name not in limits or requests.get(name, limits[name]) != limits[name]:
+                all_equal = False
+    if not any_set:
+        return "BestEffort"
+    return "Guaranteed" if all_equal else "Burstable"
+
+
+def phase(pod: Object, state: PodState) -> str:
+    """Pending, Running, Succeeded or Failed."""
+    if state.finished:
+        return state.finished
+    if state.ending:
+        return "Failed"
+    over = completed(pod, state)
+    if over:
+        return over
+    if not state.initialized:
+        return "Pending"
+    mains = [state.containers[spec["name"]] for spec, role in roles(pod) if role == "main"]
+    if any((c.running and c.busy != "starting") or c.ended or c.last for c in mains):
+        return "Running"
+    return "Pending"
+
+
+def pod_status(pod: Object, state: PodState, now: float, wall: float, host: str) -> Object:
+    """The whole status to write."""
+    old: Object = pod.get("status") or {}
+    current = phase(pod, state)
+    status: Object = {"phase": current, "qosClass": old.get("qosClass") or qos_class(pod["spec"])}
+    status["observedGeneration"] = pod["metadata"].get("generation", 1)
+    if state.ending:
+        status["reason"] = state.ending
+        status["message"] = state.ending_message
+    status["hostIP"] = host
+    status["hostIPs"] = [{"ip": host}]
+    if state.address:
+        status["podIP"] = state.address
+        status["podIPs"] = [{"ip": state.address}]
+    status["startTime"] = old.get("startTime") or _time(state.started)
+    groups: dict[str, list[Object]] = {"init": [], "main": [], "ephemeral": []}
+    for spec, role in roles(pod):
+        groups["init" if role == "sidecar" else role].append(_container_status(pod, state, spec, now))
+    for group, name in (
+        ("init", "initContainerStatuses"),
+        ("main", "containerStatuses"),
+        ("ephemeral", "ephemeralContainerStatuses"),
+    ):
+        if groups[group]:
+            status[name] = groups[group]
+    status["conditions"] = conditions(pod, state, current, wall)
+    return {key: value for key, value in status.items() if value not in (None, "")}
+
+
+def conditions(pod: Object, state: PodState, current: str, wall: float) -> list[Object]:
+    """The pod's conditions; times move only when a status does."""
+    old = {condition["type"]: condition for condition in dig(pod, "status", "conditions", default=())}
+    mains = [state.containers[spec["name"]] for spec, role in roles(pod) if role == "main"]
+    sidecars = [state.containers[spec["name"]] for spec, role in roles(pod) if role == "sidecar"]
+    inits = [state.containers[spec["name"]] for spec, role in roles(pod) if role in ("init", "sidecar")]
+    over = current in ("Succeeded", "Failed")
+    wanted: list[tuple[str, bool, str, str]] = [("PodReadyToStartContainers", state.sandbox and not over, "", "")]
+    open_inits = [c.name for c in inits if not (c.started_up if c.role == "sidecar" else _ready(c))]
+    initialized = state.initialized or not inits
+    words = f"containers with incomplete status: {_listed(open_inits)}"
+    wanted.append(
+        ("Initialized", initialized, "" if initialized else "ContainersNotInitialized", "" if initialized else words)
+    )
+    if current == "Succeeded":
+        wanted[-1] = ("Initialized", True, "PodCompleted", "")
+    unready = [c.name for c in [*sidecars, *mains] if not _ready(c)]
+    gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates") or ()]
+    if over:
+        reason = "PodCompleted" if current == "Succeeded" else "PodFailed"
+        wanted += [("Ready", False, reason, ""), ("ContainersReady", False, reason, "")]
+    elif unready:
+        words = f"containers with unready status: {_listed(unready)}"
+        wanted += [
+            ("Ready", False, "ContainersNotReady", words),
+            ("ContainersReady", False, "ContainersNotReady", words),
+        ]
+    else:
+        failing = [gate for gate in gates if dig(old.get(gate), "status") != "True"]
+        if failing:
+            words = "; ".join(
+                f'the status of pod readiness gate "{gate}" is not "True", but {dig(old.get(gate), "status", default="Unknown")}'
+                if gate in old
+                else f'corresponding condition of pod readiness gate "{gate}" does not exist.'
+                for gate in failing
+            )
+            wanted.append(("Ready", False, "ReadinessGatesNotReady", words))
+        else:
+            wanted.append(("Ready", True, "", ""))
+        wanted.append(("ContainersReady", True, "", ""))
+    result = []
+    generation = pod["metadata"].get("generation", 1)
+    for kind, value, reason, message in wanted:
+        text = "True" if value else "False"
+        before = old.get(kind)
+        since = before.get("lastTransitionTime") if before and before.get("status") == text else None
+        condition: dict[str, Any] = {"type": kind, "status": text, "lastProbeTime": None}
+        condition["lastTransitionTime"] = since or _time(wall)
+        condition["observedGeneration"] = generation
+        if reason:
+            condition["reason"] = reason
+        if message:
+            condition["message"] = message
+        result.append(condition)
+    scheduled = old.get("PodScheduled") or {
+        "type": "PodScheduled",
+        "status": "True",
+        "lastProbeTime": None,
+        "lastTransitionTime": _time(wall),
+    }
+    own = {kind for kind, *_ in wanted} | {"PodScheduled"}
+    return [*result, scheduled, *(condition for kind, condition in old.items() if kind not in own)]
+
+
+def _listed(names: list[str]) -> str:
+    return f"[{' '.join(names)}]"

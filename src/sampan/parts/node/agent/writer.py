@@ -1,0 +1,85 @@
+"""Writes pod statuses: the newest state of each pod, one write a pod at a time, a few pods at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from sampan.kube.objects import Object
+from sampan.kube.resources import PODS
+from sampan.kube.status import ApiError
+
+if TYPE_CHECKING:
+    from sampan.parts.node.agent.agent import Agent
+    from sampan.parts.node.agent.worker import PodWorker
+
+log = logging.getLogger(__name__)
+
+CONCURRENT = 16
+RETRY = 1.0
+
+
+def _with_nulls(status: Object) -> Object:
+    """A strategic merge keeps what a patch does not name: what has gone must be said to be gone."""
+    gone = {"reason": None, "message": None}
+    return {
+        **gone,
+        **status,
+        "conditions": [{**gone, **condition} for condition in status.get("conditions") or ()],
+    }
+
+
+class StatusWriter:
+    """Coalesces: a pod whose status changes faster than it can be written is written less often, never wrongly."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._dirty: set[PodWorker] = set()
+        self._writing: dict[PodWorker, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(CONCURRENT)
+
+    def write(self, worker: PodWorker) -> None:
+        """This worker's status is to be written."""
+        self._dirty.add(worker)
+        if worker not in self._writing:
+            task = self._agent.tasks.start(f"{worker.key}/status", self._write(worker))
+            self._writing[worker] = task
+
+    async def flush(self, worker: PodWorker) -> None:
+        """Wait until this worker's newest status is written (or its object is gone)."""
+        while worker in self._writing:
+            await asyncio.wait([self._writing[worker]])
+
+    async def _write(self, worker: PodWorker) -> None:
+        try:
+            while worker in self._dirty:
+                async with self._slots:
+                    self._dirty.discard(worker)
+                    status = worker.status
+                    if status is None or worker.gone:
+                        return
+                    metadata = worker.pod["metadata"]
+                    patch = {"metadata": {"uid": worker.uid}, "status": _with_nulls(status)}
+                    try:
+                        await self._agent.client.patch(
+                            PODS,
+                            metadata["name"],
+                            patch,
+                            metadata["namespace"],
+                            patch_type="strategic",
+                            subresource="status",
+                        )
+                        continue
+                    except ApiError as error:
+                        if error.code == 422:
+                            log.warning("%s: status refused: %s", worker.key, error)
+                            continue
+                        if error.not_found or (error.conflict and "uid" in error.message.lower()):
+                            continue
+                        if not error.conflict:
+                            log.warning("%s: status not written: %s", worker.key, error)
+                self._dirty.add(worker)
+                await self._agent.clock.sleep(RETRY)
+        finally:
+            self._writing.pop(worker, None)

@@ -1,0 +1,148 @@
+"""The node part: this machine as a node of the cluster, and its pods as processes.
+
+Read this first. The part runs one `Agent` (what is wanted → what runs) over one `ProcessRuntime` (how it runs) and the node's
+`Images`, and serves the kubelet API (logs, exec, attach, port-forward, stats) beside them. The processes belong to a keeper
+that outlives this part: after a crash the next start picks them up; an orderly end of the platform ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from sampan.kernel.part import Part, PartSettings
+from sampan.kube.client import Client
+from sampan.kube.control.controller import ControlContext
+from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
+from sampan.parts.node.images.provider import Images
+from sampan.parts.node.runtime.process import ProcessRuntime
+
+
+class NodeSettings(PartSettings, kw_only=True):
+    """Settings of the node (section ``node``)."""
+
+    name: Annotated[str, msgspec.Meta(description="the node's name; the host's name where empty")] = ""
+    port: Annotated[int, msgspec.Meta(description="port of the kubelet API", ge=0, le=65535)] = 10250
+    host: Annotated[str, msgspec.Meta(description="address the kubelet API listens on and the node is known under")] = (
+        "127.0.0.1"
+    )
+    tier: Annotated[
+        Literal["auto", "T1", "T2", "T3"],
+        msgspec.Meta(description="isolation of pods; `auto` is the best this machine gives"),
+    ] = "auto"
+    pod_range: Annotated[
+        str, msgspec.Meta(description="addresses of this node's pods; empty: a free 10.244.N.0/24")
+    ] = ""
+    max_pods: Annotated[int, msgspec.Meta(description="pods the node takes", ge=1)] = 250
+    labels: Annotated[dict[str, str], msgspec.Meta(description="labels of the Node object")] = msgspec.field(
+        default_factory=dict
+    )
+    zygote: Annotated[bool, msgspec.Meta(description="fork Python containers from a warm interpreter")] = True
+    log_size: Annotated[int, msgspec.Meta(description="bytes of a container's log before it is rotated")] = 10 << 20
+    log_files: Annotated[int, msgspec.Meta(description="files kept of a container's log", ge=2)] = 5
+    abandon: Annotated[
+        float, msgspec.Meta(description="seconds that pods go on without an agent before they are ended", ge=0)
+    ] = 600.0
+    keep_pods: Annotated[
+        bool, msgspec.Meta(description="leave pods running when the platform is stopped in an orderly way")
+    ] = False
+
+
+class NodePart(Part[NodeSettings]):
+    """This machine as a node."""
+
+    name = "node"
+    needs = ("kubernetes",)
+    settings_type: ClassVar[type[PartSettings]] = NodeSettings
+
+    _agent: Agent | None = None
+    _runtime: ProcessRuntime | None = None
+    _listener: socket.socket | None = None
+    _kubelet: Any = None
+
+    async def provision(self) -> None:
+        """Open the image store and bind the kubelet's port."""
+        context, settings = self.context, self.context.settings
+        self._images = Images(context.data_dir / "images")
+        await asyncio.to_thread(self._images.store.open)
+        self._listener = context.listeners.bind("kubelet", settings.port, settings.host)
+
+    async def start(self) -> None:
+        """Start the runtime and the agent, and serve the kubelet API."""
+        context, settings = self.context, self.context.settings
+        control = context.get(ControlContext)
+        self._runtime = runtime = ProcessRuntime(
+            context.data_dir / "run",
+            context.clock,
+            context.tasks,
+            pod_range=settings.pod_range,
+            networks=ADDRESS_NETWORKS,
+            tier=settings.tier,
+            abandon=settings.abandon,
+            zygote=settings.zygote,
+        )
+        self._agent = agent = Agent(
+            name=settings.name or socket.gethostname().lower(),
+            client=context.get(Client),
+            informers=control.informers,
+            clock=context.clock,
+            tasks=context.tasks,
+            runtime=runtime,
+            images=self._images,
+            host_address="127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host,  # noqa: S104
+            max_pods=settings.max_pods,
+            labels=settings.labels,
+            log_size=settings.log_size,
+            log_files=settings.log_files,
+        )
+        address = context.listeners.address("kubelet")
+        assert address is not None
+        agent.port = address[1]
+        await agent.start()
+        await self._serve(agent)
+
+    async def _serve(self, agent: Agent) -> None:
+        from sampan.parts.node.kubelet.server import KubeletServer
+
+        assert self._listener is not None
+        tls = await asyncio.to_thread(
+            self.context.authority.server_context,
+            [agent.name, agent.host_address, "localhost"],
+            verify_clients=True,
+        )
+        self._kubelet = KubeletServer(agent, self.context.metrics)
+        await self._kubelet.start(self._listener, tls)
+
+    async def drain(self) -> None:
+        """The platform goes down in an orderly way: end the pods, unless they are to stay."""
+        if self._kubelet is not None:
+            await self._kubelet.stop()
+            self._kubelet = None
+        if self._agent is not None and self._runtime is not None and not self.context.settings.keep_pods:
+            await self._agent.close()
+            await self._runtime.start(lambda _: None, lambda: None)
+            await self._runtime.end()
+            self._agent = None
+
+    async def stop(self) -> None:
+        """Let go of everything; what still runs goes on."""
+        if self._kubelet is not None:
+            await self._kubelet.stop()
+        if self._agent is not None:
+            await self._agent.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def status(self) -> dict[str, Any]:
+        """Node name, tier and pods."""
+        if self._agent is None or self._runtime is None:
+            return {}
+        return {
+            "node": self._agent.name,
+            "tier": self._runtime.tier,
+            "pods": len(self._agent.workers),
+            "pod_range": self._runtime.pod_range,
+        }

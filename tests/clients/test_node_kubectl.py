@@ -1,0 +1,282 @@
+"""kubectl against a platform whose node runs real pods: each verb a user reaches for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sysconfig
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sampan.testing.platform import Platform
+
+KUBECTL = shutil.which("kubectl", path=sysconfig.get_path("scripts"))
+
+pytestmark = [
+    pytest.mark.skipif(KUBECTL is None, reason="needs kubectl"),
+    pytest.mark.xdist_group("node-kubectl"),
+]
+
+
+class Kubectl:
+    """Runs kubectl commands against one platform."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+
+    async def start(self, *args: str) -> asyncio.subprocess.Process:
+        assert KUBECTL is not None
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(KUBECTL, *args, stdin=pipe, stdout=pipe, stderr=pipe, env=self.env)
+
+    async def run(self, *args: str, stdin: bytes = b"", code: int = 0) -> str:
+        process = await self.start(*args)
+        async with asyncio.timeout(40):
+            out, err = await process.communicate(stdin)
+        assert process.returncode == code, (args, out.decode(), err.decode())
+        return out.decode()
+
+    async def apply(self, *objects: dict[str, Any]) -> None:
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        await self.run("apply", "-f", "-", stdin=json.dumps(listed).encode())
+
+    async def ready(self, *names: str) -> None:
+        await self.run("wait", "--for=condition=Ready", "--timeout=30s", *names)
+
+    async def get(self, *args: str) -> Any:
+        return json.loads(await self.run("get", *args, "-o", "json"))
+
+
+def pod(name: str, image: str = "busybox", *command: str, **spec: Any) -> dict[str, Any]:
+    container: dict[str, Any] = {"name": "c", "image": image}
+    if command:
+        container["command"] = list(command)
+    container |= spec.pop("container", {})
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 2, **spec},
+    }
+
+
+@pytest.fixture
+async def kubectl() -> AsyncIterator[Kubectl]:
+    async with Platform(only=["kubernetes", "node", "workloads"]) as platform:
+        yield Kubectl(platform.kubeconfig)
+
+
+async def test_logs_exec_attach_cp_and_debug(kubectl: Kubectl, tmp_path: Path) -> None:
+    counting = "echo start; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done"
+    reader = "while read x; do echo got $x; done"
+    await kubectl.apply(
+        pod("box", "busybox", "sh", "-c", counting),
+        pod("reader", "busybox", "sh", "-c", reader, container={"stdin": True}),
+    )
+    await kubectl.ready("pod/box", "pod/reader")
+    assert (await kubectl.run("logs", "box")).startswith("start\nline 1\n")
+    stamped = (await kubectl.run("logs", "box", "--tail=1", "--timestamps")).split(" ", 1)
+    assert stamped[0].endswith("Z")
+    assert stamped[1].startswith("line ")
+    following = await kubectl.start("logs", "-f", "box")
+    assert following.stdout is not None
+    lines = [await asyncio.wait_for(following.stdout.readline(), 10) for _ in range(4)]
+    following.kill()
+    await following.wait()
+    assert lines[:2] == [b"start\n", b"line 1\n"]
+    assert await kubectl.run("exec", "box", "--", "sh", "-c", "echo hi; exit 4", code=4) == "hi\n"
+    big = b"0123456789abcdef" * 20000
+    assert (await kubectl.run("exec", "-i", "box", "--", "cat", stdin=big)).encode() == big
+    assert "$PATH" in (await (await kubectl.start("exec", "box", "--", "nope")).communicate())[1].decode()
+    source = tmp_path / "file"
+    source.write_bytes(os.urandom(300_000))
+    await kubectl.run("cp", str(source), "box:/tmp/x")
+    await kubectl.run("cp", "box:/tmp/x", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    attached = await kubectl.start("attach", "-i", "reader")
+    assert attached.stdin is not None
+    assert attached.stdout is not None
+    attached.stdin.write(b"one\n")
+    assert await asyncio.wait_for(attached.stdout.readline(), 10) == b"got one\n"
+    attached.kill()
+    await attached.wait()
+    await kubectl.run("debug", "box", "--image=busybox", "-c", "dbg", "--", "sh", "-c", "echo debugging")
+    for _ in range(100):
+        if "debugging" in (await (await kubectl.start("logs", "box", "-c", "dbg")).communicate())[0].decode():
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("the ephemeral container never spoke")
+    assert (
+        await kubectl.run(
+            "run",
+            "-i",
+            "--rm",
+            "-q",
+            "once",
+            "--image=busybox",
+            "--restart=Never",
+            "--",
+            "sh",
+            "-c",
+            "read x; echo got $x",
+            stdin=b"abc\n",
+        )
+        == "got abc\n"
+    )
+
+
+async def test_port_forward_carries_many_connections(kubectl: Kubectl) -> None:
+    probe = {"readinessProbe": {"httpGet": {"path": "/", "port": 80}}, "ports": [{"containerPort": 80}]}
+    await kubectl.apply(pod("web", "nginx", container=probe))
+    await kubectl.ready("pod/web")
+    forwarding = await kubectl.start("port-forward", "pod/web", ":80")
+    assert forwarding.stdout is not None
+    line = (await asyncio.wait_for(forwarding.stdout.readline(), 10)).decode()
+    port = line.split("127.0.0.1:")[1].split(" ")[0]
+    async with aiohttp.ClientSession() as session:
+
+        async def fetch() -> str:
+            async with session.get(f"http://127.0.0.1:{port}/", headers={"Connection": "close"}) as response:
+                return await response.text()
+
+        pages = await asyncio.gather(*(fetch() for _ in range(20)))
+    assert all("Welcome to nginx!" in page for page in pages)
+    forwarding.terminate()
+    await forwarding.wait()
+
+
+async def test_configuration_reaches_the_container_and_follows_changes(kubectl: Kubectl) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "cm", "namespace": "default"},
+        "data": {"k": "one"},
+    }
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "s", "namespace": "default"},
+        "stringData": {"p": "hush"},
+    }
+    container = {
+        "env": [
+            {"name": "K", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}},
+            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        ],
+        "envFrom": [{"secretRef": {"name": "s"}}],
+        "volumeMounts": [{"name": "cm", "mountPath": "/config"}, {"name": "shared", "mountPath": "/shared"}],
+    }
+    volumes = [{"name": "cm", "configMap": {"name": "cm"}}, {"name": "shared", "emptyDir": {"medium": "Memory"}}]
+    init = [
+        {
+            "name": "i",
+            "image": "busybox",
+            "command": ["sh", "-c", "echo prepared > /shared/f"],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+        }
+    ]
+    script = "cat /shared/f; echo $K $p; cat /config/k; test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token; sleep 1000"
+    waiting = pod("box", "busybox", "sh", "-c", script, container=container, volumes=volumes, initContainers=init)
+    await kubectl.apply(waiting)
+    for _ in range(100):
+        if "FailedMount" in await kubectl.run("get", "events"):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("the missing ConfigMap was not told")
+    await kubectl.apply(config, secret)
+    await kubectl.ready("pod/box")
+    for _ in range(50):
+        if "token" in (log := await kubectl.run("logs", "box")):
+            break
+        await asyncio.sleep(0.1)
+    assert log == "prepared\none hush\none" + "token\n"
+    await kubectl.apply({**config, "data": {"k": "two"}})
+    for _ in range(100):
+        if await kubectl.run("exec", "box", "--", "cat", "/config/k") == "two":
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("the volume did not follow its ConfigMap")
+    assert await kubectl.run("exec", "box", "--", "sh", "-c", "echo $K") == "one\n"
+
+
+async def test_what_goes_wrong_is_told_as_on_a_cluster(kubectl: Kubectl) -> None:
+    live = {"livenessProbe": {"exec": {"command": ["cat", "/alive"]}, "periodSeconds": 1, "failureThreshold": 1}}
+    await kubectl.apply(
+        pod("image", "mysql:8"),
+        pod("command", "busybox", "no-such-command"),
+        pod(
+            "crash",
+            "busybox",
+            "sh",
+            "-c",
+            "echo dying; exit 3",
+            container={"terminationMessagePolicy": "FallbackToLogsOnError"},
+        ),
+        pod("probe", "busybox", "sleep", "1000", container=live),
+        pod(
+            "key",
+            "busybox",
+            "true",
+            container={"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "no", "key": "k"}}}]},
+        ),
+        pod("late", "busybox", "sleep", "1000", activeDeadlineSeconds=1),
+        pod("done", "busybox", "true", restartPolicy="Never"),
+    )
+    wanted = {
+        "image": {"ImagePullBackOff"},
+        "command": {"RunContainerError"},
+        "crash": {"CrashLoopBackOff"},
+        "key": {"CreateContainerConfigError"},
+    }
+    for _ in range(150):
+        pods = {item["metadata"]["name"]: item["status"] for item in (await kubectl.get("pods"))["items"]}
+        found = {name: status.get("containerStatuses", [{}])[0] for name, status in pods.items()}
+        reasons = {name: status.get("state", {}).get("waiting", {}).get("reason") for name, status in found.items()}
+        if (
+            all(reasons[name] in wanted[name] for name in wanted)
+            and pods["late"].get("reason") == "DeadlineExceeded"
+            and pods["done"]["phase"] == "Succeeded"
+            and found["probe"]["restartCount"] > 0
+        ):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail(str(reasons) + str(pods["late"]))
+    last = found["crash"]["lastState"]["terminated"]
+    assert (last["exitCode"], last["reason"], last["message"]) == (3, "Error", "dying")
+    assert "sampan image build" in found["image"]["state"]["waiting"]["message"]
+    assert pods["late"]["phase"] == "Failed"
+    events = await kubectl.run("get", "events")
+    for words in (
+        "Failed to pull image",
+        "Liveness probe failed",
+        "Back-off restarting failed container",
+        'secret "no" not found',
+    ):
+        assert words in events, words
+    assert "dying" in await kubectl.run("logs", "crash", "--previous")
+
+
+async def test_a_deployment_rolls_out_scales_and_goes(kubectl: Kubectl) -> None:
+    await kubectl.run("create", "deployment", "web", "--image=nginx:1.27", "--replicas=2")
+    await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
+    await kubectl.run("set", "image", "deployment/web", "nginx=nginx:1.28")
+    await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
+    await kubectl.run("rollout", "undo", "deployment/web")
+    await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
+    await kubectl.run("scale", "deployment/web", "--replicas=4")
+    await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
+    pods = (await kubectl.get("pods", "-l", "app=web"))["items"]
+    running = [item for item in pods if not item["metadata"].get("deletionTimestamp")]
+    assert len({item["status"]["podIP"] for item in running}) == len(running) == 4
+    await kubectl.run("delete", "deployment", "web")
+    await kubectl.run("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=30s")
