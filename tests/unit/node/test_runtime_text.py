@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sampan.kernel.bpf import R0, Assembler
 from sampan.parts.node.runtime import pause
 from sampan.parts.node.runtime.addresses import address6, hidden_address
-from sampan.parts.node.runtime.bpf import R0, Assembler
 from sampan.parts.node.runtime.cgroups import Cgroups
 from sampan.parts.node.runtime.interface import Limits
 from sampan.parts.node.runtime.keeper import exit_code

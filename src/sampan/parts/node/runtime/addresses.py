@@ -25,9 +25,11 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sampan.parts.node.runtime import bpf
-from sampan.parts.node.runtime.bpf import FP, R0, R1, R2, R3, R6, R7, R8, Assembler
+from sampan.kernel import bpf
+from sampan.kernel.bpf import FP, R0, R1, R2, R3, R6, R7, R8, Assembler
 
+PODS = "sampan_pods"
+"""The kernel's name of the map from a pod's cgroup id to its addresses (the first four bytes are the pod's IPv4 address)."""
 _LOCALHOST = 0x0100007F
 _POD_VALUE = struct.Struct("=4s4s16s")
 
@@ -60,7 +62,8 @@ class PodAddresses:
     """
 
     def __init__(self, cgroup: Path, level: int, pod_range: str, networks: Sequence[str]) -> None:
-        self._pods = bpf.Map(bpf.HASH, 8, _POD_VALUE.size, 4096)
+        # the network part finds it by this name: which address a calling process has
+        self._pods = bpf.Map(bpf.HASH, 8, _POD_VALUE.size, 4096, name=PODS)
         # LRU: entries of sockets long closed leave by themselves
         self._ports = bpf.Map(bpf.LRU_HASH, 8, 4, 65536)
         self._level = level

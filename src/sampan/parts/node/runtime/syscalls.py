@@ -1,4 +1,4 @@
-"""The few Linux system calls that Python's ``os`` lacks, through ctypes: mounts, namespaces, capabilities, prctl, bpf.
+"""The few Linux system calls that Python's ``os`` lacks, through ctypes: mounts, namespaces, capabilities, prctl.
 
 Everything raises ``OSError`` with the call's name and path, so that a failed mount in a container's start reads well.
 Numbers are the kernel's UAPI constants; the only per-architecture ones are system call numbers.
@@ -41,7 +41,6 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
 
 _ARM = platform.machine() in ("aarch64", "arm64")
-_SYS_BPF: Final = 280 if _ARM else 321
 _SYS_PIVOT_ROOT: Final = 41 if _ARM else 155
 _SYS_CAPSET: Final = 91 if _ARM else 126
 
@@ -136,9 +135,3 @@ def last_capability() -> int:
     """The highest capability number this kernel knows."""
     with open("/proc/sys/kernel/cap_last_cap") as file:
         return int(file.read())
-
-
-def bpf(command: int, attributes: bytes) -> int:
-    """bpf(2). Raises OSError."""
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    return _check(_libc.syscall(_SYS_BPF, command, buffer, len(attributes)), "bpf")
