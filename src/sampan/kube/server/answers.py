@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import uuid
 import zlib
@@ -24,6 +25,15 @@ GZIP_FROM = 128 * 1024
 _THREAD_FROM = 1024 * 1024
 """Bytes from which compressing is worth a thread."""
 _GZIP_LEVEL = 1
+
+
+_process = str(uuid.uuid4())[:-12]
+_requests = itertools.count(1)
+
+
+def audit_id() -> str:
+    """An identifier of one request: unique to this process, and cheaper than a UUID's twelve random bytes."""
+    return f"{_process}{next(_requests):012x}"
 
 
 def error_of(error: BaseException) -> ApiError:
@@ -78,7 +88,7 @@ async def reply(
 ) -> web.Response:
     """A response with the headers that every answer has."""
     fields: CIMultiDict[str] = CIMultiDict(headers)
-    fields["Audit-Id"] = str(uuid.uuid4())
+    fields["Audit-Id"] = audit_id()
     fields.setdefault("Cache-Control", "no-cache, private")
     fields["Content-Type"] = content_type
     if compressible and len(body) >= GZIP_FROM and _worth_compressing(request):

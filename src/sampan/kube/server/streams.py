@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +16,7 @@ from aiohttp import web
 
 from sampan.kernel.clock import Clock
 from sampan.kube.server import watches
+from sampan.kube.server.answers import audit_id
 from sampan.kube.server.negotiation import Format
 from sampan.kube.server.representation import IncludeObject
 from sampan.kube.server.watches import Event, Watch
@@ -86,7 +86,7 @@ async def serve_watch(
     response = web.StreamResponse(headers=list(headers))
     response.content_type = "application/json"
     response.headers["Cache-Control"] = "no-cache, private"
-    response.headers["Audit-Id"] = str(uuid.uuid4())
+    response.headers["Audit-Id"] = audit_id()
     response.enable_chunked_encoding()
     try:
         await response.prepare(request)
