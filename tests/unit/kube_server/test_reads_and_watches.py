@@ -155,6 +155,23 @@ async def test_watches_by_name_and_namespace_see_only_theirs(cluster: Cluster) -
         assert [event.object["metadata"]["namespace"] for event in await take(named, 2)] == ["two", "one"]
 
 
+async def test_the_beginning_of_a_watch_by_name_is_of_that_name(cluster: Cluster) -> None:
+    since = str(cluster.store.revision)
+    for namespace in ("one", "two"):
+        for name in ("x", "y"):
+            await cluster.client.create(CONFIG_MAPS, config_map(name, namespace))
+    named = "metadata.name=x"
+    async with cluster.client.watch(CONFIG_MAPS, field_selector=named) as events:
+        assert [event.object["metadata"]["namespace"] for event in await take(events, 2)] == ["one", "two"]
+    async with cluster.client.watch(CONFIG_MAPS, field_selector=named, revision=since) as events:
+        await cluster.client.delete(CONFIG_MAPS, "y", "one")
+        await cluster.client.delete(CONFIG_MAPS, "x", "one")
+        assert told(await take(events, 3)) == [("ADDED", "x"), ("ADDED", "x"), ("DELETED", "x")]
+    async with cluster.client.watch(CONFIG_MAPS, "one", field_selector=named) as events:
+        await cluster.client.create(CONFIG_MAPS, config_map("x", "one"))
+        assert told(await take(events, 1)) == [("ADDED", "x")]
+
+
 async def test_a_revision_that_is_forgotten_is_expired(cluster: Cluster) -> None:
     for index in range(3):
         await cluster.client.create(CONFIG_MAPS, config_map(f"m{index}"))

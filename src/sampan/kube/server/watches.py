@@ -293,6 +293,10 @@ class _Collection:
         return found
 
 
+def _named(key: str, selection: Selection) -> bool:
+    return not selection.name or key.rpartition("/")[2] == selection.name
+
+
 class WatchHub:
     """All watches of one API server."""
 
@@ -395,6 +399,8 @@ class WatchHub:
             entry = self._store.get(prefix + selection.name)
             entries = [entry] if entry is not None else []
         for entry in entries:
+            if not _named(entry.key, selection):
+                continue
             event = Event(type, Change(entry.revision, entry.key, entry.value, None))
             if selection.everything or event.matches(True, selection):
                 yield "ADDED", event
@@ -403,6 +409,8 @@ class WatchHub:
         self, type: ResourceType, prefix: str, selection: Selection, namespace: str, since: int
     ) -> Iterator[tuple[str, Event]]:
         for change in self._store.history(prefix, since):
+            if not _named(change.key, selection):
+                continue
             event = Event(type, change)
             kind = event.kind_for(selection)
             if kind is not None:
