@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sampan.kube.objects import Object
+from sampan.kube.objects import Object, encode
 from sampan.kube.server.conversion import prepared, served, served_object
 from sampan.kube.server.options import ListOptions
 from sampan.kube.server.selection import Selection, labels_of
@@ -100,10 +100,29 @@ class Reader:
         """
         if revision:
             await self._not_older(revision)
+        if type.computed is not None:
+            return await self._computed_entry(type, namespace, name)
         entry = self._store.get(type.key(namespace, name))
         if entry is None:
             raise not_found(type.resource, name)
         return entry
+
+    async def _computed_entry(self, type: ResourceType, namespace: str, name: str) -> Entry:
+        assert type.computed is not None
+        revision = self._store.revision
+        for obj in await type.computed(namespace):
+            if obj["metadata"]["name"] == name:
+                return Entry(type.key(namespace, name), revision, revision, encode(obj, revision))
+        raise not_found(type.resource, name)
+
+    async def _computed_page(self, type: ResourceType, namespace: str, selection: Selection) -> Page:
+        assert type.computed is not None
+        revision = self._store.revision
+        objects = await type.computed(namespace)
+        if selection.name:
+            objects = [obj for obj in objects if obj["metadata"]["name"] == selection.name]
+        values = [encode(obj, revision) for obj in objects]
+        return Page([value for value in values if selected(type, value, selection)], revision)
 
     async def convertible(self, type: ResourceType, namespace: str) -> None:
         """Where a webhook converts a kind: have it convert the whole collection, so that it can be selected from.
@@ -121,6 +140,8 @@ class Reader:
         Raises:
             ApiError: 410, the revision or continue token is too old; 504, the revision is in the future.
         """
+        if type.computed is not None:
+            return await self._computed_page(type, namespace, selection)
         await self.convertible(type, namespace)
         prefix = type.prefix(namespace if type.namespaced else None)
         limit = max(options.limit, 0)

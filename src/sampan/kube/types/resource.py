@@ -6,7 +6,7 @@ The `TypeRegistry` is the live table of everything served; discovery, OpenAPI an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -68,6 +68,10 @@ class Conversion(Protocol):
             ApiError: as `prepare`.
         """
         ...
+
+
+Computed = Callable[[str], Awaitable[list[Object]]]
+"""``await computed(namespace)``: the objects of a computed resource, of all namespaces for ""."""
 
 
 class Strategy:
@@ -185,6 +189,8 @@ class ResourceType:
     schema_revision: int = 0
     """Custom kinds: the store's revision when this schema came into force. Objects last written before it are converted,
     pruned and defaulted again as they are read."""
+    computed: Computed | None = None
+    """Its objects are made when they are read and never stored (resource metrics): only ``get`` and ``list`` are served."""
     owner: str = ""
     """What serves it: ``builtin``, or the CRD's name."""
 

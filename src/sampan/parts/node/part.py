@@ -16,6 +16,7 @@ import msgspec
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
+from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
 from sampan.parts.node.images.provider import Images
 from sampan.parts.node.runtime.process import ProcessRuntime
@@ -115,6 +116,13 @@ class NodePart(Part[NodeSettings]):
         )
         self._kubelet = KubeletServer(agent, self.context.metrics)
         await self._kubelet.start(self._listener, tls)
+        statistics = self._kubelet.statistics
+        self.context.tasks.keep("statistics", statistics.run)
+        types = self.context.find(TypeRegistry)
+        if types is not None:
+            from sampan.parts.node.resources import ResourceMetrics
+
+            types.add(ResourceMetrics(agent, statistics).types())
 
     async def drain(self) -> None:
         """The platform goes down in an orderly way: end the pods, unless they are to stay."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from sampan.kube.types.duration import format_time
 from sampan.parts.node.runtime.interface import Usage
 
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from sampan.parts.node.agent.agent import Agent
     from sampan.parts.node.agent.state import ContainerState
     from sampan.parts.node.agent.worker import PodWorker
+
+
+SAMPLE_EVERY = 15.0
+"""Seconds between samples nobody asked for, as the metrics server's resolution."""
 
 
 class Sample:
@@ -39,10 +45,13 @@ class Statistics:
         self._agent = agent
         self._before: dict[str, tuple[float, int]] = {}
         self._rates: dict[str, float] = {}
+        self._machine_before: tuple[float, float] | None = None
+        self._machine_rate = 0.0
 
     async def sample(self) -> Sample:
         """Look now."""
         agent = self._agent
+        self._look_at_machine()
         workers = list(agent.workers.values())
         running = [state.id for worker in workers for state in worker.state.containers.values() if state.running]
         usage = await agent.runtime.usage(running)
@@ -62,6 +71,27 @@ class Statistics:
     def nanocores(self, identity: str) -> int:
         """CPU use of a container in billionths of a core, over the time between the last two samples."""
         return int(self._rates.get(identity, 0.0))
+
+    def machine(self) -> tuple[int, int]:
+        """The whole machine's CPU use (billionths of a core) and memory in use (bytes)."""
+        memory = psutil.virtual_memory()
+        return int(self._machine_rate * 1e9), memory.total - memory.available
+
+    def _look_at_machine(self) -> None:
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+        now = self._agent.clock.monotonic()
+        if self._machine_before is None:
+            self._machine_before = (now, busy)
+        elif now - self._machine_before[0] >= 1.0:
+            self._machine_rate = max(0.0, (busy - self._machine_before[1]) / (now - self._machine_before[0]))
+            self._machine_before = (now, busy)
+
+    async def run(self) -> None:
+        """Sample regularly, so that whoever asks finds a rate: containers at rest cost one message and a few reads each."""
+        while True:
+            await self.sample()
+            await self._agent.clock.sleep(SAMPLE_EVERY)
 
     async def summary(self) -> dict[str, Any]:
         """``/stats/summary``."""
