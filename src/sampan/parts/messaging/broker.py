@@ -271,9 +271,9 @@ class Broker:
     def lag(self, group: str) -> list[dict[str, Any]]:
         """A group's position in every queue of the topics it has read."""
         rows: list[dict[str, Any]] = []
-        for (name, topic_name), progress in sorted(self.store.progress.items()):
+        for topic_name, progress in sorted(self.store.topics_of.get(group, {}).items()):
             topic = self.store.topics.get(topic_name)
-            if name != group or topic is None:
+            if topic is None:
                 continue
             for queue in topic.readable():
                 found = progress.queues.get(queue.id)

@@ -116,8 +116,7 @@ class Consumption:
             raise MessagingError(Reason.FORBIDDEN, f"consumer group {poll.group} is disabled")
         poll.attempt_id = poll.attempt_id or f"#{next(self._turns)}"
         progress = self._progress(poll.group, poll.topic.name)
-        waiting = self._parked.get(poll.topic.name, {}).get(poll.group)
-        if (not waiting or poll.attempt_id[0] != "#") and self._serve(poll, progress):
+        if self._serve(poll, progress):
             return
         if poll.wait_ms <= 0 and not poll.cold:
             poll.deliver([])
@@ -470,10 +469,9 @@ class Consumption:
     def release(self, client: str, group: str) -> None:
         """A client is gone: its renewed leases end soon."""
         visible_ms = self._clock.time_ms() + RELEASE_MS
-        for (name, topic), progress in self._store.progress.items():
-            if name == group:
-                progress.release(client, visible_ms)
-                self._watch(name, topic)
+        for topic, progress in self._store.topics_of.get(group, {}).items():
+            progress.release(client, visible_ms)
+            self._watch(group, topic)
 
     # -- dead letters
 
@@ -522,7 +520,10 @@ class Consumption:
             self._serve_parked(group, topic)
             return
         if done is not None:
-            held.dead = False
+            if held.visible_ms:
+                held.dead = False
+            else:
+                progress.revive(held)
             done(error)
             return
         self._clock.call_later(BURY_RETRY, lambda: self._tasks.start("dead letter", self._bury(group, topic, held)))

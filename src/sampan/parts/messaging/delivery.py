@@ -255,6 +255,8 @@ class Progress:
                 continue
             held.visible_ms = 0
             self.leased -= 1
+            if held.dead:
+                continue  # its client has sent it to the dead letters; that is under way
             if held.attempt >= self.max_attempts:
                 held.dead = True
                 dead.append(held)

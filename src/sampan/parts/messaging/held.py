@@ -78,11 +78,11 @@ class HeldMessages:
                 for due_ms, position in due:
                     await self._deliver(due_ms, position)
             now_ms = self._clock.time_ms()
-            for half in [half for half in self._store.halves.values() if half.due_ms <= now_ms]:
+            while (half := self._store.next_half()) is not None and half.due_ms <= now_ms:
                 if half.ending:
-                    half.due_ms = now_ms + int(RETRY * 1000)
-                    continue
-                await self._check(half, now_ms)
+                    self._store.postpone(half, now_ms + int(RETRY * 1000))
+                else:
+                    await self._check(half, now_ms)
         finally:
             self._releasing = False
             # the wheel says at least when its next second begins; within that second, look again at the millisecond
@@ -202,10 +202,10 @@ class HeldMessages:
             message.properties.pop(record.OUT_MS, None)
             message.queue_id = 0
             parked = self._broker.system_topic(CHECK_LIMIT_TOPIC)
-            half.due_ms = now_ms + limits.transaction_check_interval_ms
+            self._store.postpone(half, now_ms + limits.transaction_check_interval_ms)
             self._redeliver(message, parked, half.position, lambda error: None)
             return
-        half.due_ms = now_ms + limits.transaction_check_interval_ms
+        self._store.postpone(half, now_ms + limits.transaction_check_interval_ms)
         message.properties.pop(record.OUT_MS, None)
         message.properties[record.CHECK_TIMES] = str(half.checks + 1)
         if self.ask(half, message):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sampan.parts.messaging import record
+from sampan.parts.messaging import record, validation
 from sampan.parts.messaging.access import Entry, Policy, User
 from sampan.parts.messaging.consumption import Consumption
 from sampan.parts.messaging.core import Core
@@ -160,8 +160,13 @@ class Operations:
             if value:
                 values[name] = value
         message = Message(topic, body.encode(), values, born_ms=clock.time_ms())
-        if not message.body or len(message.body) > limits.max_body_bytes:
-            raise MessagingError(Reason.BODY_EMPTY, "the body is empty or too large")
+        validation.check_body(message.body, limits)
+        validation.check_properties(properties or {}, len(tag) + sum(map(len, keys or ())), limits)
+        validation.check_keys(keys or ())
+        if tag:
+            validation.check_tag(tag)
+        if group:
+            validation.check_group(group, limits)
         future = _Outcome()
         self._broker.check_type(target, "DELAY" if delay_seconds else "FIFO" if group else "NORMAL")
         if delay_seconds > 0:
@@ -284,9 +289,7 @@ class Operations:
             return {"event": "half message", "at_ms": message.store_ms, "state": state}
         if due is None or message.prepared:
             return None
-        waiting = message.position in self._store.releasing or any(
-            position == message.position for _, position in self._store.timers
-        )
+        waiting = message.position in self._store.releasing or self._store.timers.holds(int(due), message.position)
         return {
             "event": "delayed",
             "at_ms": message.store_ms,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import heapq
 import logging
 from array import array
 from collections import deque
@@ -105,6 +106,8 @@ class Store:
         self.topics: dict[str, Topic] = {}
         self.groups: dict[str, GroupConfig] = {}
         self.progress: dict[tuple[str, str], Progress] = {}
+        self.topics_of: dict[str, dict[str, Progress]] = {}
+        """The same progress by group, then topic."""
         self.timers = Timers()
         self.halves: dict[str, Half] = {}
         self.definitions: dict[tuple[str, str], Any] = {}
@@ -112,6 +115,7 @@ class Store:
         self.releasing: dict[int, int] = {}
         """Timers taken from the wheel whose message is not durable yet: position to due time."""
         self._half_positions: dict[int, str] = {}
+        self._half_due: list[tuple[int, str]] = []
         self._next_number = 0
         self._pending: deque[tuple[int, _Stored | None, Done | None]] = deque()
         self._frames = 0
@@ -300,24 +304,24 @@ class Store:
 
     def _define_group(self, config: GroupConfig) -> None:
         self.groups[config.name] = config
-        for (group, _), progress in self.progress.items():
-            if group == config.name:
-                progress.max_attempts = config.max_attempts
+        for progress in self.topics_of.get(config.name, {}).values():
+            progress.max_attempts = config.max_attempts
 
     def _delete_topic(self, name: str) -> None:
         topic = self.topics.pop(name, None)
         if topic is not None:
             for queue in topic.queues:
                 self._queues.pop(queue.number, None)
-        for key in [key for key in self.progress if key[1] == name]:
-            del self.progress[key]
+        for group, topics in self.topics_of.items():
+            if topics.pop(name, None) is not None:
+                del self.progress[group, name]
         for half in [half for half in self.halves.values() if half.topic == name]:
             self.close_held(half.position)
 
     def _delete_group(self, name: str) -> None:
         self.groups.pop(name, None)
-        for key in [key for key in self.progress if key[0] == name]:
-            del self.progress[key]
+        for topic in self.topics_of.pop(name, {}):
+            del self.progress[name, topic]
 
     def _define(self, frame: frames.Define) -> None:
         if frame.kind == "topic":
@@ -344,6 +348,7 @@ class Store:
             config = self.groups.get(group) or GroupConfig(group)
             progress = Progress(ordered=False, max_attempts=config.max_attempts)
             self.progress[group, topic] = progress
+            self.topics_of.setdefault(group, {})[topic] = progress
         return progress
 
     # -- effects of durable frames
@@ -406,6 +411,22 @@ class Store:
             self._half_positions.pop(previous.position, None)
         self.halves[half.id] = half
         self._half_positions[half.position] = half.id
+        heapq.heappush(self._half_due, (half.due_ms, half.id))
+
+    def postpone(self, half: Half, due_ms: int) -> None:
+        """Ask about an open half message at another time."""
+        half.due_ms = due_ms
+        heapq.heappush(self._half_due, (due_ms, half.id))
+
+    def next_half(self) -> Half | None:
+        """The open half message to ask about first."""
+        while self._half_due:
+            due_ms, identifier = self._half_due[0]
+            half = self.halves.get(identifier)
+            if half is not None and half.due_ms == due_ms:
+                return half
+            heapq.heappop(self._half_due)
+        return None
 
     def close_held(self, position: int) -> None:
         """Forget the open half message at a position, if there is one."""
@@ -460,7 +481,8 @@ class Store:
             checked = frames.decode(frames.Checked, payload)
             half = self.halves.get(self._half_positions.get(checked.position, ""))
             if half is not None:
-                half.checks, half.due_ms = checked.checks, checked.due_ms
+                half.checks = checked.checks
+                self.postpone(half, checked.due_ms)
 
     def _replay_message(self, position: int, kind: int, payload: bytes) -> None:
         message = record.decode(payload)
@@ -635,11 +657,13 @@ class Store:
 
         Segments with open timers or half messages, and the current one, stay.
         """
-        pinned = min((position for _, position in self.timers), default=self.log.durable)
-        pinned = min(pinned, min(self.releasing, default=pinned))
-        pinned = min(pinned, min((half.position for half in self.halves.values()), default=pinned))
         dropped = 0
-        while (count := self._droppable(pinned, older_than_ms, max_bytes)) > 0:
+        pinned: int | None = None
+        while (count := self._droppable(older_than_ms, max_bytes)) > 0:
+            if pinned is None:
+                pinned = self._pinned()
+            if self.log.segment_end(self.log.bases[count - 1]) > pinned:
+                break
             end = self.log.segment_end(self.log.bases[count - 1])
             for number, first in self.index.drop_before(end).items():
                 owner = self._queues.get(number)
@@ -654,13 +678,17 @@ class Store:
                     progress.trim(queue.id, queue.minimum)
         return dropped
 
-    def _droppable(self, pinned: int, older_than_ms: int, max_bytes: int) -> int:
+    def _pinned(self) -> int:
+        """The oldest position something held still needs."""
+        pinned = min((position for _, position in self.timers), default=self.log.durable)
+        pinned = min(pinned, min(self.releasing, default=pinned))
+        return min(pinned, min((half.position for half in self.halves.values()), default=pinned))
+
+    def _droppable(self, older_than_ms: int, max_bytes: int) -> int:
         """How many of the oldest segments may go together: up to the first end of one that is also the end of a part."""
         ends = {part.end for part in self.index.parts}
         for count in range(1, len(self.log.bases)):
             end = self.log.segment_end(self.log.bases[count - 1])
-            if end > pinned:
-                return 0
             if end in ends:
                 newest_ms = max(part.newest_ms for part in self.index.parts if part.end <= end)
                 return count if newest_ms < older_than_ms or self.log.size > max_bytes else 0

@@ -50,6 +50,13 @@ class Timers:
             return True
         return False
 
+    def holds(self, due_ms: int, position: int) -> bool:
+        """Whether this timer is set."""
+        bucket = self._buckets.get(due_ms // 1000, ())
+        if any(bucket[at + 1] == position for at in range(0, len(bucket), 2)):
+            return True
+        return (due_ms, position) in self._current and position not in self._gone
+
     def next_due(self) -> int:
         """No timer is due before this time (ms); `NEVER` when there is none."""
         due = self._current[0][0] if self._current else NEVER

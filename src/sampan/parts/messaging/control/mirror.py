@@ -32,6 +32,9 @@ from sampan.parts.messaging.topology import (
 FINALIZER = f"{GROUP}/broker"
 REFRESH = 10.0
 """Seconds between looks at offsets for the status."""
+LOOKS = 20
+"""Objects looked at a second, at most: ten thousand topics are each looked at less often."""
+BY_NAME = "broker-name"
 PERMISSIONS = {"ReadWrite": 6, "ReadOnly": 4, "WriteOnly": 2}
 _DNS = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _UNITS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
@@ -48,6 +51,9 @@ class Mirror(Controller):
         super().__init__(context)
         self.core = core
         self._rates: dict[str, tuple[float, int]] = {}
+        self._named: dict[str, str] = {}
+        """Broker names by the object names they would get."""
+        self.informer(self.resource).add_index(BY_NAME, lambda obj: [broker_name(obj)])
         core.broker.on_definition.append(self._defined)
 
     def sources(self) -> list[Source]:
@@ -61,21 +67,24 @@ class Mirror(Controller):
 
     def _defined(self, kind: str, name: str) -> None:
         if kind == self.definition and mirrored(name):
+            self._named[object_name(name)] = name
             self.queue.add(Key("", self._key_for(name)))
 
     def _key_for(self, name: str) -> str:
-        for obj in self.informer(self.resource).objects():
-            if broker_name(obj) == name:
-                key: str = obj["metadata"]["name"]
-                return key
+        for obj in self.informer(self.resource).indexed(BY_NAME, name):
+            key: str = obj["metadata"]["name"]
+            return key
         return object_name(name)
 
     async def reconcile(self, key: Key) -> float | None:
         obj = self.informer(self.resource).get(key)
         if obj is None:
-            name = next((name for name in self.names() if mirrored(name) and object_name(name) == key.name), None)
-            if name is not None and self._key_for(name) == key.name:
-                await self._adopt(key.name, name)
+            missing = self._named.get(key.name, "")
+            if self.exists(missing) and self._key_for(missing) == key.name:
+                await self._adopt(key.name, missing)
+            else:
+                self._named.pop(key.name, None)
+                self._rates.pop(missing, None)
             return None
         name = broker_name(obj)
         metadata = obj["metadata"]
@@ -96,7 +105,7 @@ class Mirror(Controller):
         except MessagingError as error:
             problem = str(error)
         await self._report(obj, name, problem)
-        return REFRESH
+        return max(REFRESH, len(self.names()) / LOOKS)
 
     async def _adopt(self, key: str, name: str) -> None:
         """Make the object of something the broker got otherwise."""

@@ -170,18 +170,23 @@ class Part:
         if magic != MAGIC:
             raise StorageError(f"{path} is not an index of format 1")
         view = memoryview(self._map)
-        if zlib.crc32(view[_HEADER.size :]) != crc:
-            view.release()
-            raise StorageError(f"{path} is damaged")
+        self._crc = crc
+        self._verified = False
         self._views = [view]
         at = _HEADER.size
         columns: list[memoryview] = []
         layout = ("I", queues), ("Q", queues), ("I", queues + 1), ("Q", entries), ("I", entries), ("i", entries)
         for code, count in (*layout, ("I", keys), ("Q", keys), ("I", keys)):
             size = count * (8 if code == "Q" else 4)
+            if at + size > len(self._map):
+                view.release()
+                raise StorageError(f"{path} is cut short")
             columns.append(view[at : at + size].cast(code))  # type: ignore[call-overload]
             at += size + (-size % 8)
         self._views += columns
+        if at != len(self._map):
+            self.close()
+            raise StorageError(f"{path} is cut short")
         self._numbers, self._firsts, self._starts, self._positions, self._sizes, self._tags = columns[:6]
         self._key_hashes, self._key_positions, self._key_sizes = columns[6:]
         self.count = entries
@@ -192,8 +197,26 @@ class Part:
             view.release()
         self._map.close()
 
+    def _verify(self) -> None:
+        """Check the checksum at the first use, so that a start need not read every part.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        if not self._verified:
+            if zlib.crc32(self._views[0][_HEADER.size :]) != self._crc:
+                raise StorageError(
+                    f"{self.path} is damaged; stop, delete the index folder and the checkpoint, and start"
+                )
+            self._verified = True
+
     def span(self, queue: int) -> tuple[int, int, int] | None:
-        """``(first offset, count, first entry)`` of a queue in this part."""
+        """``(first offset, count, first entry)`` of a queue in this part.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        self._verify()
         at = bisect.bisect_left(self._numbers, queue)
         if at == len(self._numbers) or self._numbers[at] != queue:
             return None
@@ -210,6 +233,7 @@ class Part:
 
     def find_key(self, hashed: int) -> Iterator[tuple[int, int]]:
         """``(position, size)`` of messages with this hash, newest first."""
+        self._verify()
         at = bisect.bisect_right(self._key_hashes, hashed) - 1
         while at >= 0 and self._key_hashes[at] == hashed:
             yield self._key_positions[at], self._key_sizes[at]

@@ -301,6 +301,10 @@ class CommitLog:
             except OSError as failure:
                 error = failure
                 self._undo(batch)
+            except Exception as failure:  # whatever it is, those who wait must be told
+                log.exception("the commit log's writer failed")
+                error = OSError(errno.EIO, str(failure))
+                self._undo(batch)
             loop.call_soon_threadsafe(self._done, end, error)
 
     def _write(self, batch: list[tuple[int, bytes]], sync: bool) -> None:
