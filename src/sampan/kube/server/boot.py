@@ -43,7 +43,7 @@ def _objects(api: Api, port: int, authority: str) -> Iterator[tuple[Resource, Ob
         STORAGE_CLASSES,
         {
             "metadata": {"name": "standard", "annotations": annotations},
-            "provisioner": "sampan.dev/local-path",
+            "provisioner": "sampan.dev/local",
             "volumeBindingMode": "WaitForFirstConsumer",
             "reclaimPolicy": "Delete",
             "allowVolumeExpansion": True,

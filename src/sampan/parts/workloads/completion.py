@@ -57,6 +57,49 @@ def backoff(failures: int) -> float:
     return 0.0 if failures <= 0 else min(FIRST_BACKOFF * 2.0 ** (failures - 1), LAST_BACKOFF)
 
 
+def failures_before(pod: Mapping[str, Any]) -> int:
+    """How often a pod's index had failed when the pod was made."""
+    text = (pod["metadata"].get("annotations") or {}).get(INDEX_FAILURES, "0")
+    return int(text) if text.isdigit() else 0
+
+
+def index_failures(job: Mapping[str, Any], owned: Iterable[Object]) -> dict[int, int]:
+    """Failures of each index under ``backoffLimitPerIndex``, by the pods there are; ignored ones do not count."""
+    found: dict[int, int] = {}
+    if job["spec"].get("backoffLimitPerIndex") is None:
+        return found
+    for pod in owned:
+        index = index_of(pod)
+        if index is not None:
+            failed = pods.phase(pod) == "Failed" and judge_failure(job, pod).action != "Ignore"
+            found[index] = max(found.get(index, 0), failures_before(pod) + failed)
+    return found
+
+
+def backoff_left(owned: Iterable[Object], now: datetime) -> float:
+    """Seconds until failed pods may be replaced: the failures since the last success count."""
+    ended = sorted(
+        ((when, pods.phase(pod)) for pod in owned if pods.is_finished(pod) and (when := ended_at(pod))), reverse=True
+    )
+    failures, latest = 0, None
+    for when, phase in ended:
+        if phase != "Failed":
+            break
+        failures += 1
+        latest = latest or when
+    return 0.0 if latest is None else max(0.0, backoff(failures) - (now - latest).total_seconds())
+
+
+def indexes_held_back(owned: Iterable[Object], now: datetime) -> dict[int, float]:
+    """Indexes whose failed pod may not be replaced yet, with the seconds left."""
+    by_index: dict[int, list[Object]] = {}
+    for pod in owned:
+        index = index_of(pod)
+        if index is not None:
+            by_index.setdefault(index, []).append(pod)
+    return {index: left for index, some in by_index.items() if (left := backoff_left(some, now)) > 0}
+
+
 def ended_at(pod: Mapping[str, Any]) -> datetime | None:
     """When the pod's last container ended (or its deletion was asked for)."""
     stamps = [

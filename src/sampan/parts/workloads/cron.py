@@ -37,7 +37,7 @@ class Schedule:
     def after(self, moment: datetime) -> datetime | None:
         """The first start later than ``moment``, in UTC; None for a date that never comes."""
         if self._every is not None:
-            return moment + self._every
+            return moment.replace(microsecond=0) + self._every
         try:
             upcoming: datetime = next(CronSim(self._line, moment.astimezone(self._zone)))
         except StopIteration:

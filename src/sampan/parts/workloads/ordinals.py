@@ -114,21 +114,18 @@ def _replace_outdated(
     unavailable = sum(
         not is_healthy(pod) or not available.get(pod["metadata"]["uid"], True) for pod in by_ordinal.values()
     )
-    for ordinal in reversed(ordinals):
-        pod = by_ordinal.get(ordinal)
-        if pod is None or pods.is_terminating(pod):
-            if unavailable >= max(1, limit):
-                return
-            continue
-        healthy = is_healthy(pod) and available.get(pod["metadata"]["uid"], True)
-        if revisions.of(pod) != update:
-            if healthy and unavailable >= max(1, limit):
-                return
-            if pod not in step.delete:
-                step.delete.append(pod)
-            unavailable += healthy
-        if unavailable >= max(1, limit):
-            return
+    outdated = [
+        pod
+        for ordinal in reversed(ordinals)
+        if (pod := by_ordinal.get(ordinal)) is not None
+        and revisions.of(pod) != update
+        and not pods.is_terminating(pod)
+        and pod not in step.delete
+    ]
+    # what serves nobody costs nothing to replace, and would otherwise use up the budget for good
+    broken = [pod for pod in outdated if not is_healthy(pod) or not available.get(pod["metadata"]["uid"], True)]
+    serving = [pod for pod in outdated if pod not in broken]
+    step.delete += [*broken, *serving[: max(0, max(1, limit) - unavailable)]]
 
 
 def claims_of(stateful_set: Object, pod_name: str) -> list[Object]:

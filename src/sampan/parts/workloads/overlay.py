@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from sampan.kernel.clock import Clock
 from sampan.kube.control.interface import Informer
-from sampan.kube.objects import Object, controller_of
+from sampan.kube.objects import Key, Object, controller_of
 
 FORGET_AFTER = 60.0
 """Seconds after which an unreported write is forgotten."""
@@ -21,6 +21,7 @@ class Overlay:
     """Corrections to one informer's cache, by controller owner."""
 
     def __init__(self, informer: Informer, clock: Clock) -> None:
+        self._informer = informer
         self._clock = clock
         self._created: dict[str, dict[str, tuple[float, Object]]] = {}
         self._deleted: dict[str, float] = {}
@@ -28,11 +29,19 @@ class Overlay:
 
     def created(self, owner_uid: str, obj: Object) -> None:
         """This object was just created for an owner."""
+        if self._cached(obj) is not None:
+            return  # beside the store the informer is told before the writer is
         self._created.setdefault(owner_uid, {})[obj["metadata"]["uid"]] = (self._clock.monotonic(), obj)
 
-    def deleted(self, uid: str) -> None:
+    def deleted(self, obj: Object) -> None:
         """This object was just deleted."""
-        self._deleted[uid] = self._clock.monotonic()
+        cached = self._cached(obj)
+        if cached is not None and not cached["metadata"].get("deletionTimestamp"):
+            self._deleted[obj["metadata"]["uid"]] = self._clock.monotonic()
+
+    def _cached(self, obj: Object) -> Object | None:
+        cached = self._informer.get(Key.of(obj))
+        return cached if cached is not None and cached["metadata"]["uid"] == obj["metadata"]["uid"] else None
 
     def correct(self, owner_uid: str, cached: Iterable[Object]) -> list[Object]:
         """The cached objects of an owner, without what was just deleted, with what was just created."""

@@ -125,7 +125,7 @@ def scale_proportionally(deployment: Mapping[str, Any], new: Object | None, old:
     active = [one for one in everyone if replicas(one) > 0]
     if len(active) <= 1:
         only = active[0] if active else new or max(old, key=_created, default=None)
-        return [Scale(only, wanted)] if only is not None and replicas(only) != wanted else []
+        return [Scale(only, wanted)] if only is not None else []  # of the right size already, it still takes note of it
     if new is not None and _saturated(deployment, new):
         return [Scale(one, 0) for one in old if replicas(one) > 0]
     if (deployment["spec"].get("strategy") or {}).get("type") == "Recreate":

@@ -14,7 +14,7 @@ from sampan.kube.control.interface import For, Owns, Source
 from sampan.kube.objects import Key, Object, copy, owner_reference
 from sampan.kube.status import ApiError
 from sampan.parts.workloads import pods
-from sampan.parts.workloads.cron import MANY, Schedule
+from sampan.parts.workloads.cron import Schedule
 from sampan.parts.workloads.overlay import Overlay
 
 SCHEDULED = "batch.kubernetes.io/cronjob-scheduled-timestamp"
@@ -29,6 +29,9 @@ class CronJobController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._overlay = Overlay(self.informer(JOBS), self.clock)
+        self._unexpected: set[str] = set()
+        """Jobs by uid that somebody else made in a cron job's name (``kubectl create job --from``), announced once."""
+        self.informer(JOBS).on_change(self._forget)
 
     def sources(self) -> list[Source]:
         return [For(CRON_JOBS), Owns(JOBS, "CronJob")]
@@ -50,6 +53,10 @@ class CronJobController(Controller):
             await self.client.update(CRON_JOBS, {**cron_job, "status": status}, subresource="status")
         return again
 
+    def _forget(self, old: Object | None, new: Object | None) -> None:
+        if old is not None and new is None:
+            self._unexpected.discard(old["metadata"]["uid"])
+
     # -- what became of the jobs
 
     def _follow(self, cron_job: Object, jobs: list[Object]) -> None:
@@ -68,7 +75,15 @@ class CronJobController(Controller):
             else:
                 active.append(reference)
         known = {reference["uid"] for reference in active}
-        active += [reference(job) for uid, job in by_uid.items() if uid not in known and finished(job) is None]
+        for uid, job in by_uid.items():
+            if uid in known or finished(job) is not None or uid in self._unexpected:
+                continue
+            if SCHEDULED in (job["metadata"].get("annotations") or {}):
+                active.append(reference(job))  # started by us; the status write that would have said so was lost
+                continue
+            self._unexpected.add(uid)
+            message = f"Saw a job that the controller did not create or forgot: {job['metadata']['name']}"
+            self.recorder.event(cron_job, "Warning", "UnexpectedJob", message)
         status["active"] = active
         completions = [
             job["status"]["completionTime"]
@@ -113,14 +128,14 @@ class CronJobController(Controller):
             earliest = max(earliest, now - timedelta(seconds=deadline))
         missed = schedule.missed(earliest, now)
         if missed.many:
-            message = (
-                "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
-                f" (more than {MANY})"
-            )
+            message = "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
             self.recorder.event(cron_job, "Warning", "TooManyMissedTimes", message)
         if missed.latest is not None:
             await self._start(cron_job, jobs, missed.latest, now)
-        upcoming = schedule.after(now)
+        # an @every schedule counts from the last start, not from now
+        upcoming = schedule.after(missed.latest or earliest)
+        if upcoming is None or upcoming <= now:
+            upcoming = schedule.after(now)
         return None if upcoming is None else (upcoming - now).total_seconds() + 0.1
 
     async def _start(self, cron_job: Object, jobs: list[Object], scheduled: datetime, now: datetime) -> None:
@@ -187,7 +202,7 @@ class CronJobController(Controller):
             if not error.not_found:
                 self.recorder.event(cron_job, "Warning", "FailedDelete", f"Deleted job: {error.message}")
                 raise
-        self._overlay.deleted(metadata["uid"])
+        self._overlay.deleted(job)
         self.recorder.event(cron_job, "Normal", "SuccessfulDelete", f"Deleted job {metadata['name']}")
 
 

@@ -31,6 +31,9 @@ TOLERATED = (
     ("node.kubernetes.io/pid-pressure", "NoSchedule"),
     ("node.kubernetes.io/unschedulable", "NoSchedule"),
 )
+FIRST_BACKOFF = 1.0
+LAST_BACKOFF = 900.0
+"""Seconds before a failed daemon pod is replaced; doubles with each failure on the same node."""
 HOST_NETWORK_TOLERATED = ("node.kubernetes.io/network-unavailable", "NoSchedule")
 
 
@@ -43,6 +46,8 @@ class DaemonSetController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._overlay = Overlay(self.informer(PODS), self.clock)
+        self._failures: dict[tuple[str, str], tuple[int, float, str]] = {}
+        """By set and node: failures in a row, when the last may be replaced, and which pod that was."""
 
     def sources(self) -> list[Source]:
         return [
@@ -66,7 +71,10 @@ class DaemonSetController(Controller):
     async def reconcile(self, key: Key) -> float | None:
         daemon_set = self.informer(DAEMON_SETS).get(key)
         if daemon_set is None:
+            live = {one["metadata"]["uid"] for one in self.informer(DAEMON_SETS).objects()}
+            self._failures = {key: value for key, value in self._failures.items() if key[0] in live}
             return None
+        held: float | None = None
         uid = daemon_set["metadata"]["uid"]
         owned = self._overlay.correct(uid, self.informer(PODS).indexed("owner", uid))
         claimed = await claim(self, PODS, daemon_set, daemon_set["spec"]["selector"], owned)
@@ -76,8 +84,9 @@ class DaemonSetController(Controller):
             by_node.setdefault(node_of(pod), []).append(pod)
         eligible = {node["metadata"]["name"]: should_run(daemon_set, node) for node in self.informer(NODES).objects()}
         if not daemon_set["metadata"].get("deletionTimestamp"):
-            await self._manage(daemon_set, eligible, by_node, history.update)
-        return await self._report(daemon_set, eligible, by_node, history)
+            held = await self._manage(daemon_set, eligible, by_node, history.update)
+        again = await self._report(daemon_set, eligible, by_node, history)
+        return min((wait for wait in (held, again) if wait is not None), default=None)
 
     async def _manage(
         self,
@@ -85,17 +94,26 @@ class DaemonSetController(Controller):
         eligible: Mapping[str, tuple[bool, bool]],
         by_node: dict[str, list[Object]],
         revision: str,
-    ) -> None:
+    ) -> float | None:
+        """Create and delete what is due; returns seconds until a held-back pod is."""
+        again: float | None = None
         create: list[str] = []
         delete: list[Object] = []
         for node, (run, stay) in eligible.items():
             here = by_node.get(node, [])
-            failed = [pod for pod in here if pods.phase(pod) == "Failed" and not pods.is_terminating(pod)]
-            for pod in failed:
-                message = f"Found failed daemon pod {Key.of(pod)} on node {node}, will try to kill it"
-                self.recorder.event(daemon_set, "Warning", "FailedDaemonPod", message)
-            delete += failed
-            alive = [pod for pod in here if pod not in failed]
+            ended = [pod for pod in here if pods.is_finished(pod) and not pods.is_terminating(pod)]
+            held = self._held_back(daemon_set, node, ended)
+            if held > 0:
+                again = held if again is None else min(again, held)
+                continue
+            for pod in ended:
+                phase = pods.phase(pod)
+                message = f"Found {phase.lower()} daemon pod {Key.of(pod)} on node {node}, will try to {'kill' if phase == 'Failed' else 'delete'} it"
+                self.recorder.event(
+                    daemon_set, "Warning" if phase == "Failed" else "Normal", f"{phase}DaemonPod", message
+                )
+            delete += ended
+            alive = [pod for pod in here if pod not in ended]
             if run and not alive:
                 create.append(node)
             elif not stay:
@@ -123,6 +141,20 @@ class DaemonSetController(Controller):
         failure = next((result for result in results if result is not None), None)
         if failure is not None:
             raise failure
+        return again
+
+    def _held_back(self, daemon_set: Object, node: str, ended: list[Object]) -> float:
+        """Seconds for which a pod that ended stays, so that one that always fails at once is not restarted in a frenzy."""
+        key, now = (daemon_set["metadata"]["uid"], node), self.clock.monotonic()
+        if not any(pods.phase(pod) == "Failed" for pod in ended):
+            return 0.0
+        uid = ended[0]["metadata"]["uid"]
+        count, due, known = self._failures.get(key, (0, 0.0, ""))
+        if uid != known:
+            count = 1 if now - due > 2 * LAST_BACKOFF else count + 1
+            due = now + min(FIRST_BACKOFF * 2.0 ** (count - 1), LAST_BACKOFF) if count > 1 else now
+            self._failures[key] = (count, due, uid)
+        return due - now
 
     def _surging(self, daemon_set: Object, alive: list[Object], revision: str) -> bool:
         """Two pods on a node are right while a surge update waits for the new one."""
@@ -201,7 +233,7 @@ class DaemonSetController(Controller):
         except ApiError as error:
             if not (error.not_found or error.conflict):
                 return error
-        self._overlay.deleted(metadata["uid"])
+        self._overlay.deleted(pod)
         self.recorder.event(daemon_set, "Normal", "SuccessfulDelete", f"Deleted pod: {metadata['name']}")
         return None
 

@@ -195,7 +195,7 @@ class DeploymentController(Controller):
                 "namespace": metadata["namespace"],
                 "labels": copy(template["metadata"]["labels"]),
                 "ownerReferences": [owner_reference(deployment)],
-                "annotations": self._annotations(deployment, {}, next_revision(old)),
+                "annotations": self._annotations(deployment, {}, next_revision(old)) | _sizes(deployment),
             },
             "spec": {
                 "replicas": rollout.new_replicas(deployment, old, None),
@@ -213,13 +213,11 @@ class DeploymentController(Controller):
             if name not in NOT_COPIED:
                 wanted[name] = value
         previous = current.get(REVISION)
-        if previous is None or int(previous) < int(revision):
+        if previous is None or not previous.isdigit() or int(previous) < int(revision):
             wanted[REVISION] = revision
             if previous is not None:
                 history = [entry for entry in (current.get(REVISION_HISTORY) or "").split(",") if entry]
                 wanted[REVISION_HISTORY] = ",".join([*history, previous])
-        wanted[DESIRED] = str(replicas(deployment))
-        wanted[MAXIMUM] = str(replicas(deployment) + rollout.bounds(deployment).surge)
         return wanted
 
     async def _refresh_new(self, deployment: Object, new: Object, old: list[Object]) -> None:
@@ -246,10 +244,7 @@ class DeploymentController(Controller):
         before = replicas(replica_set)
         metadata = replica_set["metadata"]
         annotations = dict(metadata.get("annotations") or {})
-        wanted = {
-            DESIRED: str(replicas(deployment)),
-            MAXIMUM: str(replicas(deployment) + rollout.bounds(deployment).surge),
-        }
+        wanted = _sizes(deployment)
         if count == before and wanted.items() <= annotations.items():
             return
         metadata["annotations"] = {**annotations, **wanted}
@@ -386,6 +381,12 @@ class DeploymentController(Controller):
         deployment["status"] = status
         written = await self.client.update(DEPLOYMENTS, deployment, subresource="status")
         deployment["metadata"] = written["metadata"]
+
+
+def _sizes(deployment: Object) -> dict[str, str]:
+    """The annotations that tell for which size of the deployment a replica set was scaled."""
+    wanted = replicas(deployment)
+    return {DESIRED: str(wanted), MAXIMUM: str(wanted + rollout.bounds(deployment).surge)}
 
 
 def same_template(deployment: Object, replica_set: Object) -> bool:

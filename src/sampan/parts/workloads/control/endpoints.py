@@ -13,6 +13,8 @@ from sampan.parts.workloads.overlay import Overlay
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslice-controller.k8s.io"
+ENDPOINTS_MANAGED_BY = "endpoints.kubernetes.io/managed-by"
+ENDPOINTS_MANAGER = "endpoint-controller"
 SERVICE_NAME = "kubernetes.io/service-name"
 HEADLESS = "service.kubernetes.io/headless"
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
@@ -30,7 +32,12 @@ class EndpointsController(Controller):
         self._overlay = Overlay(self.informer(ENDPOINT_SLICES), self.clock)
 
     def sources(self) -> list[Source]:
-        return [For(SERVICES), Watches(PODS, self._services_of), Owns(ENDPOINT_SLICES, "Service")]
+        return [
+            For(SERVICES),
+            Watches(ENDPOINTS, _own_endpoints),
+            Watches(PODS, self._services_of),
+            Owns(ENDPOINT_SLICES, "Service"),
+        ]
 
     def _services_of(self, pod: Object) -> list[Key]:
         labels = pod["metadata"].get("labels")
@@ -45,8 +52,11 @@ class EndpointsController(Controller):
 
     async def reconcile(self, key: Key) -> float | None:
         service = self.informer(SERVICES).get(key)
-        if service is None or service["metadata"].get("deletionTimestamp"):
-            return None  # owner references take the slices away; Endpoints is deleted with the Service's name below
+        if service is None:
+            await self._forget(key)  # the slices go by their owner references
+            return None
+        if service["metadata"].get("deletionTimestamp"):
+            return None
         selector = service["spec"].get("selector")
         if not selector or service["spec"].get("type") == "ExternalName":
             return None
@@ -60,6 +70,15 @@ class EndpointsController(Controller):
         await self._write_endpoints(service, groups)
         return None
 
+    async def _forget(self, key: Key) -> None:
+        if self.informer(ENDPOINTS).get(key) is None:
+            return
+        try:
+            await self.client.delete(ENDPOINTS, key.name, key.namespace)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+
     async def _write_slices(self, service: Object, groups: list[Group]) -> None:
         uid = service["metadata"]["uid"]
         owned = self._overlay.correct(uid, self.informer(ENDPOINT_SLICES).indexed("owner", uid))
@@ -69,9 +88,15 @@ class EndpointsController(Controller):
             made = self._slice(service, group)
             created = await self.client.create(ENDPOINT_SLICES, made, service["metadata"]["namespace"])
             self._overlay.created(uid, created)
+        touched = {one["metadata"]["uid"] for one, _ in plan.update} | {one["metadata"]["uid"] for one in plan.delete}
+        for current in existing:
+            if current["metadata"]["uid"] not in touched and current["metadata"].get("labels") != self._labels(service):
+                plan.update.append((current, Group(current.get("ports") or [], current.get("endpoints") or [])))
         for current, group in plan.update:
-            changed = {**self._slice(service, group), "metadata": current["metadata"]}
-            await self.client.update(ENDPOINT_SLICES, changed)
+            made = self._slice(service, group)
+            metadata = {**current["metadata"], "labels": made["metadata"]["labels"]}
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), **made["metadata"]["annotations"]}
+            await self.client.update(ENDPOINT_SLICES, {**made, "metadata": metadata})
         for current in plan.delete:
             metadata = current["metadata"]
             try:
@@ -79,20 +104,17 @@ class EndpointsController(Controller):
             except ApiError as error:
                 if not (error.not_found or error.conflict):
                     raise
-            self._overlay.deleted(metadata["uid"])
+            self._overlay.deleted(current)
 
     def _slice(self, service: Object, group: Group) -> Object:
         metadata = service["metadata"]
-        labels = {**_own_labels(service), SERVICE_NAME: metadata["name"], MANAGED_BY: MANAGER}
-        if service["spec"].get("clusterIP") == "None":
-            labels[HEADLESS] = ""
         return {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
                 "generateName": f"{metadata['name']}-",
                 "namespace": metadata["namespace"],
-                "labels": labels,
+                "labels": self._labels(service),
                 "annotations": {TRIGGER_TIME: self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")},
                 "ownerReferences": [owner_reference(service)],
             },
@@ -101,9 +123,15 @@ class EndpointsController(Controller):
             "ports": group.ports,
         }
 
+    def _labels(self, service: Object) -> dict[str, str]:
+        labels = {**_own_labels(service), SERVICE_NAME: service["metadata"]["name"], MANAGED_BY: MANAGER}
+        if service["spec"].get("clusterIP") == "None":
+            labels[HEADLESS] = ""
+        return labels
+
     async def _write_endpoints(self, service: Object, groups: list[Group]) -> None:
         metadata = service["metadata"]
-        labels = {**_own_labels(service), "endpoints.kubernetes.io/managed-by": "endpoint-controller"}
+        labels = {**_own_labels(service), ENDPOINTS_MANAGED_BY: ENDPOINTS_MANAGER}
         if service["spec"].get("clusterIP") == "None":
             labels[HEADLESS] = ""
         subsets = endpoints.subsets(groups)
@@ -124,6 +152,11 @@ class EndpointsController(Controller):
         elif (current.get("subsets") or []) != subsets or (current["metadata"].get("labels") or {}) != labels:
             changed = {**current, "subsets": subsets, "metadata": {**current["metadata"], "labels": labels}}
             await self.client.update(ENDPOINTS, changed)
+
+
+def _own_endpoints(obj: Object) -> list[Key]:
+    """Ours come back when they are changed, and go when their service went while nobody looked."""
+    return [Key.of(obj)] if dig(obj, "metadata", "labels", ENDPOINTS_MANAGED_BY) == ENDPOINTS_MANAGER else []
 
 
 def _own_labels(service: Object) -> dict[str, str]:

@@ -20,6 +20,8 @@ from sampan.parts.workloads.claims import claim
 from sampan.parts.workloads.completion import TRACKING, Outcome, Tally
 from sampan.parts.workloads.overlay import Overlay
 
+TRACKED = "tracked-job"
+"""The index of pods that carry the finalizer, by the key of the job that is to count them."""
 OURS = "kubernetes.io/job-controller"
 """``spec.managedBy`` of the jobs this controller runs."""
 BATCH = 500
@@ -35,6 +37,7 @@ class JobController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._overlay = Overlay(self.informer(PODS), self.clock)
+        self.informer(PODS).add_index(TRACKED, lambda pod: map(str, self._abandoned(pod)))
 
     def sources(self) -> list[Source]:
         return [For(JOBS), Owns(PODS, "Job"), Watches(PODS, self._abandoned)]
@@ -49,8 +52,8 @@ class JobController(Controller):
 
     async def reconcile(self, key: Key) -> float | None:
         cached = self.informer(JOBS).get(key)
+        await self._release_abandoned(key, cached)
         if cached is None:
-            await self._release_abandoned(key)
             return None
         if not _is_ours(cached):
             return None
@@ -76,14 +79,17 @@ class JobController(Controller):
         failure: ApiError | None = None
         again: float | None = None
         if ending is not None:
-            gone = await self._delete(job, active)
-            active = [pod for pod in active if pod["metadata"]["uid"] not in gone]
             self._announce(job, ending)
-            if not active and not terminating:
+            if active:
+                terminating += active  # the job has ended when they have; their own end brings us back
+                await self._delete(job, active)
+                active = []
+            elif not terminating:
                 self._finish(job, ending)
         elif suspended:
-            gone = await self._delete(job, active)
-            active = [pod for pod in active if pod["metadata"]["uid"] not in gone]
+            await self._dismiss(job, active)
+            terminating += active
+            active = []
             self._suspend(job, True)
         else:
             self._suspend(job, False)
@@ -115,7 +121,7 @@ class JobController(Controller):
             if pods.phase(pod) == "Failed"
             or (pods.is_terminating(pod) and pods.phase(pod) != "Succeeded" and not only_failed)
         ]
-        tally = self._tally(job)
+        tally = self._tally(job, mine)
         newly_failed = []
         for pod in failed:
             verdict = completion.judge_failure(job, pod)
@@ -125,12 +131,12 @@ class JobController(Controller):
             if verdict.action == "Ignore":
                 continue
             newly_failed.append(pod["metadata"]["uid"])
-            per_index = job["spec"].get("backoffLimitPerIndex")
-            if per_index is not None and index is not None:
-                count = _index_failures(pod) + 1
-                tally.index_failures[index] = max(count, tally.index_failures.get(index, 0))
-                if verdict.action == "FailIndex" or count > per_index:
-                    tally.failed_indexes.add(index)
+            limit = job["spec"].get("backoffLimitPerIndex")
+            exhausted = verdict.action == "FailIndex" or (
+                limit is not None and completion.failures_before(pod) + 1 > limit
+            )
+            if limit is not None and index is not None and exhausted:
+                tally.failed_indexes.add(index)
         newly_succeeded = []
         for pod in succeeded:
             index = completion.index_of(pod)
@@ -179,13 +185,14 @@ class JobController(Controller):
                 left[field] = [uid for uid in uids if uid in tracked]
         status["uncountedTerminatedPods"] = left
 
-    def _tally(self, job: Object) -> Tally:
+    def _tally(self, job: Object, mine: list[Object]) -> Tally:
         status = job["status"]
         target = pods.condition(job, "FailureTarget")
         fail_job = target["message"] if target is not None and target["reason"] == "PodFailurePolicy" else ""
         return Tally(
             completed_indexes=completion.parse_indexes(status.get("completedIndexes")),
             failed_indexes=completion.parse_indexes(status.get("failedIndexes")),
+            index_failures=completion.index_failures(job, mine),
             fail_job=fail_job,
         )
 
@@ -209,16 +216,17 @@ class JobController(Controller):
 
         await asyncio.gather(*(untrack(pod) for pod in finished))
 
-    async def _release_abandoned(self, key: Key) -> None:
-        informer = self.informer(PODS)
-        orphans = []
-        for pod in informer.objects(key.namespace):
-            owner = controller_of(pod)
-            if TRACKING in _finalizers(pod) and (
-                (owner is not None and owner["kind"] == "Job" and owner["name"] == key.name)
-                or (owner is None and pod["metadata"]["name"] == key.name)
-            ):
-                orphans.append(pod)
+    async def _release_abandoned(self, key: Key, job: Object | None) -> None:
+        """Let go pods whose job is gone, also when another one has taken its name since."""
+        uid = job["metadata"]["uid"] if job is not None else ""
+        orphans = [
+            pod
+            for pod in self.informer(PODS).indexed(TRACKED, str(key))
+            if (controller_of(pod) or {}).get("uid") != uid
+        ]
+        if job is not None:
+            # pods without a controller may be this job's to adopt
+            orphans = [pod for pod in orphans if controller_of(pod) is not None]
         await self._untrack(orphans)
 
     # -- pods
@@ -230,40 +238,31 @@ class JobController(Controller):
         if len(active) > wanted:
             now = self.clock.now()
             victims = sorted(active, key=lambda pod: pods.deletion_rank(pod, now))[: len(active) - wanted]
-            gone = await self._delete(job, victims)
+            gone = await self._dismiss(job, victims)
             return [pod for pod in active if pod["metadata"]["uid"] not in gone], None, None
         missing = min(wanted - len(active), BATCH)
         if job["spec"].get("podReplacementPolicy") == "Failed":
             missing -= len(terminating)
         if missing <= 0:
             return active, None, None
-        wait = self._backoff(job, tally, mine)
-        if wait > 0:
-            return active, wait, None
+        now, again = self.clock.now(), None
         indexes: list[int | None] = [None] * missing
+        per_index = job["spec"].get("backoffLimitPerIndex") is not None
+        if not per_index and (wait := completion.backoff_left(mine, now)) > 0:
+            return active, wait, None
         if completion.is_indexed(job):
-            occupied = [index for pod in active if (index := completion.index_of(pod)) is not None]
+            occupied = {index for pod in active if (index := completion.index_of(pod)) is not None}
+            if job["spec"].get("podReplacementPolicy") == "Failed":
+                occupied |= {index for pod in terminating if (index := completion.index_of(pod)) is not None}
+            if per_index:
+                held = completion.indexes_held_back(mine, now)
+                occupied |= held.keys()
+                again = min(held.values(), default=None)
             indexes = list(completion.free_indexes(job, tally, occupied, missing))
         results = await asyncio.gather(*(self._create(job, tally, index) for index in indexes))
         made = [result for result in results if not isinstance(result, ApiError)]
         errors = [result for result in results if isinstance(result, ApiError)]
-        return [*active, *made], None, errors[0] if errors else None
-
-    def _backoff(self, job: Object, tally: Tally, mine: list[Object]) -> float:
-        """Seconds until failed pods may be replaced: the failures since the last success count."""
-        ended = sorted(
-            ((when, pods.phase(pod)) for pod in mine if pods.is_finished(pod) and (when := completion.ended_at(pod))),
-            reverse=True,
-        )
-        failures, latest = 0, None
-        for when, phase in ended:
-            if phase != "Failed":
-                break
-            failures += 1
-            latest = latest or when
-        if latest is None:
-            return 0.0
-        return completion.backoff(failures) - (self.clock.now() - latest).total_seconds()
+        return [*active, *made], again, errors[0] if errors else None
 
     async def _create(self, job: Object, tally: Tally, index: int | None) -> Object | ApiError:
         metadata = job["metadata"]
@@ -279,6 +278,12 @@ class JobController(Controller):
         self._overlay.created(metadata["uid"], created)
         self.recorder.event(job, "Normal", "SuccessfulCreate", f"Created pod: {created['metadata']['name']}")
         return created
+
+    async def _dismiss(self, job: Object, victims: list[Object]) -> set[str]:
+        """Delete pods that the job no longer wants and that are not to count as failures."""
+        victims = victims[:BATCH]
+        await self._untrack(victims)
+        return await self._delete(job, victims)
 
     async def _delete(self, job: Object, victims: list[Object]) -> set[str]:
         async def delete(pod: Object) -> str:
@@ -331,13 +336,14 @@ class JobController(Controller):
         self._note_indexes(job, tally)
         status["active"] = len(active)
         status["ready"] = sum(pods.is_ready(pod) for pod in active)
-        if status != (cached.get("status") or {}):
-            await self._store(job)
+        await self._store(job, cached.get("status"))
 
-    async def _store(self, job: Object) -> None:
+    async def _store(self, job: Object, before: Object | None = None) -> None:
         status = {name: value for name, value in job["status"].items() if value or name in ("ready", "terminating")}
         status.setdefault("uncountedTerminatedPods", {})
         job["status"] = status
+        if status == before:
+            return
         written = await self.client.update(JOBS, job, subresource="status")
         job["metadata"] = written["metadata"]
 
@@ -361,11 +367,6 @@ def _target(job: Object) -> Outcome | None:
 
 def _finalizers(pod: Object) -> list[str]:
     return pod["metadata"].get("finalizers") or []
-
-
-def _index_failures(pod: Object) -> int:
-    text = (pod["metadata"].get("annotations") or {}).get(completion.INDEX_FAILURES, "0")
-    return int(text) if text.isdigit() else 0
 
 
 def _mark_index(job: Object, pod: Object, index: int, tally: Tally) -> None:

@@ -1,8 +1,12 @@
 """Node lifecycle: notices nodes that stopped reporting, taints them, and evicts what does not tolerate that.
 
 A node reports by its Lease and its status. One that has not for `GRACE` seconds becomes Ready=Unknown and is tainted
-``node.kubernetes.io/unreachable``; one that says it is not ready, ``node.kubernetes.io/not-ready``. NoExecute taints end pods
-after their toleration runs out, unless so many nodes are down that the trouble is more likely ours.
+``node.kubernetes.io/unreachable``; one that says it is not ready, ``node.kubernetes.io/not-ready``. Its pods are no longer
+ready then, so Services leave them out. NoExecute taints end pods after their toleration runs out; they are withheld while no
+node at all is ready, for then the trouble is more likely ours (and with one node there is nowhere to go).
+
+When the clock jumps, a node's heartbeats of the time jumped over never happened. So silence counts only as far as this
+controller was awake to listen: woken later than it asked to be by more than `GRACE`, it listens anew.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from sampan.parts.workloads.scheduling.affinity import tolerates
 
 GRACE = 50.0
 """Seconds without a report after which a node counts as unreachable (upstream 1.32)."""
+ON_NODE = "node"
+"""The index of pods by the node they are bound to."""
 LEASE_NAMESPACE = "kube-node-lease"
 NOT_READY = "node.kubernetes.io/not-ready"
 UNREACHABLE = "node.kubernetes.io/unreachable"
@@ -40,9 +46,19 @@ class NodeLifecycleController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._heard: dict[str, tuple[object, float]] = {}
+        self._told: dict[str, str] = {}
+        """Each node's readiness when the others were last looked at because of it."""
+        self._looks: dict[str, float] = {}
+        """When each node was to be looked at again."""
+        self.informer(PODS).add_index(ON_NODE, on_node)
 
     def sources(self) -> list[Source]:
-        return [For(NODES), Watches(LEASES, self._lease_keys)]
+        return [For(NODES), Watches(LEASES, self._lease_keys), Watches(PODS, self._stranded)]
+
+    def _stranded(self, pod: Object) -> list[Key]:
+        """A ready pod on a node that is not."""
+        node = self.informer(NODES).get(Key("", pod["spec"].get("nodeName") or ""))
+        return [] if node is None or is_ready(node) or not pods.is_ready(pod) else [Key.of(node)]
 
     def _lease_keys(self, lease: Object) -> list[Key]:
         metadata = lease["metadata"]
@@ -52,14 +68,41 @@ class NodeLifecycleController(Controller):
         node = self.informer(NODES).get(key)
         if node is None:
             self._heard.pop(key.name, None)
+            self._looks.pop(key.name, None)
             return None
         silent = self._silence(node)
         changed: Object = copy(node)
         if silent >= GRACE:
             await self._mark_unknown(changed)
-        ready = pods.condition(changed, "Ready")
-        await self._taint(changed, ready["status"] if ready is not None else "Unknown")
-        return max(1.0, GRACE - silent) if silent < GRACE else GRACE
+        ready = str((pods.condition(changed, "Ready") or {}).get("status", ""))
+        await self._taint(changed, ready)
+        if ready in ("False", "Unknown"):
+            await self._unready_pods(key.name)
+        if ready != (pods.condition(node, "Ready") or {}).get("status") or self._told.get(key.name) != ready:
+            # whether NoExecute taints are due depends on all nodes
+            self._told[key.name] = ready
+            for other in self.informer(NODES).objects():
+                self.queue.add(Key.of(other))
+        after = max(1.0, GRACE - silent) if silent < GRACE else GRACE
+        self._looks[key.name] = self.clock.monotonic() + after
+        return after
+
+    async def _unready_pods(self, node: str) -> None:
+        for pod in self.informer(PODS).indexed(ON_NODE, node):
+            if not pods.is_ready(pod):
+                continue
+            metadata = pod["metadata"]
+            conditions = copy(pod["status"]["conditions"])
+            current = next(one for one in conditions if one["type"] == "Ready")
+            current.update(status="False", lastTransitionTime=pods.format_time(self.clock.now()))
+            patch = {"metadata": {"uid": metadata["uid"]}, "status": {"conditions": conditions}}
+            try:
+                await self.client.patch(PODS, metadata["name"], patch, metadata["namespace"], subresource="status")
+            except ApiError as error:
+                if not (error.not_found or error.conflict):
+                    raise
+                continue
+            self.recorder.event(pod, "Warning", "NodeNotReady", "Node is not ready")
 
     def _silence(self, node: Object) -> float:
         """Seconds since the node's lease or heartbeat last changed, by our own clock, not the node's."""
@@ -70,6 +113,9 @@ class NodeLifecycleController(Controller):
         now = self.clock.monotonic()
         known = self._heard.get(name)
         if known is None or known[0] != beat:
+            self._heard[name] = (beat, now)
+            return 0.0
+        if now - self._looks.get(name, now) > GRACE and ready.get("status") != "Unknown":
             self._heard[name] = (beat, now)
             return 0.0
         return now - known[1]
@@ -97,12 +143,14 @@ class NodeLifecycleController(Controller):
         def want(key: str, effect: str) -> None:
             wanted[key, effect] = {"key": key, "effect": effect}
 
-        if ready == "False":
-            want(NOT_READY, "NoSchedule")
-            want(NOT_READY, "NoExecute")
-        elif ready == "Unknown":
-            want(UNREACHABLE, "NoSchedule")
-            want(UNREACHABLE, "NoExecute")
+        if ready in ("False", "Unknown"):
+            trouble = NOT_READY if ready == "False" else UNREACHABLE
+            want(trouble, "NoSchedule")
+            others = (
+                one for one in self.informer(NODES).objects() if one["metadata"]["name"] != node["metadata"]["name"]
+            )
+            if any(is_ready(one) for one in others):
+                want(trouble, "NoExecute")
         for kind, taint in PRESSURES.items():
             if (pods.condition(node, kind) or {}).get("status") == "True":
                 want(taint, "NoSchedule")
@@ -127,17 +175,33 @@ class NodeLifecycleController(Controller):
             await self.client.patch(NODES, metadata["name"], patch)
 
 
+def is_ready(node: Object) -> bool:
+    """The node's Ready condition is True."""
+    return (pods.condition(node, "Ready") or {}).get("status") == "True"
+
+
+def on_node(pod: Object) -> list[str]:
+    """The index value of `ON_NODE`."""
+    name = pod["spec"].get("nodeName")
+    return [name] if name else []
+
+
 class TaintEvictionController(Controller):
     """Ends pods whose toleration of a NoExecute taint is over, or who have none."""
 
     name = "taint-eviction-controller"
 
+    def __init__(self, context: ControlContext) -> None:
+        super().__init__(context)
+        self.informer(PODS).add_index(ON_NODE, on_node)
+
     def sources(self) -> list[Source]:
         return [For(PODS), Watches(NODES, self._pods_on)]
 
     def _pods_on(self, node: Object) -> list[Key]:
-        name = node["metadata"]["name"]
-        return [Key.of(pod) for pod in self.informer(PODS).objects() if pod["spec"].get("nodeName") == name]
+        if not any(taint.get("effect") == "NoExecute" for taint in dig(node, "spec", "taints", default=())):
+            return []
+        return [Key.of(pod) for pod in self.informer(PODS).indexed(ON_NODE, node["metadata"]["name"])]
 
     async def reconcile(self, key: Key) -> float | None:
         pod = self.informer(PODS).get(key)

@@ -11,6 +11,7 @@ from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object, copy
 from sampan.kube.status import ApiError
 from sampan.parts.workloads import pods
+from sampan.parts.workloads.control.node_lifecycle import ON_NODE, on_node
 
 FINISHED_LIMIT = 12_500
 """Finished pods kept in all, as upstream's ``--terminated-pod-gc-threshold``."""
@@ -26,6 +27,7 @@ class PodGarbageController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._missing: dict[str, float] = {}
+        self.informer(PODS).add_index(ON_NODE, on_node)
 
     def sources(self) -> list[Source]:
         return [For(NODES), Watches(PODS, self._node_keys)]
@@ -40,7 +42,7 @@ class PodGarbageController(Controller):
         if self.informer(NODES).get(key) is not None:
             self._missing.pop(key.name, None)
             return None
-        stranded = [pod for pod in self.informer(PODS).objects() if pod["spec"].get("nodeName") == key.name]
+        stranded = self.informer(PODS).indexed(ON_NODE, key.name)
         if not stranded:
             self._missing.pop(key.name, None)
             return None

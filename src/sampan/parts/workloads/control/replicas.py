@@ -115,7 +115,7 @@ class ReplicaController(Controller):
                     raise
             else:
                 self.recorder.event(owner, "Normal", "SuccessfulDelete", f"Deleted pod: {metadata['name']}")
-            self._overlay.deleted(metadata["uid"])
+            self._overlay.deleted(pod)
             uid: str = metadata["uid"]
             return uid
 
@@ -141,7 +141,9 @@ class ReplicaController(Controller):
         status["observedGeneration"] = owner["metadata"].get("generation", 0)
         conditions = [copy(condition) for condition in old.get("conditions") or ()]
         if failure is not None:
-            pods.set_condition(conditions, "ReplicaFailure", "True", "FailedCreate", failure.message, now)
+            # the message of the first failure stays: each try names another pod, and would write the status anew
+            if pods.condition(owner, "ReplicaFailure") is None:
+                pods.set_condition(conditions, "ReplicaFailure", "True", "FailedCreate", failure.message, now)
         else:
             conditions = [condition for condition in conditions if condition["type"] != "ReplicaFailure"]
         if conditions:

@@ -64,6 +64,8 @@ class Scheduler:
         self._clock = context.clock
         self._recorder = recorder
         self._cluster = Cluster()
+        self._stale = True
+        """Something other than nodes and pods has changed since the picture took it in."""
         self._unplaced: dict[str, dict[str, PodInfo]] = {}
         self._bound_to: dict[str, str] = {}
         self._assumed: set[str] = set()
@@ -101,7 +103,7 @@ class Scheduler:
             info = self._cluster.nodes[name] = NodeInfo(new)
             for placed in self._unplaced.pop(name, {}).values():
                 info.add(placed)
-        info.node = new
+        info.update(new)
         if old is None or _matters(old) != _matters(new):
             self._retry_waiting()
 
@@ -126,6 +128,7 @@ class Scheduler:
             self._enqueue(pod)
 
     def _other_changed(self, old: Object | None, new: Object | None) -> None:
+        self._stale = True
         self._retry_waiting()
 
     def _place(self, info: PodInfo, node: str) -> None:
@@ -150,6 +153,9 @@ class Scheduler:
             self._unplaced[node].pop(uid, None)
 
     def _view(self) -> Cluster:
+        if not self._stale:
+            return self._cluster
+        self._stale = False
         informers = self._context.informers
         self._cluster.namespace_labels = {
             one["metadata"]["name"]: one["metadata"].get("labels") or {}
@@ -187,11 +193,12 @@ class Scheduler:
         else:
             self._waiting.pop(key, None)
 
-    def _wait(self, key: Key) -> None:
+    def _wait(self, key: Key, *, backoff: bool = True) -> None:
         waiting = self._waiting.setdefault(key, _Waiting(key))
-        backoff = min(FIRST_BACKOFF * 2**waiting.attempts, LAST_BACKOFF)
-        waiting.attempts += 1
-        waiting.not_before = self._clock.monotonic() + backoff
+        waiting.not_before = self._clock.monotonic()
+        if backoff:
+            waiting.not_before += min(FIRST_BACKOFF * 2.0 ** min(waiting.attempts, 10), LAST_BACKOFF)
+            waiting.attempts += 1
         if waiting.timer is not None:
             waiting.timer.cancel()
         waiting.timer = self._clock.call_later(RETRY_ANYWAY, self._retry, key)
@@ -212,7 +219,7 @@ class Scheduler:
             ):
                 continue
             try:
-                await self._schedule(key, copy(pod))
+                await self._schedule(key, pod)
             except ApiError as error:
                 log.warning("scheduling %s: %s", key, error.message)
                 self._wait(key)
@@ -228,8 +235,9 @@ class Scheduler:
         nominated = self._nominated_against(info)
         reasons: dict[str, filters.Reason] = {}
         fitting = []
+        check = filters.Check(info, cluster)
         for node in cluster:
-            reason = filters.check(info, nominated.get(node.name, node), cluster)
+            reason = check.reason(nominated.get(node.name, node))
             if reason is None:
                 fitting.append(node)
             else:
@@ -238,8 +246,10 @@ class Scheduler:
             await self._no_fit(key, info, cluster, reasons)
             return
         chosen = scores.best(info, fitting, cluster)
-        if await self._select_node_for_claims(info, chosen.name):
-            self._wait(key)
+        unbound = self._unbound_claims(info)
+        if unbound:
+            self._wait(key, backoff=False)  # first, so that a claim bound in the meantime is not missed
+            await self._select_node(unbound, chosen.name)
             return
         self._assumed.add(info.uid)
         self._place(info, chosen.name)
@@ -317,9 +327,9 @@ class Scheduler:
             message = f"Preempted by pod {info.uid} on node {found.node}"
             self._recorder.event(victim.pod, "Normal", "Preempted", message, action="Preempting")
 
-    async def _select_node_for_claims(self, info: PodInfo, node: str) -> bool:
-        """Tell the provisioner of late-binding claims which node was chosen; True while any of them is unbound."""
-        waiting = False
+    def _unbound_claims(self, info: PodInfo) -> list[Object]:
+        """The pod's claims that wait for a node to be chosen."""
+        found = []
         for volume in info.pod["spec"].get("volumes") or ():
             if "persistentVolumeClaim" in volume:
                 name = volume["persistentVolumeClaim"]["claimName"]
@@ -328,13 +338,17 @@ class Scheduler:
             else:
                 continue
             claim = self._cluster.claims.get((info.namespace, name))
-            if claim is None or claim["spec"].get("volumeName"):
-                continue
-            waiting = True
-            if (claim["metadata"].get("annotations") or {}).get(SELECTED_NODE) is None:
+            if claim is not None and not claim["spec"].get("volumeName"):
+                found.append(claim)
+        return found
+
+    async def _select_node(self, claims: list[Object], node: str) -> None:
+        """Tell the provisioner of late-binding claims which node was chosen."""
+        for claim in claims:
+            metadata = claim["metadata"]
+            if (metadata.get("annotations") or {}).get(SELECTED_NODE) is None:
                 patch = {"metadata": {"annotations": {SELECTED_NODE: node}}}
-                await self._client.patch(PERSISTENT_VOLUME_CLAIMS, name, patch, info.namespace)
-        return waiting
+                await self._client.patch(PERSISTENT_VOLUME_CLAIMS, metadata["name"], patch, metadata["namespace"])
 
     async def _report(self, pod: Object, reason: str, message: str, *, nominated: str | None = None) -> None:
         """Set PodScheduled=False; a pod that vanished meanwhile needs none."""

@@ -6,7 +6,7 @@ from sampan.kube.client.resources import PERSISTENT_VOLUME_CLAIMS, PODS, STATEFU
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, controller_of, copy, dig
-from sampan.kube.status import ApiError
+from sampan.kube.status import ApiError, conflict
 from sampan.kube.types.selectors import matches
 from sampan.parts.workloads import ordinals, pods, revisions
 from sampan.parts.workloads.claims import claim
@@ -51,16 +51,24 @@ class StatefulSetController(Controller):
         if current not in known:
             current = history.update_name
         now, min_ready = self.clock.now(), stateful_set["spec"].get("minReadySeconds") or 0
+        failure: ApiError | None = None
         waits = {pod["metadata"]["uid"]: pods.available_in(pod, min_ready, now) for pod in by_ordinal.values()}
         if not stateful_set["metadata"].get("deletionTimestamp"):
             available = {pod_uid: wait == 0.0 for pod_uid, wait in waits.items()}
             step = ordinals.next_step(stateful_set, by_ordinal, current, history.update_name, available)
-            await self._keep_claims(stateful_set, step)
+            for pod in claimed:
+                await self._keep_claims(stateful_set, pod, condemned=pod in step.condemned)
             for ordinal, revision in step.create:
-                by_ordinal[ordinal] = await self._create(stateful_set, ordinal, revision, history)
+                try:
+                    by_ordinal[ordinal] = await self._create(stateful_set, ordinal, revision, history)
+                except ApiError as error:
+                    failure = error
+                    break
             for pod in step.delete:
                 await self._delete(stateful_set, pod)
         await self._report(stateful_set, by_ordinal, waits, current, history)
+        if failure is not None:
+            raise failure
         pending = [wait for wait in waits.values() if wait]
         return min(pending) if pending else None
 
@@ -108,8 +116,12 @@ class StatefulSetController(Controller):
         for wanted in ordinals.claims_of(stateful_set, pod_name):
             name = wanted["metadata"]["name"]
             existing = informer.get(Key(namespace, name))
-            if existing is not None and not existing["metadata"].get("deletionTimestamp"):
-                continue
+            if existing is not None:
+                if not existing["metadata"].get("deletionTimestamp"):
+                    continue
+                message = f"create Pod {pod_name} in StatefulSet {stateful_set['metadata']['name']} failed error: pvc {name} is being deleted"
+                self.recorder.event(stateful_set, "Warning", "FailedCreate", message)
+                raise conflict(PERSISTENT_VOLUME_CLAIMS, name, "it is being deleted")
             if dig(stateful_set, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted") == "Delete":
                 wanted["metadata"]["ownerReferences"] = [_set_reference(stateful_set)]
             try:
@@ -123,35 +135,54 @@ class StatefulSetController(Controller):
             message = f"create Claim {name} Pod {pod_name} in StatefulSet {stateful_set['metadata']['name']} success"
             self.recorder.event(stateful_set, "Normal", "SuccessfulCreate", message)
 
-    async def _keep_claims(self, stateful_set: Object, step: ordinals.Step) -> None:
-        """Under ``whenScaled: Delete`` a condemned pod owns its claims, so they go when it goes."""
-        if dig(stateful_set, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled") != "Delete":
+    async def _keep_claims(self, stateful_set: Object, pod: Object, *, condemned: bool) -> None:
+        """Bring a pod's claims in line with the retention policy, and make those it waits for in vain.
+
+        Under ``whenScaled: Delete`` a condemned pod owns its claims, so they go when it goes; under ``whenDeleted: Delete`` the
+        set owns the claims of the others.
+        """
+        if not stateful_set["spec"].get("volumeClaimTemplates"):
             return
         namespace = stateful_set["metadata"]["namespace"]
-        for pod in step.condemned:
-            for wanted in ordinals.claims_of(stateful_set, pod["metadata"]["name"]):
-                existing = self.informer(PERSISTENT_VOLUME_CLAIMS).get(Key(namespace, wanted["metadata"]["name"]))
-                if existing is None:
-                    continue
-                references = existing["metadata"].get("ownerReferences") or []
-                if any(one["uid"] == pod["metadata"]["uid"] for one in references):
-                    continue
-                owner = {
-                    "apiVersion": "v1",
-                    "kind": "Pod",
-                    "name": pod["metadata"]["name"],
-                    "uid": pod["metadata"]["uid"],
-                }
-                patch = {"metadata": {"ownerReferences": [*references, owner]}}
+        informer = self.informer(PERSISTENT_VOLUME_CLAIMS)
+        policy = stateful_set["spec"].get("persistentVolumeClaimRetentionPolicy") or {}
+        name = pod["metadata"]["name"]
+        if pods.phase(pod) == "Pending" and pods.is_active(pod) and not condemned:
+            await self._create_claims(stateful_set, name)
+        for wanted in ordinals.claims_of(stateful_set, name):
+            existing = informer.get(Key(namespace, wanted["metadata"]["name"]))
+            if existing is None:
+                continue
+            references: list[Object] = existing["metadata"].get("ownerReferences") or []
+            if any(one.get("controller") for one in references):
+                continue  # somebody else manages this claim
+            kept = [
+                one
+                for one in references
+                if one["uid"] != stateful_set["metadata"]["uid"] and (one["kind"], one["name"]) != ("Pod", name)
+            ]
+            if condemned and policy.get("whenScaled") == "Delete":
+                kept.append(_reference("v1", "Pod", pod))
+            elif not condemned and policy.get("whenDeleted") == "Delete":
+                kept.append(_set_reference(stateful_set))
+            if kept != references:
+                patch = {"metadata": {"uid": existing["metadata"]["uid"], "ownerReferences": kept or None}}
                 await self.client.patch(PERSISTENT_VOLUME_CLAIMS, existing["metadata"]["name"], patch, namespace)
 
     async def _delete(self, stateful_set: Object, pod: Object) -> None:
         metadata = pod["metadata"]
+        if pods.is_finished(pod):
+            reason = f"Recreating{'Failed' if pods.phase(pod) == 'Failed' else 'Terminated'}Pod"
+            message = (
+                f"StatefulSet {Key.of(stateful_set)} is recreating {pods.phase(pod).lower()} Pod {metadata['name']}"
+            )
+            self.recorder.event(stateful_set, "Warning", reason, message)
         try:
             await self.client.delete(PODS, metadata["name"], metadata["namespace"], uid=metadata["uid"])
         except ApiError as error:
             if not (error.not_found or error.conflict):
                 raise
+            return  # somebody was quicker
         message = f"delete Pod {metadata['name']} in StatefulSet {stateful_set['metadata']['name']} successful"
         self.recorder.event(stateful_set, "Normal", "SuccessfulDelete", message)
 
@@ -167,9 +198,9 @@ class StatefulSetController(Controller):
         live = [pod for pod in by_ordinal.values() if not pods.is_terminating(pod)]
         counters = {
             "replicas": len(by_ordinal),
-            "readyReplicas": sum(ordinals.is_healthy(pod) for pod in live),
+            "readyReplicas": sum(_is_up(pod) for pod in by_ordinal.values()),
             "availableReplicas": sum(
-                ordinals.is_healthy(pod) and waits.get(pod["metadata"]["uid"]) == 0.0 for pod in live
+                _is_up(pod) and waits.get(pod["metadata"]["uid"]) == 0.0 for pod in by_ordinal.values()
             ),
             "currentReplicas": sum(revisions.of(pod) == current for pod in live),
             "updatedReplicas": sum(revisions.of(pod) == update for pod in live),
@@ -192,6 +223,14 @@ class StatefulSetController(Controller):
             await self.client.update(STATEFUL_SETS, {**stateful_set, "status": status}, subresource="status")
 
 
+def _is_up(pod: Object) -> bool:
+    return pods.phase(pod) == "Running" and pods.is_ready(pod)
+
+
 def _set_reference(stateful_set: Object) -> Object:
-    metadata = stateful_set["metadata"]
-    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": metadata["name"], "uid": metadata["uid"]}
+    return _reference("apps/v1", "StatefulSet", stateful_set)
+
+
+def _reference(api_version: str, kind: str, owner: Object) -> Object:
+    metadata = owner["metadata"]
+    return {"apiVersion": api_version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"]}

@@ -2,7 +2,8 @@
 
 A claim is bound to the smallest volume that satisfies it, or, where its storage class names our provisioner, to a folder made
 for it under the platform's data directory. ``WaitForFirstConsumer`` claims wait for the scheduler to write which node was
-chosen. Volumes and claims in use are protected by finalizers.
+chosen. Who deletes a claim or volume in use waits for the protection finalizers, which ``kube.control.storage_protection`` takes
+off; this module only looks at what is left. A claim that asks for more than it has grows with its folder, which has no size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sampan.kube.client.resources import PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, PODS, STORAGE_CLASSES
+from sampan.kube.client.resources import PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES, STORAGE_CLASSES
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object, copy, dig
@@ -29,8 +30,6 @@ BOUND_BY_CONTROLLER = "pv.kubernetes.io/bound-by-controller"
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 STORAGE_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
-CLAIM_PROTECTION = "kubernetes.io/pvc-protection"
-VOLUME_PROTECTION = "kubernetes.io/pv-protection"
 
 
 class ClaimController(Controller):
@@ -47,7 +46,6 @@ class ClaimController(Controller):
             For(PERSISTENT_VOLUME_CLAIMS),
             Watches(PERSISTENT_VOLUMES, self._claims_for),
             Watches(STORAGE_CLASSES, self._pending),
-            Watches(PODS, self._claims_of),
         ]
 
     def _claims_for(self, volume: Object) -> list[Key]:
@@ -60,20 +58,9 @@ class ClaimController(Controller):
         claims = self.informer(PERSISTENT_VOLUME_CLAIMS).objects()
         return [Key.of(one) for one in claims if dig(one, "status", "phase") != "Bound"]
 
-    def _claims_of(self, pod: Object) -> list[Key]:
-        namespace = pod["metadata"]["namespace"]
-        return [
-            Key(namespace, volume["persistentVolumeClaim"]["claimName"])
-            for volume in pod["spec"].get("volumes") or ()
-            if "persistentVolumeClaim" in volume
-        ]
-
     async def reconcile(self, key: Key) -> float | None:
         claim = self.informer(PERSISTENT_VOLUME_CLAIMS).get(key)
-        if claim is None:
-            return None
-        if claim["metadata"].get("deletionTimestamp"):
-            await self._unprotect(claim)
+        if claim is None or claim["metadata"].get("deletionTimestamp"):
             return None
         if claim["spec"].get("volumeName"):
             await self._complete(claim)
@@ -84,18 +71,6 @@ class ClaimController(Controller):
             else:
                 await self._provision(claim)
         return None
-
-    async def _unprotect(self, claim: Object) -> None:
-        """Let a deleted claim go once no living pod uses it."""
-        finalizers = claim["metadata"].get("finalizers") or []
-        if CLAIM_PROTECTION not in finalizers:
-            return
-        namespace, name = Key.of(claim)
-        for pod in self.informer(PODS).objects(namespace):
-            if name in (key.name for key in self._claims_of(pod)) and not pods.is_finished(pod):
-                return
-        kept = [one for one in finalizers if one != CLAIM_PROTECTION]
-        await self.client.patch(PERSISTENT_VOLUME_CLAIMS, name, {"metadata": {"finalizers": kept or None}}, namespace)
 
     def _storage_class(self, claim: Object) -> Object | None:
         name = claim["spec"].get("storageClassName")
@@ -159,10 +134,23 @@ class ClaimController(Controller):
         if reference is None or not reference.get("uid"):
             await self._bind(claim, volume)
         elif reference["uid"] == claim["metadata"]["uid"]:
-            await self._report_bound(claim, volume)
+            await self._report_bound(claim, await self._grow(claim, volume))
         else:
             message = "Bound claim has lost reference to PersistentVolume: volume is bound to another claim"
             self.recorder.event(claim, "Warning", "ClaimMisbound", message)
+
+    async def _grow(self, claim: Object, volume: Object) -> Object:
+        """Give a volume of ours the size its claim has come to ask for."""
+        wanted = claim["spec"]["resources"]["requests"]
+        ours = (volume["metadata"].get("annotations") or {}).get(PROVISIONED_BY) == PROVISIONER
+        if not ours or _storage(wanted) <= _storage(volume["spec"]["capacity"]):
+            return volume
+        patch = {"spec": {"capacity": {"storage": wanted["storage"]}}}
+        grown = await self.client.patch(PERSISTENT_VOLUMES, volume["metadata"]["name"], patch)
+        self.recorder.event(
+            claim, "Normal", "VolumeResizeSuccessful", f"Resize volume {grown['metadata']['name']} succeeded"
+        )
+        return grown
 
     async def _report_bound(self, claim: Object, volume: Object) -> None:
         capacity = {"storage": volume["spec"]["capacity"]["storage"]}
@@ -227,7 +215,7 @@ class ClaimController(Controller):
             expression = {"key": "kubernetes.io/hostname", "operator": "Exists"}
         spec["nodeAffinity"] = {"required": {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}
         annotations = {PROVISIONED_BY: PROVISIONER}
-        metadata: Object = {"name": name, "annotations": annotations, "finalizers": [VOLUME_PROTECTION]}
+        metadata: Object = {"name": name, "annotations": annotations}
         return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec}
 
 
@@ -264,8 +252,6 @@ class VolumeController(Controller):
                 await self._phase(volume, "Bound")
         elif await self._claim_is_gone(reference):
             await self._reclaim(volume)
-        if volume["metadata"].get("deletionTimestamp") and claim is None:
-            await self._let_go(volume)
         return None
 
     async def _claim_is_gone(self, reference: Mapping[str, Any]) -> bool:
@@ -282,7 +268,7 @@ class VolumeController(Controller):
         await self._phase(volume, "Released")
         policy = volume["spec"].get("persistentVolumeReclaimPolicy", "Retain")
         ours = (volume["metadata"].get("annotations") or {}).get(PROVISIONED_BY) == PROVISIONER
-        if policy != "Delete" or not ours or volume["metadata"].get("deletionTimestamp"):
+        if policy != "Delete" or not ours:
             return
         folder = self._directory / volume["metadata"]["name"]
         if folder.parent == self._directory and folder.name.startswith("pvc-"):
@@ -294,14 +280,11 @@ class VolumeController(Controller):
                 self.recorder.event(volume, "Warning", "VolumeFailedDelete", str(error))
                 await self._phase(volume, "Failed", str(error))
                 return
-        await self.client.delete(PERSISTENT_VOLUMES, volume["metadata"]["name"], uid=volume["metadata"]["uid"])
-
-    async def _let_go(self, volume: Object) -> None:
-        finalizers = volume["metadata"].get("finalizers") or []
-        if VOLUME_PROTECTION in finalizers:
-            kept = [one for one in finalizers if one != VOLUME_PROTECTION]
-            patch = {"metadata": {"finalizers": kept or None}}
-            await self.client.patch(PERSISTENT_VOLUMES, volume["metadata"]["name"], patch)
+        try:
+            await self.client.delete(PERSISTENT_VOLUMES, volume["metadata"]["name"], uid=volume["metadata"]["uid"])
+        except ApiError as error:
+            if not (error.not_found or error.conflict):
+                raise
 
     async def _phase(self, volume: Object, phase: str, message: str = "") -> None:
         current = volume.get("status") or {}

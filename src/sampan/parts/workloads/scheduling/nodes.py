@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from sampan.kube.objects import Object
 from sampan.kube.types import quantity
 
+DEFAULT_REQUESTS = {"cpu": 100, "memory": 200 * 1024 * 1024}
+"""What a pod that asks for nothing counts as when nodes are compared (100m, 200 MB)."""
 Amounts = dict[str, int]
 """Resource amounts: CPU in millicores, everything else in its unit (bytes, pieces)."""
 
 
 def amounts(quantities: Mapping[str, Any] | None) -> Amounts:
     """A resource list as integers."""
-    return {name: _amount(name, value) for name, value in (quantities or {}).items()}
+    return {name: _amount(name, str(value)) for name, value in (quantities or {}).items()}
 
 
-def _amount(name: str, value: Any) -> int:
-    exact = quantity.parse(str(value))
+@lru_cache(maxsize=4096)
+def _amount(name: str, value: str) -> int:
+    exact = quantity.parse(value)
     return -int(-(exact * 1000) // 1) if name == "cpu" else -int(-exact // 1)
 
 
@@ -72,10 +76,19 @@ class PodInfo:
     pod: Object
     requests: Amounts
     ports: list[tuple[str, str, int]]
+    repels: list[Mapping[str, Any]]
+    """Its required anti-affinity terms."""
 
     @staticmethod
     def of(pod: Object) -> PodInfo:
-        return PodInfo(pod, requests(pod), host_ports(pod))
+        anti = (pod["spec"].get("affinity") or {}).get("podAntiAffinity") or {}
+        repels = anti.get("requiredDuringSchedulingIgnoredDuringExecution") or []
+        return PodInfo(pod, requests(pod), host_ports(pod), repels)
+
+    @property
+    def load(self) -> Amounts:
+        """CPU and memory it counts as when nodes are compared."""
+        return {name: self.requests.get(name) or default for name, default in DEFAULT_REQUESTS.items()}
 
     @property
     def uid(self) -> str:
@@ -103,6 +116,21 @@ class NodeInfo:
     node: Object
     pods: dict[str, PodInfo] = field(default_factory=dict)
     requested: Amounts = field(default_factory=dict)
+    load: Amounts = field(default_factory=dict)
+    """What the pods count as when nodes are compared."""
+    repelling: dict[str, PodInfo] = field(default_factory=dict)
+    """The pods with required anti-affinity."""
+    allocatable: Amounts = field(init=False)
+    """What the node offers to pods."""
+
+    def __post_init__(self) -> None:
+        self.update(self.node)
+
+    def update(self, node: Object) -> None:
+        """Take note of the node's new state."""
+        self.node = node
+        status = node.get("status") or {}
+        self.allocatable = amounts(status.get("allocatable") or status.get("capacity"))
 
     @property
     def name(self) -> str:
@@ -117,24 +145,24 @@ class NodeInfo:
     def taints(self) -> list[Mapping[str, Any]]:
         return (self.node.get("spec") or {}).get("taints") or []
 
-    def allocatable(self) -> Amounts:
-        """What the node offers to pods."""
-        status = self.node.get("status") or {}
-        return amounts(status.get("allocatable") or status.get("capacity"))
-
     def add(self, info: PodInfo) -> None:
         self.remove(info.uid)
         self.pods[info.uid] = info
         self.requested = _plus(self.requested, info.requests)
+        self.load = _plus(self.load, info.load)
+        if info.repels:
+            self.repelling[info.uid] = info
 
     def remove(self, uid: str) -> None:
         info = self.pods.pop(uid, None)
         if info is not None:
             self.requested = _plus(self.requested, {name: -value for name, value in info.requests.items()})
+            self.load = _plus(self.load, {name: -value for name, value in info.load.items()})
+            self.repelling.pop(uid, None)
 
     def without(self, uids: Iterable[str]) -> NodeInfo:
         """A copy of the node in which these pods are gone."""
-        copied = NodeInfo(self.node, dict(self.pods), dict(self.requested))
+        copied = NodeInfo(self.node, dict(self.pods), dict(self.requested), dict(self.load), dict(self.repelling))
         for uid in uids:
             copied.remove(uid)
         return copied

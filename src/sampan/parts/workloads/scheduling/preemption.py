@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from sampan.kube.objects import Object
 from sampan.kube.types.selectors import matches
-from sampan.parts.workloads.scheduling import filters
-from sampan.parts.workloads.scheduling.filters import Reason
+from sampan.parts.workloads.scheduling.filters import Check, Reason
 from sampan.parts.workloads.scheduling.nodes import Cluster, NodeInfo, PodInfo
 
 
@@ -45,7 +44,7 @@ def _on_node(info: PodInfo, node: NodeInfo, cluster: Cluster, budgets: Sequence[
     if not lower:
         return None
     trial = node.without(other.uid for other in lower)
-    if filters.check(info, trial, cluster.with_node(trial)) is not None:
+    if Check(info, cluster.with_node(trial)).reason(trial) is not None:
         return None
     allowances = {id(budget): int((budget.get("status") or {}).get("disruptionsAllowed") or 0) for budget in budgets}
     protected: list[PodInfo] = []
@@ -59,7 +58,7 @@ def _on_node(info: PodInfo, node: NodeInfo, cluster: Cluster, budgets: Sequence[
     for group, is_protected in ((protected, True), (free, False)):
         for other in group:
             trial.add(other)
-            if filters.check(info, trial, cluster.with_node(trial)) is not None:
+            if Check(info, cluster.with_node(trial)).reason(trial) is not None:
                 trial.remove(other.uid)
                 victims.append(other)
                 violations += is_protected

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sampan.kube.types.selectors import matches
 from sampan.parts.workloads.scheduling import affinity
 from sampan.parts.workloads.scheduling.filters import spread_counts
 from sampan.parts.workloads.scheduling.nodes import Cluster, NodeInfo, PodInfo
 
 BEST = 100.0
-DEFAULT_REQUESTS = {"cpu": 100, "memory": 200 * 1024 * 1024}
-"""What a container that asks for nothing counts as when nodes are compared (100m, 200 MB)."""
 
 Score = Callable[[PodInfo, Sequence[NodeInfo], Cluster], list[float]]
 
 
 def _load(info: PodInfo, node: NodeInfo, name: str) -> float:
     """The share of a resource in use with the pod on the node."""
-    offered = node.allocatable().get(name, 0)
+    offered = node.allocatable.get(name, 0)
     if offered <= 0:
         return 1.0
-    asked = info.requests.get(name, 0) or DEFAULT_REQUESTS[name]
-    used = node.requested.get(name, 0) + sum(
-        DEFAULT_REQUESTS[name] for other in node.pods.values() if not other.requests.get(name)
-    )
-    return min(1.0, (used + asked) / offered)
+    return min(1.0, (node.load.get(name, 0) + info.load[name]) / offered)
 
 
 def least_allocated(info: PodInfo, nodes: Sequence[NodeInfo], cluster: Cluster) -> list[float]:
@@ -102,8 +95,8 @@ def spread(info: PodInfo, nodes: Sequence[NodeInfo], cluster: Cluster) -> list[f
 def _siblings(info: PodInfo, node: NodeInfo) -> int:
     if not info.labels:
         return 0
-    selector = {"matchLabels": dict(info.labels)}
-    return sum(other.namespace == info.namespace and matches(selector, other.labels) for other in node.pods.values())
+    wanted = info.labels.items()
+    return sum(other.namespace == info.namespace and wanted <= other.labels.items() for other in node.pods.values())
 
 
 def _normalise(values: Sequence[float], *, reverse: bool = False) -> list[float]:
