@@ -164,7 +164,7 @@ class Agent:
                     self.by_container[container.id] = worker
             elif by_pod.get(uid) or dig(pod, "status", "startTime"):
                 worker.adopt("", by_pod.get(uid, []))
-                worker.state.sandbox = False
+                worker.sandbox_lost()
             self._run(worker)
 
     def _volumes_again(self, facts: PodFacts) -> Any:
@@ -257,9 +257,8 @@ class Agent:
     def _sandbox_ended(self, uid: str) -> None:
         worker = self.workers.get(uid)
         if worker is not None and worker.state.sandbox and not worker.state.sandbox_busy:
-            worker.state.sandbox = False
+            worker.sandbox_lost()
             self.event(worker.pod, "Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
-            worker.wake()
 
     def _lost(self) -> None:
         """The keeper died, and every process with it: start over with a new one."""
@@ -315,10 +314,11 @@ class Agent:
 
     async def facts(self, pod: Object, address: str) -> PodFacts:
         """What payload volumes of a pod may ask about; fetches the tokens they need. Raises ApiError."""
-        tokens = await self._pod_tokens(pod)
+        tokens = await self.fetch_tokens(pod)
         return PodFacts(pod, self.host_address, address, self.allocatable, self.find, tokens)
 
-    async def _pod_tokens(self, pod: Object) -> dict[str, str]:
+    async def fetch_tokens(self, pod: Object) -> dict[str, str]:
+        """The service account tokens a pod's volumes hold, by audience; asks for those that are missing or due."""
         wanted = audiences(pod["spec"].get("volumes") or [])
         metadata = pod["metadata"]
         held = self._tokens.setdefault(metadata["uid"], {})

@@ -76,17 +76,19 @@ def _seconds(delay: float) -> str:
 def _container_status(pod: Object, state: PodState, spec: Object, now: float) -> Object:
     container = state.containers[spec["name"]]
     current, last = container_state(pod, state, container, now)
+    # what changes while a first process starts is told once it runs
+    shown = container.busy != "starting" or container.restarts > 0
     status: Object = {
         "name": container.name,
-        "image": container.image or spec.get("image", ""),
-        "imageID": container.image_id,
+        "image": container.image if shown and container.image else spec.get("image", ""),
+        "imageID": container.image_id if shown else "",
         "restartCount": container.restarts,
         "ready": _ready(container),
         "started": container.running and container.started_up,
         "state": current,
         "lastState": last,
     }
-    if container.id:
+    if container.id and shown:
         status["containerID"] = f"{RUNTIME}://{container.id}"
     if container.role in ("init", "ephemeral"):
         status["started"] = container.running

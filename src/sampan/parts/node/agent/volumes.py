@@ -30,9 +30,19 @@ class PodVolumes:
 
     places: dict[str, str] = field(default_factory=dict)
     """Volume name → directory or file on the node."""
-    memory: list[Memory] = field(default_factory=list)
     images: dict[str, Object] = field(default_factory=dict)
     """Image volumes, whose place the caller fills in."""
+
+
+def memory_volumes(pod: Object, layout: Layout) -> list[Memory]:
+    """The pod's memory-backed volumes."""
+    made = []
+    for volume in pod["spec"].get("volumes") or ():
+        options = volume.get("emptyDir") or {}
+        if options.get("medium") == "Memory":
+            size = int(quantity.parse(options["sizeLimit"])) if options.get("sizeLimit") else 0
+            made.append(Memory(str(layout.memory(pod["metadata"]["uid"], volume["name"])), size))
+    return made
 
 
 class Volumes:
@@ -83,8 +93,6 @@ class Volumes:
             options = volume.get("emptyDir") or {}
             if options.get("medium") == "Memory":
                 place = self._layout.memory(uid, name)
-                size = int(quantity.parse(options["sizeLimit"])) if options.get("sizeLimit") else 0
-                made.memory.append(Memory(str(place), size))
             else:
                 place.mkdir(parents=True, exist_ok=True)
                 place.chmod(0o2777 if gid is not None else 0o777)

@@ -19,11 +19,12 @@ from sampan.kube.objects import Object, dig
 from sampan.kube.status import ApiError
 from sampan.parts.node.agent import launching
 from sampan.parts.node.agent.environment import container_environment, service_variables
+from sampan.parts.node.agent.payload import PodFacts
 from sampan.parts.node.agent.plan import Action, End, Finish, Kill, SetUp, Start, TearDown, completed, crashed, plan
 from sampan.parts.node.agent.probes import Kind, watch
 from sampan.parts.node.agent.state import ContainerState, Ended, PodState, container_hash, next_delay, roles
 from sampan.parts.node.agent.status import pod_status
-from sampan.parts.node.agent.volumes import PodVolumes
+from sampan.parts.node.agent.volumes import PodVolumes, memory_volumes
 from sampan.parts.node.errors import ContainerConfigError, ImageError, NodeError, StartError, VolumeError
 from sampan.parts.node.images.image import Image
 from sampan.parts.node.images.reference import default_pull_policy
@@ -58,6 +59,8 @@ class PodWorker:
         self._kills: dict[str, asyncio.Event] = {}
         self.status: Object | None = None
         self.gone = False
+        self._stale = False
+        """A sandbox of this pod has been lost, and may not be cleared away yet."""
         self._sync_containers()
 
     # -- what others tell
@@ -127,7 +130,12 @@ class PodWorker:
             if state.running:
                 record = ExitRecord(137, now, error="lost")
                 self._note_exit(Container(state.id, self.uid, state.name, state.restarts, state.started, exit=record))
+        self.sandbox_lost()
+
+    def sandbox_lost(self) -> None:
+        """The sandbox is gone: it will be made anew."""
         self.state.sandbox = False
+        self._stale = True
         self.wake()
 
     # -- the loop
@@ -217,32 +225,37 @@ class PodWorker:
     # -- actions
 
     async def _set_up(self) -> None:
-        """Volumes, sandbox, and the files every container sees."""
+        """Sandbox, volumes, and the files every container sees."""
         state, agent = self.state, self.agent
         try:
-            facts = await agent.facts(self.pod, "")
-            self.volumes = await asyncio.to_thread(agent.volumes.prepare, facts, agent.find)
+            if self._stale:
+                # there was a sandbox before: make sure nothing of it is left
+                await agent.runtime.remove_sandbox(self.uid)
+                self._stale = False
+            # neither needs the other, and both take their time
+            sandbox, _tokens = await asyncio.gather(
+                agent.runtime.create_sandbox(self._sandbox_spec()), agent.fetch_tokens(self.pod)
+            )
+            # hostNetwork pods have the node's address
+            state.address = sandbox.address or agent.host_address
+            facts = await agent.facts(self.pod, state.address)
+            self.volumes = await asyncio.to_thread(self._write_files, facts)
             for name, image in self.volumes.images.items():
                 found = await agent.images.get(image["reference"], image.get("pullPolicy") or "IfNotPresent")
                 self.volumes.places[name] = found.layers[0] if found.layers else str(agent.layout.skeleton)
-            if state.address:
-                # there was one before: make sure nothing of it is left
-                await agent.runtime.remove_sandbox(self.uid)
-            sandbox = await agent.runtime.create_sandbox(self._sandbox_spec())
-            # hostNetwork pods have the node's address
-            state.address = sandbox.address or agent.host_address
-            # what tells the pod's address can be written only now
-            facts = await agent.facts(self.pod, state.address)
-            await asyncio.to_thread(self._write_files, facts)
         except (NodeError, ApiError, OSError) as error:
-            reason = error.reason if isinstance(error, NodeError) else "FailedCreatePodSandBox"
-            self._event("Warning", reason, str(error))
-            state.sandbox_delay = min(max(SETUP_RETRY_FIRST, state.sandbox_delay * 2), SETUP_RETRY_LIMIT)
-            state.sandbox_retry_at = agent.clock.monotonic() + state.sandbox_delay
-            state.sandbox_busy = False
-            self.wake()
+            self._set_up_failed(error)
             return
         state.sandbox, state.sandbox_busy, state.sandbox_delay = True, False, 0.0
+        self.wake()
+
+    def _set_up_failed(self, error: Exception) -> None:
+        state, agent = self.state, self.agent
+        reason = error.reason if isinstance(error, NodeError) else "FailedCreatePodSandBox"
+        self._event("Warning", reason, str(error))
+        state.sandbox_delay = min(max(SETUP_RETRY_FIRST, state.sandbox_delay * 2), SETUP_RETRY_LIMIT)
+        state.sandbox_retry_at = agent.clock.monotonic() + state.sandbox_delay
+        state.sandbox_busy = False
         self.wake()
 
     def _sandbox_spec(self) -> SandboxSpec:
@@ -259,7 +272,7 @@ class PodWorker:
             namespace=metadata["namespace"],
             hostname=self._hostname(),
             network=network,
-            memory=tuple(self.volumes.memory),
+            memory=tuple(memory_volumes(self.pod, self.agent.layout)),
             host_pid=bool(spec.get("hostPID")),
             host_ipc=bool(spec.get("hostIPC")),
             sysctls=sysctls,
@@ -269,10 +282,7 @@ class PodWorker:
         hostname: str = self.pod["spec"].get("hostname") or self.pod["metadata"]["name"]
         return hostname[:63].rstrip("-.")
 
-    def _write_files(self, facts: object) -> None:
-        from sampan.parts.node.agent.payload import PodFacts
-
-        assert isinstance(facts, PodFacts)
+    def _write_files(self, facts: PodFacts) -> PodVolumes:
         directory = self.agent.layout.pod(self.uid)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "etc-hosts").write_text(launching.hosts_file(self.pod, self.state.address, self._hostname()))
@@ -282,7 +292,7 @@ class PodWorker:
             launching.resolver_file(self.pod, self.agent.dns, self.agent.domain, text)
         )
         (directory / "hostname").write_text(self._hostname() + "\n")
-        self.agent.volumes.refresh(facts)
+        return self.agent.volumes.prepare(facts, self.agent.find)
 
     async def _start(self, state: ContainerState) -> None:
         """Image, configuration, process."""

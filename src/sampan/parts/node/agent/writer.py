@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 CONCURRENT = 16
 RETRY = 1.0
+PASSING = 0.05
+"""Seconds that a status which tells only of progress may wait for the next one."""
 
 
 def _with_nulls(status: Object) -> Object:
@@ -28,6 +30,14 @@ def _with_nulls(status: Object) -> Object:
         **status,
         "conditions": [{**gone, **condition} for condition in status.get("conditions") or ()],
     }
+
+
+def _passing(status: Object | None) -> bool:
+    """Nothing is told but that containers are being created."""
+    if status is None or status.get("phase") != "Pending":
+        return False
+    waiting = [entry["state"].get("waiting", {}).get("reason") for entry in status.get("containerStatuses") or ()]
+    return not status.get("initContainerStatuses") and all(reason == "ContainerCreating" for reason in waiting)
 
 
 class StatusWriter:
@@ -42,12 +52,21 @@ class StatusWriter:
     def write(self, worker: PodWorker) -> None:
         """This worker's status is to be written."""
         self._dirty.add(worker)
-        if worker not in self._writing:
-            task = self._agent.tasks.start(f"{worker.key}/status", self._write(worker))
-            self._writing[worker] = task
+        if worker in self._writing:
+            return
+        if _passing(worker.status):
+            # a pod on its way up is usually there before anybody could look
+            self._agent.after(PASSING, self._begin, worker)
+        else:
+            self._begin(worker)
+
+    def _begin(self, worker: PodWorker) -> None:
+        if worker in self._dirty and worker not in self._writing:
+            self._writing[worker] = self._agent.tasks.start(f"{worker.key}/status", self._write(worker))
 
     async def flush(self, worker: PodWorker) -> None:
         """Wait until this worker's newest status is written (or its object is gone)."""
+        self._begin(worker)
         while worker in self._writing:
             await asyncio.wait([self._writing[worker]])
 
