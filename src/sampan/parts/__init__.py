@@ -12,6 +12,7 @@ PARTS: dict[str, str] = {
     "node": "sampan.parts.node.part:NodePart",
     "traffic": "sampan.parts.traffic.part:TrafficPart",
     "messaging": "sampan.parts.messaging.part:MessagingPart",
+    "eventing": "sampan.parts.eventing.part:EventingPart",
     "workloads": "sampan.parts.workloads.part:WorkloadsPart",
 }
 """Every part that ``sampan up`` brings up unless told otherwise, by name."""

@@ -47,6 +47,8 @@ class Event(msgspec.Struct):
     attributes: dict[str, Value]
     data: bytes | None = None
     mode: Mode = "binary"
+    headers: dict[str, str] = {}
+    """HTTP headers that travel with the event without being part of it (tracing, request id)."""
 
     def text(self, name: str) -> str | None:
         """An attribute in its canonical string form, or None."""
@@ -55,7 +57,12 @@ class Event(msgspec.Struct):
 
     def with_attributes(self, **attributes: Value) -> Event:
         """The same event with further (or other) attributes."""
-        return Event({**self.attributes, **attributes}, self.data, self.mode)
+        return Event({**self.attributes, **attributes}, self.data, self.mode, self.headers)
+
+    def without(self, *names: str) -> Event:
+        """The same event without these attributes."""
+        left = {name: value for name, value in self.attributes.items() if name not in names}
+        return Event(left, self.data, self.mode, self.headers)
 
 
 def text(value: Value) -> str:
@@ -349,8 +356,9 @@ def to_json(event: Event) -> dict[str, Any]:
 class _Head(msgspec.Struct, omit_defaults=True):
     mode: Mode
     attributes: dict[str, Value]
-    empty: bool = True
-    """Whether there is no data (as opposed to data of no bytes)."""
+    empty: bool = False
+    """There is no data (as opposed to data of no bytes)."""
+    headers: dict[str, str] = {}
 
 
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(_Head)
@@ -358,7 +366,7 @@ _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(_Head)
 
 def pack(event: Event) -> bytes:
     """The event as it is stored."""
-    head = _encoder.encode(_Head(event.mode, event.attributes, event.data is None))
+    head = _encoder.encode(_Head(event.mode, event.attributes, event.data is None, event.headers))
     return head + b"\n" + (event.data or b"")
 
 
@@ -373,4 +381,4 @@ def unpack(payload: bytes) -> Event:
         found = _decoder.decode(head)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedEventError(f"the stored message is no event: {error}") from None
-    return Event(found.attributes, None if found.empty else data, found.mode)
+    return Event(found.attributes, None if found.empty else data, found.mode, found.headers)

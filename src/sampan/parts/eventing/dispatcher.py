@@ -1,0 +1,230 @@
+"""Delivering the events of a stream to one subscriber: filter, attempts, reply, dead letter.
+
+A `Subscriber` is the plain description that controllers make of a Trigger or a Subscription; `Dispatcher` keeps one
+`Consumer` for each and replaces it when the description changes. Deliveries of one subscriber do not wait for each other (a
+poison event occupies no place between its attempts), and an event is acknowledged only when the subscriber, or the
+dead-letter sink in its stead, has taken it and its reply is stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.kernel.telemetry import counter
+from sampan.parts.eventing import cloudevents
+from sampan.parts.eventing.cloudevents import Event
+from sampan.parts.eventing.delivery import Delivery, Outcome
+from sampan.parts.eventing.errors import MalformedEventError, NotAnEventError
+from sampan.parts.eventing.filters import Predicate, everything
+from sampan.parts.eventing.streams import RETRY, Consumer, Slot, Streams, UnavailableError
+from sampan.parts.eventing.transport import Answer, Transport
+
+if TYPE_CHECKING:
+    from sampan.parts.messaging import Received
+
+log = logging.getLogger(__name__)
+
+TTL = "knativebrokerttl"
+"""Extension that counts how often an event may still enter a broker; subscribers do not see it."""
+ERROR_BODY = 1024
+"""Bytes of an error response that go along to the dead-letter sink."""
+
+Publish = Callable[[Event], Awaitable[None]]
+"""Takes a reply event; raises `UnavailableError` when it could not be stored, `MalformedEventError` when it may not enter."""
+
+
+class Subscriber(msgspec.Struct, frozen=True):
+    """Where the events of a topic go."""
+
+    group: str
+    topic: str
+    url: str
+    """The subscriber; empty: events go straight to the reply."""
+    namespace: str
+    broker: str = ""
+    """``namespace/name`` of the broker that replies enter again."""
+    reply: str = ""
+    """URL that replies are sent to."""
+    dead_letter: str = ""
+    delivery: Delivery = Delivery()
+    filters: str = ""
+    """The filter as canonical JSON: what tells whether a description changed."""
+    ordered: bool = False
+    label: str = ""
+    """How metrics and logs name it."""
+
+
+class _Running(msgspec.Struct, eq=False):
+    subscriber: Subscriber
+    consumer: Consumer
+
+
+class Dispatcher:
+    """All subscribers of the process."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        transport: Transport,
+        clock: Clock,
+        tasks: Tasks,
+        metrics: CollectorRegistry,
+        enter: Callable[[str, Event], Awaitable[None]],
+    ) -> None:
+        """``enter(broker, event)`` stores an event in a broker given as ``namespace/name``."""
+        self._streams = streams
+        self._transport = transport
+        self._clock = clock
+        self._tasks = tasks
+        self._enter = enter
+        self._running: dict[str, _Running] = {}
+        self._attempts = counter(
+            metrics,
+            "event_dispatch_attempts_total",
+            "Attempts to deliver an event, by subscriber and response class",
+            ("subscriber", "result"),
+        )
+        self._dropped = counter(
+            metrics, "event_dropped_total", "Events that no subscriber and no dead-letter sink took", ("subscriber",)
+        )
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def set(self, subscriber: Subscriber, predicate: Predicate = everything) -> None:
+        """Deliver to this subscriber from now on; an unchanged description changes nothing."""
+        known = self._running.get(subscriber.group)
+        if known is not None:
+            if known.subscriber == subscriber:
+                return
+            await known.consumer.close()
+
+        async def handle(message: Received, slot: Slot) -> bool:
+            return await self._handle(subscriber, predicate, message, slot)
+
+        consumer = Consumer(
+            self._streams.client,
+            self._clock,
+            self._tasks,
+            subscriber.group,
+            subscriber.topic,
+            handle,
+            ordered=subscriber.ordered,
+        )
+        self._running[subscriber.group] = _Running(subscriber, consumer)
+        consumer.start()
+
+    async def remove(self, group: str) -> None:
+        """Deliver to this subscriber no longer."""
+        known = self._running.pop(group, None)
+        if known is not None:
+            await known.consumer.close()
+
+    async def close(self) -> None:
+        """Stop everything; events in hand are given back."""
+        for group in list(self._running):
+            await self.remove(group)
+
+    # -- one event
+
+    async def _handle(self, subscriber: Subscriber, predicate: Predicate, message: Received, slot: Slot) -> bool:
+        try:
+            event = cloudevents.unpack(message.body)
+        except MalformedEventError:
+            log.exception("%s: a message of %s is not an event; it is skipped", subscriber.label, subscriber.topic)
+            return True
+        if predicate(event):
+            await self.deliver(subscriber, event, slot)
+        return True
+
+    async def deliver(self, subscriber: Subscriber, event: Event, slot: Slot) -> None:
+        """Bring an event to the subscriber, the answer to where replies go, and a failure to the dead-letter sink."""
+        ttl = event.attributes.get(TTL)
+        event = event.without(TTL)
+        reply: Event | None = event
+        if subscriber.url:
+            answer, reply = await self._attempts_at(subscriber, subscriber.url, event, slot, reply_wanted=True)
+            if not answer.outcome.ok:
+                await self._bury(subscriber, subscriber.url, event, answer.outcome, slot)
+                return
+        if reply is None:
+            return
+        if subscriber.broker:
+            await self._again(subscriber, reply if ttl is None else reply.with_attributes(**{TTL: ttl}), slot)
+        elif subscriber.reply:
+            answer, _ = await self._attempts_at(subscriber, subscriber.reply, reply, slot)
+            if not answer.outcome.ok:
+                await self._bury(subscriber, subscriber.reply, reply, answer.outcome, slot)
+
+    async def _attempts_at(
+        self, subscriber: Subscriber, url: str, event: Event, slot: Slot, *, reply_wanted: bool = False
+    ) -> tuple[Answer, Event | None]:
+        """The last attempt's answer, and the event in it."""
+        delivery = subscriber.delivery
+        headers, body = cloudevents.encode(event, delivery.format)
+        headers = {**event.headers, **headers, "Kn-Namespace": subscriber.namespace}
+        if reply_wanted:
+            headers["Prefer"] = "reply"
+        retried = 0
+        while True:
+            answer = await self._transport.post(url, headers, body, timeout=delivery.timeout)
+            reply = None
+            if reply_wanted and answer.outcome.ok and answer.body:
+                answer, reply = _reply(answer, event)
+            outcome = answer.outcome
+            self._attempts.labels(subscriber.label, f"{outcome.status // 100}xx" if outcome.status else "error").inc()
+            wait = delivery.wait(retried, outcome)
+            if wait is None:
+                return answer, reply
+            retried += 1
+            log.debug("%s: attempt %d failed (%s)", subscriber.label, retried, outcome.status or outcome.reason)
+            await slot.pause(wait)
+
+    async def _again(self, subscriber: Subscriber, reply: Event, slot: Slot) -> None:
+        """A reply enters the broker; while messaging cannot store it, it waits."""
+        delay = RETRY[0]
+        while True:
+            try:
+                await self._enter(subscriber.broker, reply)
+            except MalformedEventError as error:
+                log.warning("%s: a reply does not enter the broker: %s", subscriber.label, error)
+                return
+            except UnavailableError as error:
+                log.warning("%s: a reply waits: %s", subscriber.label, error)
+                await slot.pause(delay)
+                delay = min(delay * 2, RETRY[1])
+            else:
+                return
+
+    async def _bury(self, subscriber: Subscriber, url: str, event: Event, outcome: Outcome, slot: Slot) -> None:
+        said = outcome.status or outcome.reason
+        if subscriber.dead_letter:
+            letter = event.with_attributes(
+                knativeerrordest=url,
+                knativeerrorcode=outcome.status or 500,
+                knativeerrordata=base64.b64encode(outcome.body[:ERROR_BODY] or outcome.reason.encode()).decode(),
+            )
+            answer, _ = await self._attempts_at(subscriber, subscriber.dead_letter, letter, slot)
+            if answer.outcome.ok:
+                log.info("%s: event %s went to the dead-letter sink: %s", subscriber.label, event.text("id"), said)
+                return
+            said = f"{said}; the dead-letter sink: {answer.outcome.status or answer.outcome.reason}"
+        self._dropped.labels(subscriber.label).inc()
+        log.error("%s: event %s of %s is dropped: %s", subscriber.label, event.text("id"), event.text("source"), said)
+
+
+def _reply(answer: Answer, event: Event) -> tuple[Answer, Event | None]:
+    """The event in a response; a body that is none makes the attempt a failure."""
+    try:
+        reply = cloudevents.decode(answer.headers, answer.body)
+    except (NotAnEventError, MalformedEventError) as error:
+        return Answer(Outcome(502, f"the response is not an event: {error}", answer.body), answer.headers), None
+    return answer, Event(reply.attributes, reply.data, reply.mode, event.headers)

@@ -1,0 +1,190 @@
+"""The ingress: takes events over HTTP for brokers (by path) and channels (by host), and answers once they are on disk.
+
+``POST /<namespace>/<broker>`` is the broker's way; a channel is addressed by its Service's name in ``Host``. Whatever else
+listens here (job sinks, webhooks of sources) registers itself by host or path prefix with `Ingress.add`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.http import BodyTooLargeError, SlowClientError, read_body
+from sampan.kernel.telemetry import counter, histogram
+from sampan.kube.control.interface import Informer
+from sampan.kube.objects import Key
+from sampan.parts.eventing import cloudevents
+from sampan.parts.eventing.cloudevents import Event
+from sampan.parts.eventing.dispatcher import TTL
+from sampan.parts.eventing.errors import MalformedEventError, NotAnEventError
+from sampan.parts.eventing.names import topic_of
+from sampan.parts.eventing.resources import CLUSTER_DOMAIN
+from sampan.parts.eventing.streams import Streams, UnavailableError
+
+log = logging.getLogger(__name__)
+
+FIRST_TTL = 255
+"""How often an event may enter a broker: its first time and 254 replies."""
+ALLOW = {"Allow": "POST, OPTIONS"}
+WEBHOOK = {**ALLOW, "WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"}
+CHANNEL_SUFFIX = "-kn-channel"
+PARTITION_KEY = "partitionkey"
+"""Extension whose events keep their order."""
+_PASSED = ("x-request-id", "traceparent", "tracestate", "b3")
+_PASSED_PREFIXES = ("knative-", "x-b3-")
+
+Take = Callable[[web.BaseRequest, bytes], Awaitable[web.Response]]
+Observe = Callable[[str, Key, Event], None]
+"""Hears of each accepted event: ``Broker`` or ``InMemoryChannel``, its key, the event."""
+
+
+class Ingress:
+    """The HTTP handler."""
+
+    def __init__(
+        self,
+        brokers: Informer,
+        channels: Informer,
+        streams: Streams,
+        clock: Clock,
+        metrics: CollectorRegistry,
+        *,
+        limit: int,
+    ) -> None:
+        """``limit``: bytes of an event at most."""
+        self._brokers = brokers
+        self._channels = channels
+        self._streams = streams
+        self._clock = clock
+        self._limit = limit
+        self._others: dict[str, Take] = {}
+        self._observe: list[Observe] = []
+        self._count = counter(
+            metrics, "event_count_total", "Events that came to a broker or channel", ("namespace_name", "response_code")
+        )
+        self._seconds = histogram(metrics, "event_store_seconds", "Seconds until an event was on disk")
+
+    def add(self, host: str, take: Take) -> None:
+        """Let ``take(request, body)`` answer what is addressed to a host."""
+        self._others[host] = take
+
+    def on_event(self, observe: Observe) -> None:
+        """Call ``observe`` with each accepted event."""
+        self._observe.append(observe)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        host = (request.host or "").partition(":")[0].lower()
+        try:
+            if other := self._others.get(host) or self._others.get("/" + request.path.split("/")[1]):
+                return await other(request, await self._body(request))
+            if request.method == "OPTIONS":
+                return web.Response(headers=WEBHOOK)
+            if request.method != "POST":
+                return _refused(405, f"{request.method} is not allowed; POST an event")
+            if channel := _channel(host):
+                return await self._to_channel(request, channel)
+            return await self._to_broker(request)
+        except BodyTooLargeError as error:
+            return _refused(413, f"the event is too large: {error}")
+        except SlowClientError as error:
+            return _refused(408, str(error))
+        except (NotAnEventError, MalformedEventError) as error:
+            return _refused(400, str(error))
+        except UnavailableError as error:
+            return _refused(503, str(error), {"Retry-After": "1"})
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        return await read_body(request, self._clock, limit=self._limit)
+
+    async def _event(self, request: web.BaseRequest) -> Event:
+        event = cloudevents.decode(request.headers, await self._body(request))
+        passed = passed_headers(request.headers)
+        return Event(event.attributes, event.data, event.mode, passed) if passed else event
+
+    async def _to_broker(self, request: web.BaseRequest) -> web.Response:
+        path = request.path.removesuffix("/")
+        if not path:
+            return _refused(404, "an event goes to /<namespace>/<broker>")
+        parts = path.split("/")[1:]
+        if len(parts) != 2 or not all(parts):
+            return _refused(400, "malformed path; an event goes to /<namespace>/<broker>")
+        event = await self._event(request)
+        key = Key(parts[0], parts[1])
+        if self._brokers.get(key) is None:
+            return self._answered(key, 404, f"there is no Broker {key}")
+        await self.enter(str(key), event)
+        return self._answered(key, 202)
+
+    async def _to_channel(self, request: web.BaseRequest, key: Key) -> web.Response:
+        if request.path not in ("", "/"):
+            return _refused(400, "a channel takes events at / only")
+        event = await self._event(request)
+        channel = self._channels.get(key)
+        if channel is None:
+            return self._answered(key, 404, f"there is no InMemoryChannel {key}")
+        await self._store(topic_of(channel), event)
+        for observe in self._observe:
+            observe("InMemoryChannel", key, event)
+        return self._answered(key, 202)
+
+    async def enter(self, broker: str, event: Event) -> None:
+        """Store an event in a broker (``namespace/name``), with its arrival time and one life less.
+
+        Raises:
+            MalformedEventError: the event has entered brokers too often, or its count is no number.
+            UnavailableError: it cannot be stored now, or the broker is gone.
+        """
+        namespace, _, name = broker.partition("/")
+        key = Key(namespace, name)
+        found = self._brokers.get(key)
+        if found is None:
+            raise UnavailableError(f"there is no Broker {broker}")
+        ttl = event.attributes.get(TTL)
+        try:
+            left = FIRST_TTL if ttl is None else int(ttl) - 1
+        except ValueError:
+            raise MalformedEventError(f"attribute {TTL} is not a number") from None
+        if left <= 0:
+            raise MalformedEventError(f"the event has entered brokers {FIRST_TTL} times: replies go round in a circle")
+        arrival = self._clock.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
+        await self._store(topic_of(found), event.with_attributes(knativebrokerttl=left, knativearrivaltime=arrival))
+        for observe in self._observe:
+            observe("Broker", key, event)
+
+    async def _store(self, topic: str, event: Event) -> None:
+        began = perf_counter()
+        await self._streams.publish(topic, cloudevents.pack(event), (event.text(PARTITION_KEY) or "")[:64])
+        self._seconds.observe(perf_counter() - began)
+
+    def _answered(self, key: Key, code: int, why: str = "") -> web.Response:
+        self._count.labels(str(key), str(code)).inc()
+        return web.Response(status=code, headers=ALLOW) if not why else _refused(code, why)
+
+
+def passed_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that travel with an event."""
+    found = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower in _PASSED or lower.startswith(_PASSED_PREFIXES):
+            found[lower] = value
+    return found
+
+
+def _channel(host: str) -> Key | None:
+    """The channel that a host stands for."""
+    name, _, rest = host.partition(".")
+    if not name.endswith(CHANNEL_SUFFIX) or not rest:
+        return None
+    namespace = rest.removesuffix(f".{CLUSTER_DOMAIN}").removesuffix(".svc")
+    return None if "." in namespace else Key(namespace, name.removesuffix(CHANNEL_SUFFIX))
+
+
+def _refused(code: int, why: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(status=code, text=why + "\n", headers={**ALLOW, **(headers or {})})

@@ -1,0 +1,223 @@
+"""Brokers and Triggers as their clients see them: the CloudEvents SDK produces and receives, kubectl's API declares."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from cloudevents.v1.conversion import to_binary, to_structured
+from cloudevents.v1.http import CloudEvent, from_http
+
+from sampan.kube.client.http import HttpClient
+from sampan.kube.objects import Object
+from sampan.parts.eventing.resources import BROKERS, TRIGGERS
+from sampan.testing import Platform
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Platform]:
+    with Platform(only=["eventing"]) as running:
+        yield running
+
+
+class Receiver:
+    """A subscriber: keeps what it gets (read by the SDK) and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[CloudEvent] = []
+        self.headers: list[dict[str, str]] = []
+        self.answers: list[web.Response] = []
+        self.reply: CloudEvent | None = None
+        self.url = ""
+        self._arrived = asyncio.Condition()
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        body = await request.read()
+        event = from_http(dict(request.headers), body)
+        async with self._arrived:
+            self.events.append(event)
+            self.headers.append({name.lower(): value for name, value in request.headers.items()})
+            self._arrived.notify_all()
+        if self.answers:
+            return self.answers.pop(0)
+        if self.reply is not None:
+            headers, content = to_binary(self.reply)
+            return web.Response(headers=headers, body=content)
+        return web.Response(status=202)
+
+    async def wait(self, count: int) -> list[CloudEvent]:
+        async with asyncio.timeout(20), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.events) >= count)
+        return self.events
+
+
+@asynccontextmanager
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver()
+    runner = web.ServerRunner(web.Server(made.handle))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    made.url = f"http://127.0.0.1:{port}/"
+    try:
+        yield made
+    finally:
+        await runner.cleanup()
+
+
+async def ready(client: HttpClient, resource: Any, name: str, wanted: str = "True") -> Object:
+    """The object once its Ready is as wanted for its present generation."""
+    async with asyncio.timeout(20):
+        while True:
+            obj = await client.get(resource, name, "default")
+            status = obj.get("status") or {}
+            found = [one for one in status.get("conditions") or () if one["type"] == "Ready"]
+            if found and found[0]["status"] == wanted and status["observedGeneration"] == obj["metadata"]["generation"]:
+                return obj
+            await asyncio.sleep(0.02)
+
+
+async def broker(client: HttpClient, name: str, **spec: Any) -> Object:
+    await client.create(
+        BROKERS,
+        {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "metadata": {"name": name}, "spec": spec},
+        "default",
+    )
+    return await ready(client, BROKERS, name)
+
+
+async def trigger(client: HttpClient, name: str, broker: str, url: str, **spec: Any) -> Object:
+    body = {
+        "apiVersion": "eventing.knative.dev/v1",
+        "kind": "Trigger",
+        "metadata": {"name": name},
+        "spec": {"broker": broker, "subscriber": {"uri": url}, **spec},
+    }
+    await client.create(TRIGGERS, body, "default")
+    return await ready(client, TRIGGERS, name)
+
+
+def event(type: str = "order.placed", data: Any = None, **attributes: str) -> CloudEvent:
+    return CloudEvent({"type": type, "source": "/shop", **attributes}, data)
+
+
+async def send(platform: Platform, path: str, made: CloudEvent, *, structured: bool = False, **more: str) -> int:
+    headers, body = to_structured(made) if structured else to_binary(made)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"http://{platform.address('eventing.ingress')}{path}", data=body, headers={**headers, **more}
+        ) as response,
+    ):
+        return response.status
+
+
+async def test_an_event_reaches_the_subscribers_whose_filters_match(platform: Platform) -> None:
+    async with platform.client() as client, receiver() as all_, receiver() as big:
+        made = await broker(client, "shop")
+        assert made["status"]["address"]["url"].endswith("knative-eventing.svc.cluster.local/default/shop")
+        assert made["metadata"]["annotations"]["eventing.knative.dev/broker.class"] == "MTChannelBasedBroker"
+        assert made["spec"]["delivery"] == {"retry": 10, "backoffPolicy": "exponential", "backoffDelay": "PT0.2S"}
+        await trigger(client, "shop-all", "shop", all_.url)
+        await trigger(client, "shop-big", "shop", big.url, filters=[{"cesql": "INT(amount) > 100"}])
+        assert await send(platform, "/default/shop", event(data={"n": 1}, amount="50")) == 202
+        assert await send(platform, "/default/shop", event(data={"n": 2}, amount="500"), structured=True) == 202
+        assert sorted(one.data["n"] for one in await all_.wait(2)) == [1, 2]
+        (only,) = await big.wait(1)
+        assert only.data == {"n": 2}
+        assert only["amount"] == "500"
+        assert "knativearrivaltime" in only
+        assert "knativebrokerttl" not in only
+        assert big.headers[0]["content-type"].startswith("application/cloudevents+json")
+        assert big.headers[0]["prefer"] == "reply"
+
+
+async def test_a_reply_enters_the_broker_again_and_circles_end(platform: Platform) -> None:
+    async with platform.client() as client, receiver() as first, receiver() as second:
+        await broker(client, "talk")
+        first.reply = event("pong", {"said": "pong"})
+        await trigger(client, "talk-ping", "talk", first.url, filter={"attributes": {"type": "ping"}})
+        await trigger(client, "talk-pong", "talk", second.url, filter={"attributes": {"type": "pong"}})
+        assert await send(platform, "/default/talk", event("ping"), traceparent=f"00-{'a' * 32}-{'b' * 16}-01") == 202
+        (pong,) = await second.wait(1)
+        assert pong.data == {"said": "pong"}
+        assert second.headers[0]["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
+        assert await send(platform, "/default/talk", event("ping", knativebrokerttl="1")) == 400
+
+
+async def test_a_dead_subscriber_is_tried_exactly_its_retries_then_the_dead_letter_sink_gets_the_event(
+    platform: Platform,
+) -> None:
+    async with platform.client() as client, receiver() as broken, receiver() as letters:
+        await broker(client, "post")
+        broken.answers = [web.Response(status=503, text="no room") for _ in range(3)]
+        delivery = {
+            "retry": 2,
+            "backoffPolicy": "linear",
+            "backoffDelay": "PT0.05S",
+            "deadLetterSink": {"uri": letters.url},
+        }
+        await trigger(client, "post-broken", "post", broken.url, delivery=delivery)
+        assert await send(platform, "/default/post", event()) == 202
+        (letter,) = await letters.wait(1)
+        assert len(broken.events) == 3
+        assert letter["knativeerrordest"] == broken.url
+        assert letter["knativeerrorcode"] == "503"
+        assert letter["knativeerrordata"] == "bm8gcm9vbQ=="
+
+
+async def test_a_poison_event_does_not_hold_up_the_others(platform: Platform) -> None:
+    async with platform.client() as client, receiver() as sink:
+        await broker(client, "busy")
+        sink.answers = [web.Response(status=500)]
+        delivery = {"retry": 1, "backoffPolicy": "linear", "backoffDelay": "PT1H"}
+        await trigger(client, "busy-all", "busy", sink.url, delivery={**delivery, "backoffPolicy": "exponential"})
+        assert await send(platform, "/default/busy", event("poison")) == 202
+        await sink.wait(1)
+        for number in range(20):
+            assert await send(platform, "/default/busy", event("fine", {"n": number})) == 202
+        await sink.wait(21)
+        assert sorted(one.data["n"] for one in sink.events[1:]) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body", "status"),
+    [
+        ("/default/door", {}, b"{}", 400),
+        ("/default/door", {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t"}, b"", 400),
+        ("/default/door", {"ce-specversion": "2.0", "ce-id": "1", "ce-type": "t", "ce-source": "/"}, b"", 400),
+        ("/default/door", {"content-type": "application/cloudevents+json"}, b"{", 400),
+        ("/default/door", {"content-type": "application/cloudevents-batch+json"}, b"[]", 400),
+        ("/default/nobody", {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/"}, b"", 404),
+        ("/door", {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/"}, b"", 400),
+        ("/", {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/"}, b"", 404),
+        (
+            "/default/door",
+            {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/"},
+            b"x" * 2_000_000,
+            413,
+        ),
+        ("/default/door/", {"ce-specversion": "1.0", "ce-id": "1", "ce-type": "t", "ce-source": "/"}, b"", 202),
+    ],
+)
+async def test_the_ingress_says_what_is_wrong(
+    platform: Platform, path: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    async with platform.client() as client, aiohttp.ClientSession() as session:
+        if not [one for one in (await client.list(BROKERS, "default")).items if one["metadata"]["name"] == "door"]:
+            await broker(client, "door")
+        url = f"http://{platform.address('eventing.ingress')}{path}"
+        async with session.post(url, data=body, headers=headers) as response:
+            assert response.status == status, await response.text()
+            assert response.headers["Allow"] == "POST, OPTIONS"
+        async with session.options(url) as response:
+            assert (response.status, response.headers["WebHook-Allowed-Origin"]) == (200, "*")
+        async with session.get(url) as response:
+            assert response.status == 405
