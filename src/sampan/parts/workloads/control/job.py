@@ -339,9 +339,10 @@ class JobController(Controller):
         await self._store(job, cached.get("status"))
 
     async def _store(self, job: Object, before: Object | None = None) -> None:
-        status = {name: value for name, value in job["status"].items() if value or name in ("ready", "terminating")}
+        status = job["status"]  # changed in place: a reconcile under way holds on to it
+        for name in [name for name, value in status.items() if not value and name not in ("ready", "terminating")]:
+            del status[name]
         status.setdefault("uncountedTerminatedPods", {})
-        job["status"] = status
         if status == before:
             return
         written = await self.client.update(JOBS, job, subresource="status")
