@@ -496,8 +496,35 @@ LISTENERS = many(LISTENER, 64, low=1, keys=("name",)) | {
     ]
 }
 ADDRESS = record({"type": text(default="IPAddress", low=1, high=253), "value": text(high=253)})
+AUTHORITY_REFERENCE = record(
+    {"group": group(), "kind": kind(), "name": NAME, "namespace": NAMESPACE}, ("group", "kind", "name")
+)
+FRONTEND_TLS = record(
+    {
+        "validation": record(
+            {
+                "caCertificateRefs": many(AUTHORITY_REFERENCE, 8, low=1, atomic=True),
+                "mode": text(one_of=("AllowValidOnly", "AllowInsecureFallback"), default="AllowValidOnly"),
+            },
+            ("caCertificateRefs",),
+        )
+    }
+)
 GATEWAY_SPEC = record(
     {
+        "tls": record(
+            {
+                "frontend": record(
+                    {
+                        "default": FRONTEND_TLS,
+                        "perPort": many(
+                            record({"port": PORT, "tls": FRONTEND_TLS}, ("port", "tls")), 64, keys=("port",)
+                        ),
+                    },
+                    ("default",),
+                )
+            }
+        ),
         "gatewayClassName": NAME,
         "listeners": LISTENERS,
         "addresses": many(ADDRESS, 16, atomic=True),

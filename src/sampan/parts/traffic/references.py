@@ -159,15 +159,10 @@ class TlsPolicies:
         for reference in validation.get("caCertificateRefs") or ():
             if (reference.get("group") or "", reference["kind"]) != ("", "ConfigMap"):
                 return Problem("InvalidKind", f"CA certificate kind {reference['kind']} is not supported")
-            key = Key(namespace, reference["name"])
-            text = dig(self._world.config_maps.get(key), "data", "ca.crt")
-            if not text:
-                return Problem("InvalidCACertificateRef", f"ConfigMap {key} does not exist or has no ca.crt")
-            try:
-                x509.load_pem_x509_certificates(text.encode())
-            except ValueError as error:
-                return Problem("InvalidCACertificateRef", f"ca.crt of ConfigMap {key} is no certificate: {error}")
-            bundles.append(text.encode())
+            bundle = authority_bundle(self._world, Key(namespace, reference["name"]))
+            if isinstance(bundle, Problem):
+                return bundle
+            bundles.append(bundle)
         if not bundles:
             return Problem("InvalidCACertificateRef", "the policy names no CA certificate")
         return b"\n".join(bundles)
@@ -175,6 +170,43 @@ class TlsPolicies:
 
 def _age(item: tuple[Key, Object]) -> tuple[str, Key]:
     return item[1]["metadata"].get("creationTimestamp") or "", item[0]
+
+
+def authority_bundle(world: World, key: Key) -> bytes | Problem:
+    """The PEM bundle of CA certificates in a ConfigMap's ``ca.crt``."""
+    text = dig(world.config_maps.get(key), "data", "ca.crt")
+    if not text:
+        return Problem("InvalidCACertificateRef", f"ConfigMap {key} does not exist or has no ca.crt")
+    try:
+        x509.load_pem_x509_certificates(text.encode())
+    except ValueError as error:
+        return Problem("InvalidCACertificateRef", f"ca.crt of ConfigMap {key} is no certificate: {error}")
+    bundle: bytes = text.encode()
+    return bundle
+
+
+def client_authority(world: World, gateway: Object, port: int) -> tuple[bytes | Problem | None, bool]:
+    """(who signs the client certificates a Gateway's HTTPS port asks for, whether they are demanded); None: nobody is asked."""
+    frontend = dig(gateway, "spec", "tls", "frontend", default={})
+    chosen = next((one["tls"] for one in frontend.get("perPort") or () if one["port"] == port), frontend.get("default"))
+    validation = dig(chosen, "validation")
+    if not validation:
+        return None, False
+    key = Key.of(gateway)
+    bundles = []
+    for reference in validation["caCertificateRefs"]:
+        target = Key(reference.get("namespace") or key.namespace, reference["name"])
+        if (reference.get("group") or "", reference["kind"]) != ("", "ConfigMap"):
+            return Problem(
+                "InvalidCACertificateKind", f"CA certificate kind {reference['kind']} is not supported"
+            ), True
+        if not granted(world, Origin(GROUP, "Gateway", key.namespace), "", "ConfigMap", target):
+            return Problem("RefNotPermitted", f"ConfigMap {target} may not be referred to from {key.namespace}"), True
+        bundle = authority_bundle(world, target)
+        if isinstance(bundle, Problem):
+            return bundle, True
+        bundles.append(bundle)
+    return b"\n".join(bundles), validation.get("mode") != "AllowInsecureFallback"
 
 
 def certificate(world: World, origin: Origin, reference: Mapping[str, Any]) -> Certificate | Problem:

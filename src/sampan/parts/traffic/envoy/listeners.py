@@ -220,7 +220,7 @@ def _downstream_tls(built: Built, group: Sequence[Listener], alpn: list[str]) ->
     if authorities:
         trusted = base64.b64encode(b"\n".join(dict.fromkeys(authorities))).decode()
         context["validationContext"] = {"trustedCa": {"inlineBytes": trusted}}
-        if all(listener.client_required for listener in group):
+        if any(listener.client_ca is not None and listener.client_required for listener in group):
             typed["requireClientCertificate"] = True
         else:
             context["validationContext"]["trustChainVerification"] = "ACCEPT_UNTRUSTED"

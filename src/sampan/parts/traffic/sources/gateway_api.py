@@ -17,7 +17,7 @@ from sampan.kube.types.selectors import matches
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.model import Listener, Target, intersect
 from sampan.parts.traffic.places import Place, Places
-from sampan.parts.traffic.references import GROUP, Backends, Origin, Problem, certificate
+from sampan.parts.traffic.references import GROUP, Backends, Origin, Problem, certificate, client_authority
 from sampan.parts.traffic.sources.routes import Translated, grpc_rules, http_rules
 from sampan.parts.traffic.world import World
 
@@ -177,6 +177,13 @@ class GatewaySource:
                 resolved = Condition(
                     "ResolvedRefs", False, "InvalidCertificateRef", "the listener names no certificate"
                 )
+        if protocol == "HTTPS":
+            authority, listener.client_required = client_authority(world, gateway, spec["port"])
+            if isinstance(authority, Problem):
+                resolved = Condition("ResolvedRefs", False, *authority)
+                listener.certificates.clear()  # nobody could be let in
+            else:
+                listener.client_ca = authority
         conflicted = Condition("Conflicted", False, "NoConflicts")
         served = [(place, listener)]
         shared = self._places.on_shared(spec["port"], udp=protocol == "UDP")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.snapshot import TYPES, Resource, Snapshot
 
 
@@ -138,12 +139,20 @@ class Stream:
         nonce = str(next(self._nonces))
         subscription = self._subscriptions[type_url]
         for one in resources:
+            if type_url == schema.CLUSTER and one.name in subscription.held:
+                self._forget_endpoints(one.name)
             subscription.held[one.name] = one.version
         for name in removed:
             subscription.held.pop(name, None)
         versions = {one.name: one.version for one in resources}
         self._pending[nonce] = _Sent(type_url, versions, tuple(removed))
         return Response(type_url, nonce, resources, removed)
+
+    def _forget_endpoints(self, cluster: str) -> None:
+        """A cluster that is replaced warms until its endpoints arrive again, and Envoy does not ask for them again."""
+        endpoints = self._subscriptions.get(schema.ENDPOINTS)
+        if endpoints is not None:
+            endpoints.held.pop(cluster, None)
 
     def _answer(self, request: Request) -> list[Response]:
         """An ACK or NACK. A refused response with several resources is repeated one by one to find the bad ones."""
@@ -164,8 +173,13 @@ class Stream:
             self.rejected[sent.type_url, name] = (version, request.error)
             return []
         current = self._snapshot.of(sent.type_url)
-        return [
+        again = [
             self._send(sent.type_url, [current[name]], [])
             for name, version in sent.versions.items()
             if name in current and current[name].version == version
         ]
+        if sent.type_url == schema.CLUSTER and schema.ENDPOINTS in self._subscriptions:
+            due = self._changes(schema.ENDPOINTS, self._snapshot.of(schema.ENDPOINTS), None)
+            if due:
+                again.append(self._send(schema.ENDPOINTS, due, []))
+        return again
