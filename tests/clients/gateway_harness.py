@@ -161,7 +161,7 @@ class Bench:
 
     platform: Platform
     backends: Backends
-    _client: HttpClient = field(init=False)
+    client: HttpClient = field(init=False)
 
     def __post_init__(self) -> None:
         async def make() -> HttpClient:
@@ -169,10 +169,10 @@ class Bench:
             await client.__aenter__()
             return client
 
-        self._client = self.backends.run(make())
+        self.client = self.backends.run(make())
 
     def close(self) -> None:
-        self.backends.run(self._client.__aexit__(None, None, None))
+        self.backends.run(self.client.__aexit__(None, None, None))
 
     # -- objects
 
@@ -185,18 +185,18 @@ class Bench:
         resource = KINDS[obj["kind"]]
         namespace = obj["metadata"].get("namespace")
         try:
-            await self._client.create(resource, obj, namespace)
+            await self.client.create(resource, obj, namespace)
         except ApiError as error:
             if not error.already_exists:
                 raise
             changed = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind", "metadata")}
-            await self._client.patch(resource, obj["metadata"]["name"], changed, namespace)
+            await self.client.patch(resource, obj["metadata"]["name"], changed, namespace)
 
     def delete(self, kind: str, name: str, namespace: str | None = None) -> None:
-        self.backends.run(self._client.delete(KINDS[kind], name, namespace))
+        self.backends.run(self.client.delete(KINDS[kind], name, namespace))
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Object:
-        found: Object = self.backends.run(self._client.get(KINDS[kind], name, namespace))
+        found: Object = self.backends.run(self.client.get(KINDS[kind], name, namespace))
         return found
 
     def namespace(self, name: str, labels: Mapping[str, str] | None = None) -> str:

@@ -25,6 +25,7 @@ from sampan.parts.traffic.control.publisher import Publisher
 from sampan.parts.traffic.dataplane import DataPlane
 from sampan.parts.traffic.envoy.gate import SLOT_LOG
 from sampan.parts.traffic.envoy.process import Envoy
+from sampan.parts.traffic.model import Certificate
 from sampan.parts.traffic.places import Places, low_ports
 from sampan.parts.traffic.sources import gateway_api, ingress
 from sampan.parts.traffic.xds.server import ControlPlane
@@ -112,11 +113,18 @@ class TrafficPart(Part[TrafficSettings]):
         places = Places(settings.host, str(context.root), shared_port, low_ports=free)
         shared = context.get(ControlContext)
         control = ControlContext(shared.client, shared.informers, shared.clock, context.tasks)
-        self._publisher = Publisher(control, self._control_plane, places, http, https, plane.gate_socket, internal)
+        self._publisher = Publisher(
+            control, self._control_plane, places, http, https, plane.gate_socket, internal, self._default_certificate
+        )
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)
         await self._publisher.start()
         await self._envoy.start(context.tasks)
+
+    def _default_certificate(self) -> Certificate:
+        """What hosts without a certificate of their own are served with: one of the platform's authority."""
+        pair = self.context.authority.server_certificate(["localhost", self.context.settings.host], "gateway")
+        return Certificate("sampan/default", pair.certificate.read_bytes(), pair.key.read_bytes())
 
     def _share(self, port: int, udp: bool) -> int | None:
         """The shared address's port for one that Gateways name, if it is free."""

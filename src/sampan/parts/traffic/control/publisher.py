@@ -14,11 +14,12 @@ from pathlib import Path
 
 from sampan.kube.client import resources as core
 from sampan.kube.control.controller import ControlContext
+from sampan.kube.control.events import EventRecorder
 from sampan.kube.objects import Key, Object, Resource, copy, dig
 from sampan.kube.status import ApiError
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.envoy.build import Builder
-from sampan.parts.traffic.model import Model
+from sampan.parts.traffic.model import Certificate, Model
 from sampan.parts.traffic.places import Places
 from sampan.parts.traffic.references import Backends
 from sampan.parts.traffic.sources import ingress, knative
@@ -29,6 +30,8 @@ from sampan.parts.traffic.xds.server import ControlPlane
 
 log = logging.getLogger(__name__)
 
+CERTIFICATE_AGE = 3600.0
+"""Seconds the platform's own certificate is kept in memory."""
 SERVICE_NAME = "kubernetes.io/service-name"
 
 _FIELDS: Mapping[Resource, str] = {
@@ -68,12 +71,17 @@ class Publisher:
         https_port: int,
         gate_socket: Path,
         internal_port: int,
+        default_certificate: Callable[[], Certificate],
     ) -> None:
         self._context = context
         self._control_plane = control_plane
         self._address = places.shared
         self._ports = (http_port, https_port)
         self._internal_port = internal_port
+        self._default_certificate = default_certificate
+        self._default_known: tuple[float, Certificate] | None = None
+        self._recorder = EventRecorder(context.client, context.clock, context.tasks, "ingress-controller")
+        self._warned: set[tuple[str, str]] = set()
         self._world = World()
         self._gateways = GatewaySource(places)
         self._builder = Builder(gate_socket)
@@ -169,7 +177,8 @@ class Publisher:
     async def _publish(self) -> None:
         backends = Backends(self._world)
         gateways = self._gateways.translate(self._world, backends)
-        ingresses = ingress.translate(self._world, backends, self._address, *self._ports)
+        default = await self._default() if self._world.ingresses else None
+        ingresses = ingress.translate(self._world, backends, self._address, *self._ports, default)
         services = knative.translate(self._world, backends, self._address, *self._ports, self._internal_port)
         model = Model([*gateways.listeners, *ingresses.listeners, *services.listeners], backends.made)
         await self._control_plane.publish(self._builder.build(model))
@@ -178,6 +187,22 @@ class Publisher:
         self._report_rejections(statuses)
         self._statuses = statuses
         self._unreported.set()
+        self._warn(ingresses.warnings)
+
+    async def _default(self) -> Certificate:
+        """The default certificate, read again now and then because it is renewed."""
+        now = self._context.clock.monotonic()
+        if self._default_known is None or now - self._default_known[0] > CERTIFICATE_AGE:
+            self._default_known = (now, await asyncio.to_thread(self._default_certificate))
+        return self._default_known[1]
+
+    def _warn(self, warnings: list[tuple[Object, str, str]]) -> None:
+        """An event for each problem that was not there before."""
+        now = {(one["metadata"]["uid"], message) for one, _, message in warnings}
+        for one, reason, message in warnings:
+            if (one["metadata"]["uid"], message) not in self._warned:
+                self._recorder.event(one, "Warning", reason, message)
+        self._warned = now
 
     async def _report(self) -> None:
         """Write statuses behind the publications: traffic never waits for them."""

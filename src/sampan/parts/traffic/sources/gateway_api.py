@@ -88,6 +88,8 @@ class Result:
 
     listeners: list[Listener] = field(default_factory=list)
     statuses: Statuses = field(default_factory=dict)
+    warnings: list[tuple[Object, str, str]] = field(default_factory=list)
+    """(object, reason, message) to tell in events, for kinds whose status has no place for it."""
 
 
 class GatewaySource:

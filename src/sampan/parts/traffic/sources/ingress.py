@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from sampan.kube.client.resources import INGRESSES
 from sampan.kube.objects import Key, Object, dig
-from sampan.parts.traffic.model import Certificate, Forward, Listener, Match, PathMatch, Respond, Rule, Target
+from sampan.parts.traffic.model import (
+    Certificate,
+    Forward,
+    Listener,
+    Match,
+    NameMatch,
+    PathMatch,
+    Respond,
+    Rule,
+    Target,
+)
 from sampan.parts.traffic.references import Backends, Problem, read_certificate
 from sampan.parts.traffic.sources.gateway_api import Result
 from sampan.parts.traffic.world import World
@@ -18,27 +29,47 @@ DEFAULT_CLASS = "ingressclass.kubernetes.io/is-default-class"
 LEGACY_CLASS = "kubernetes.io/ingress.class"
 
 
-def translate(world: World, backends: Backends, address: str, http_port: int, https_port: int) -> Result:
-    """Listeners for all Ingresses of our classes, and their load balancer status."""
+def translate(
+    world: World,
+    backends: Backends,
+    address: str,
+    http_port: int,
+    https_port: int,
+    default: Certificate | None = None,
+) -> Result:
+    """Listeners for all Ingresses of our classes, and their load balancer status.
+
+    ``default``: the certificate for hosts that have none of their own; without it they are served in the clear only.
+    """
     result = Result()
     plain = Listener("ingress", "http", address, http_port, "HTTP")
+    fallback = Listener("ingress", "https", address, https_port, "HTTPS")
+    if default is not None:
+        fallback.certificates.append(default)
     secure: dict[str, Listener] = {}
     for key, ingress in sorted(world.ingresses.items(), key=_age):
         if not _is_ours(world, ingress):
             continue
-        rules = _rules(world, backends, key, ingress)
-        for host, one in rules:
-            plain.host(host).rules.append(one)
-        certificates = _certificates(world, key, ingress)
-        for host in {host for host, _ in rules} & certificates.keys():
-            listener = secure.setdefault(host, Listener("ingress", host, address, https_port, "HTTPS", hostname=host))
-            if certificates[host] not in listener.certificates:
-                listener.certificates.append(certificates[host])
-            listener.host(host).rules.extend(rule for rule_host, rule in rules if rule_host == host)
-        status = {"loadBalancer": {"ingress": [{"ip": address}]}}
-        result.statuses[INGRESSES, key] = status
+        certificates = _certificates(world, key, ingress, result)
+        for host, rule in _rules(world, backends, key, ingress):
+            plain.host(host).rules.append(rule)
+            certificate = _certificate_for(host, certificates)
+            if certificate is None:
+                fallback.host(host).rules.append(rule)
+                continue
+            pattern = "" if host == "*" else host
+            listener = secure.setdefault(
+                pattern, Listener("ingress", host, address, https_port, "HTTPS", hostname=pattern)
+            )
+            if certificate not in listener.certificates:
+                listener.certificates.append(certificate)
+            listener.host(host).rules.append(rule)
+        ports = [{"port": port, "protocol": "TCP"} for port in (http_port, https_port)]
+        result.statuses[INGRESSES, key] = {"loadBalancer": {"ingress": [{"ip": address, "ports": ports}]}}
     if plain.hosts:
         result.listeners.append(plain)
+    if fallback.hosts and default is not None:
+        result.listeners.append(fallback)
     result.listeners += secure.values()
     return result
 
@@ -60,22 +91,26 @@ def _rules(world: World, backends: Backends, key: Key, ingress: Object) -> list[
     name = f"ingress/{key}"
     found: list[tuple[str, Rule]] = []
     for position, rule in enumerate(spec.get("rules") or ()):
+        host = (rule.get("host") or "*").lower()
         for index, path in enumerate(dig(rule, "http", "paths", default=[])):
             kind = "Exact" if path.get("pathType") == "Exact" else "Prefix"
-            match = Match(PathMatch(kind, path.get("path") or "/"))  # type: ignore[arg-type]
+            match = Match(PathMatch(kind, path.get("path") or "/"), headers=_one_label(host))  # type: ignore[arg-type]
             order = (created, key.namespace, key.name, position, index)
-            found.append(
-                (
-                    rule.get("host") or "*",
-                    Rule(match, _action(world, backends, key, path["backend"]), order=order, name=name),
-                )
-            )
+            found.append((host, Rule(match, _action(world, backends, key, path["backend"]), order=order, name=name)))
     if spec.get("defaultBackend"):
-        hosts = {rule.get("host") or "*" for rule in spec.get("rules") or ()} or {"*"}
+        hosts = {(rule.get("host") or "*").lower() for rule in spec.get("rules") or ()}
         action = _action(world, backends, key, spec["defaultBackend"])
         order = (created, key.namespace, key.name, 1 << 30, 0)
-        found += [(host, Rule(Match(), action, order=order, name=name)) for host in hosts | {"*"}]
+        for host in sorted(hosts | {"*"}):
+            found.append((host, Rule(Match(headers=_one_label(host)), action, order=order, name=name)))
     return found
+
+
+def _one_label(host: str) -> tuple[NameMatch, ...]:
+    """An Ingress's wildcard stands for exactly one label, where the data plane's stands for one or more."""
+    if not host.startswith("*."):
+        return ()
+    return (NameMatch(":authority", "Regex", rf"[^.:]+{re.escape(host[1:])}\.?(:[0-9]+)?"),)
 
 
 def _action(world: World, backends: Backends, key: Key, backend: Mapping[str, Any]) -> Forward | Respond:
@@ -92,15 +127,26 @@ def _action(world: World, backends: Backends, key: Key, backend: Mapping[str, An
     return Forward((Target(cluster),), hash_source_ip=affinity)
 
 
-def _certificates(world: World, key: Key, ingress: Object) -> dict[str, Certificate]:
-    """Certificates by host; one that cannot be read leaves its hosts without TLS."""
+def _certificates(world: World, key: Key, ingress: Object, result: Result) -> dict[str, Certificate]:
+    """Certificates by host (``*``: every host); what is wrong with one is told in an event."""
     found: dict[str, Certificate] = {}
     for entry in ingress["spec"].get("tls") or ():
         name = entry.get("secretName")
-        secret = world.secrets.get(Key(key.namespace, name)) if name else None
+        if not name:
+            continue  # the default certificate is asked for
+        secret = world.secrets.get(Key(key.namespace, name))
+        read: Certificate | Problem
         if secret is None:
-            continue
-        read = read_certificate(Key(key.namespace, name), secret)
-        if not isinstance(read, Problem):
-            found |= dict.fromkeys(entry.get("hosts") or (), read)
+            read = Problem("InvalidCertificateRef", f"Secret {key.namespace}/{name} does not exist")
+        else:
+            read = read_certificate(Key(key.namespace, name), secret)
+        if isinstance(read, Problem):
+            result.warnings.append((ingress, "InvalidCertificate", read.message))
+        else:
+            found |= dict.fromkeys((host.lower() for host in entry.get("hosts") or ("*",)), read)
     return found
+
+
+def _certificate_for(host: str, certificates: Mapping[str, Certificate]) -> Certificate | None:
+    wildcard = f"*.{host.partition('.')[2]}"
+    return certificates.get(host) or certificates.get(wildcard) or certificates.get("*")

@@ -119,9 +119,9 @@ class _Common:
         for one in rule.get("filters") or ():
             match one["type"]:
                 case "RequestHeaderModifier":
-                    self.request = edit_of(one["requestHeaderModifier"])
+                    self.request = _edit(one["requestHeaderModifier"])
                 case "ResponseHeaderModifier":
-                    self.response = edit_of(one["responseHeaderModifier"])
+                    self.response = _edit(one["responseHeaderModifier"])
                 case "RequestRedirect":
                     redirect = _redirect(one["requestRedirect"], place, secure)
                     result.redirects = True
@@ -167,9 +167,9 @@ def _target(
     request, response = HeaderEdit(), HeaderEdit()
     for one in reference.get("filters") or ():
         if one["type"] == "RequestHeaderModifier":
-            request = edit_of(one["requestHeaderModifier"])
+            request = _edit(one["requestHeaderModifier"])
         elif one["type"] == "ResponseHeaderModifier":
-            response = edit_of(one["responseHeaderModifier"])
+            response = _edit(one["responseHeaderModifier"])
         else:
             raise UnsupportedError("UnsupportedValue", f"filter {one['type']} is not supported on a backendRef")
     weight = 1 if reference.get("weight") is None else int(reference["weight"])
@@ -178,6 +178,18 @@ def _target(
         result.unresolved.append(resolved)
         return Target("", weight, request, response)
     return Target(resolved, weight, request, response)
+
+
+def _edit(source: Mapping[str, Any]) -> HeaderEdit:
+    made = edit_of(source)
+    for name, value in (*made.set, *made.add):
+        if any(sign in value for sign in "\0\r\n"):
+            raise UnsupportedError("UnsupportedValue", f"the value of header {name} contains a line break")
+        if name.lower() == "host" or name.startswith(":"):
+            raise UnsupportedError(
+                "UnsupportedValue", f"header {name} cannot be modified; rewrite the hostname instead"
+            )
+    return made
 
 
 def _mirror(
@@ -242,6 +254,8 @@ def _http_match(source: Mapping[str, Any]) -> Match:
     if kind == "RegularExpression":
         matched = PathMatch("Regex", _regex(value))
     else:
+        if any(sign in value for sign in "?#\0\r\n"):
+            raise UnsupportedError("UnsupportedValue", f"path {value!r} has characters that no path contains")
         matched = PathMatch("Exact" if kind == "Exact" else "Prefix", value)
     return Match(
         matched,
