@@ -400,24 +400,31 @@ async def topics() -> None:
 
 
 async def backlog() -> None:
-    with folder() as path:
+    """Sends to a broker with a backlog of 5 million and to an empty one, in turns."""
+    with folder() as full_path, folder() as empty_path:
         clock = Clock()
         async with Tasks(clock) as tasks:
-            core = Core(Path(path), clock, tasks)
-            await core.start()
+            full, empty = Core(Path(full_path), clock, tasks), Core(Path(empty_path), clock, tasks)
+            await full.start()
+            await empty.start()
             global BODY
             whole, BODY = BODY, BODY[:100]
-            before = max([await send_many(core, "T", 100_000, 512) for _ in range(2)])
             memory = rss_mb()
-            await send_many(core, "T", 5_000_000, 4096)
-            after = max([await send_many(core, "T", 100_000, 512) for _ in range(3)])
+            await send_many(full, "T", 5_000_000, 4096)
+            grown = rss_mb() - memory
+            rates: dict[str, list[float]] = {"full": [], "empty": []}
+            for _ in range(6):
+                rates["empty"].append(await send_many(empty, "T", 60_000, 512))
+                rates["full"].append(await send_many(full, "T", 60_000, 512))
             BODY = whole
+            best = {name: max(found) for name, found in rates.items()}
             row(
                 "100-byte sends with a backlog of 5 million",
-                f"{after:,.0f}/s",
-                f"without: {before:,.0f}/s, ratio {after / before:.2f} (goal ≥ 0.90); +{rss_mb() - memory:.0f} MB",
+                f"{best['full']:,.0f}/s",
+                f"empty: {best['empty']:,.0f}/s, ratio {best['full'] / best['empty']:.2f} (goal 0.90); +{grown:.0f} MB",
             )
-            await core.stop()
+            await full.stop()
+            await empty.stop()
 
 
 BENCHES: dict[str, Any] = {

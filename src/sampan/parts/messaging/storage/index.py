@@ -118,6 +118,16 @@ class Live:
         for index in reversed(self._by_hash.get(hashed, ())):
             yield self._key_positions[index], self._key_sizes[index]
 
+    def _sorted_keys(self) -> list[tuple[int, int, int]]:
+        """``(hash, position, size)`` ascending. Sorted in small pieces: one big sort would hold the interpreter for tens of
+        milliseconds, and every send with it."""
+        buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(1024)]
+        for key in zip(self._key_hashes, self._key_positions, self._key_sizes, strict=True):
+            buckets[key[0] >> 22].append(key)
+        for bucket in buckets:
+            bucket.sort()
+        return [key for bucket in buckets for key in bucket]
+
     def write(self, directory: Path, end: int) -> Path:
         """Write this stretch, which ends at log position ``end``, as a part file. For threads; nothing may be added any more."""
         numbers = sorted(self.runs)
@@ -130,7 +140,7 @@ class Live:
             sizes.extend(run.sizes)
             tags.extend(run.tags)
             starts.append(len(positions))
-        order = sorted(range(len(self._key_hashes)), key=lambda i: (self._key_hashes[i], self._key_positions[i]))
+        keys = self._sorted_keys()
         arrays = (
             array("I", numbers),
             firsts,
@@ -138,13 +148,13 @@ class Live:
             positions,
             sizes,
             tags,
-            array("I", [self._key_hashes[i] for i in order]),
-            array("Q", [self._key_positions[i] for i in order]),
-            array("I", [self._key_sizes[i] for i in order]),
+            array("I", [key[0] for key in keys]),
+            array("Q", [key[1] for key in keys]),
+            array("I", [key[2] for key in keys]),
         )
         content = b"".join(_padded(item.tobytes()) for item in arrays)
         header = _HEADER.pack(
-            MAGIC, self.start, end, len(numbers), len(positions), len(order), zlib.crc32(content), self.newest_ms
+            MAGIC, self.start, end, len(numbers), len(positions), len(keys), zlib.crc32(content), self.newest_ms
         )
         path = directory / f"{self.start:020d}-{end:020d}.idx"
         temporary = path.with_suffix(".tmp")
