@@ -19,6 +19,7 @@ import socket
 import ssl
 import tempfile
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND = 0, 1, 2
 PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 7, 8, 12, 13, 14, 16
 
 MAX_MESSAGE = 130 << 20
+STREAM_FULL, STREAM_CLOSED = 1, 2
+"""What the native server answers when a stream has no room, or no client any more."""
+RETRIES = 50
+"""Turns of the loop a full stream is tried again before a thread waits for its client."""
 BATCH = 256
 """Calls taken over from the native server at a time."""
 
@@ -315,7 +320,7 @@ class GrpcServer:
 
 
 class _NativeCall(Call):
-    __slots__ = ("_backlog", "_ended", "_id", "_server")
+    __slots__ = ("_backlog", "_ended", "_id", "_retries", "_server")
 
     def __init__(
         self, server: GrpcServer, id: int, metadata: dict[str, str], peer: str, deadline: float | None
@@ -323,7 +328,8 @@ class _NativeCall(Call):
         super().__init__(metadata, peer, deadline)
         self._server = server
         self._id = id
-        self._backlog: list[bytes] | None = None
+        self._backlog: deque[bytes] | None = None
+        self._retries = 0
         self._ended = False
 
     def respond(self, payload: bytes) -> bool:
@@ -339,10 +345,11 @@ class _NativeCall(Call):
             self._backlog.append(payload)
             return True
         sent = self._server._front.stream_try_send(self._id, payload)
-        if sent == 1:
-            self._backlog = [payload]
-            self._server._tasks.start("grpc backlog", self._drain())
-        return bool(sent != 2)
+        if sent == STREAM_FULL:
+            self._backlog = deque((payload,))
+            self._retries = 0
+            asyncio.get_running_loop().call_soon(self._retry)
+        return bool(sent != STREAM_CLOSED)
 
     def end(self) -> None:
         self._ended = True
@@ -353,13 +360,37 @@ class _NativeCall(Call):
         if self._server._calls.pop(self._id, None) is not None:
             self._server._front.fail(self._id, code, message)
 
-    async def _drain(self) -> None:
-        """Send what the client was too slow for, waiting for room in a thread."""
-        front = self._server._front
-        while self._backlog and self._id in self._server._calls:
-            payload = self._backlog.pop(0)
-            if not await asyncio.to_thread(front.stream_send, self._id, payload):
+    def _retry(self) -> None:
+        """Send on: the native server holds few messages of a stream at a time, and is mostly ready again a moment later."""
+        backlog, front = self._backlog, self._server._front
+        while backlog and self._id in self._server._calls:
+            sent = front.stream_try_send(self._id, backlog[0])
+            if sent == STREAM_FULL:
+                self._retries += 1
+                if self._retries > RETRIES:
+                    self._server._tasks.start("grpc backlog", self._drain())
+                else:
+                    asyncio.get_running_loop().call_soon(self._retry)
+                return
+            self._retries = 0
+            if sent == STREAM_CLOSED:
                 self._server._calls.pop(self._id, None)
+            backlog.popleft()
+        self._drained()
+
+    async def _drain(self) -> None:
+        """Send what the client is too slow for, waiting for room in a thread."""
+        backlog, front = self._backlog or deque(), self._server._front
+
+        def send_all() -> bool:
+            return all(front.stream_send(self._id, backlog.popleft()) for _ in range(len(backlog)))
+
+        while backlog and self._id in self._server._calls:
+            if not await asyncio.to_thread(send_all):
+                self._server._calls.pop(self._id, None)
+        self._drained()
+
+    def _drained(self) -> None:
         self._backlog = None
         if self._ended:
             self.end()

@@ -91,6 +91,8 @@ class Kind(IntEnum):
 
 _SEEDS = {int(kind): zlib.crc32(bytes([kind, 0, 0, 0])) for kind in Kind}
 
+_NOWHERE = (1, 0, -1)
+
 Committed = Callable[[int, OSError | None], None]
 """``(position, error)``: everything below the position is durable; with an error, everything from it on is lost."""
 
@@ -123,6 +125,8 @@ class CommitLog:
         self._jobs: queue.SimpleQueue[tuple[list[tuple[int, bytes]], int, bool] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._readers: OrderedDict[int, int] = OrderedDict()
+        self._last_read = _NOWHERE
+        """``(base, end, descriptor)`` of the segment read last: the next read is most likely there again."""
         self._writer: tuple[int, int] | None = None
         self._nowait = getattr(os, "RWF_NOWAIT", 0)
         self.commits = 0
@@ -201,6 +205,7 @@ class CommitLog:
 
     def close(self) -> None:
         """Close the files."""
+        self._last_read = _NOWHERE
         for fd in self._readers.values():
             os.close(fd)
         self._readers.clear()
@@ -274,6 +279,7 @@ class CommitLog:
                 stop = self.bases[index + 1] if index + 1 < self._durable_bases else end
                 self._sizes[self.bases[index]] = stop - self.bases[index]
         else:
+            self._last_read = _NOWHERE
             for base in self.bases[self._durable_bases :]:
                 reader = self._readers.pop(base, None)
                 if reader is not None:
@@ -365,8 +371,11 @@ class CommitLog:
             StorageError: the frame is damaged.
             LookupError: the position was deleted.
         """
-        base = self._base(position)
-        fd = self._reader(base)
+        base, stop, fd = self._last_read
+        if not base <= position < stop:
+            base = self._base(position)
+            fd = self._reader(base)
+            self._last_read = base, base + self._sizes[base], fd
         buffer = bytearray(size + FRAME_BYTES)
         try:
             count = os.preadv(fd, [buffer], position - FRAME_BYTES - base, self._nowait)
@@ -435,6 +444,7 @@ class CommitLog:
         """Delete a segment other than the current one."""
         if base == self._current:
             raise ValueError("the current segment is in use")
+        self._last_read = _NOWHERE
         self.bases.remove(base)
         self._sizes.pop(base, None)
         self._durable_bases -= 1
@@ -474,6 +484,7 @@ class CommitLog:
         if fd is None:
             fd = self._readers[base] = os.open(self._path(base), os.O_RDONLY)
             if len(self._readers) > OPEN_SEGMENTS:
+                self._last_read = _NOWHERE
                 os.close(self._readers.popitem(last=False)[1])
         else:
             self._readers.move_to_end(base)

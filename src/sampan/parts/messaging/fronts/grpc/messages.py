@@ -7,7 +7,7 @@ stored record: building and serialising protobuf objects would cost several time
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from sampan.parts.messaging import receipt, record, validation
 from sampan.parts.messaging.broker import Limits
@@ -28,6 +28,7 @@ TYPES: dict[int, MessageType] = {
 TYPE_NUMBERS: dict[MessageType, int] = {name: number for number, name in TYPES.items()}
 
 
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 FAR_FUTURE_MS = 253_402_300_799_000
 """The last second of the year 9999: times a client makes up are cut off here."""
 
@@ -136,14 +137,14 @@ def outgoing(data: bytes, topic: str, delivery: Delivery | None, broker: str, in
     if (keys := properties.get("KEYS")) is not None:
         system += [_text(0x12, key) for key in keys.split(" ")]
     system.append(_text(0x1A, message.id))
-    digest = b"\x08\x02" + _text(0x12, hashlib.md5(message.body, usedforsecurity=False).hexdigest().upper())
-    system.append(b"\x22" + _varint(len(digest)) + digest)
+    # a digest of type MD5 (2) with 32 hex digits
+    system.append(b"\x22\x24\x08\x02\x12\x20" + _md5(message.body).hexdigest().upper().encode())
     system.append(b"\x28\x02" if message.sys_flag & record.GZIP else b"\x28\x01")
     system.append(b"\x30" + _varint(_type(message)))
     system.append(_timestamp(0x3A, message.born_ms))
-    system.append(_text(0x42, message.born_host[0]))
+    system.append(_host(0x42, message.born_host[0]))
     system.append(_timestamp(0x4A, message.store_ms))
-    system.append(_text(0x52, _address(message.store_host)))
+    system.append(_host(0x52, _address(message.store_host)))
     if (due := properties.get(record.DELIVER_MS)) is not None:
         system.append(_timestamp(0x5A, int(due)))
     if delivery is not None:
@@ -208,6 +209,11 @@ def _resource(name: str) -> bytes:
 @lru_cache(maxsize=64)
 def _address(host: tuple[str, int]) -> str:
     return f"{host[0]}:{host[1]}"
+
+
+@lru_cache(maxsize=1024)
+def _host(tag: int, host: str) -> bytes:
+    return _text(tag, host)
 
 
 def _varint(value: int) -> bytes:
