@@ -135,7 +135,8 @@ class JobController(Controller):
             exhausted = verdict.action == "FailIndex" or (
                 limit is not None and completion.failures_before(pod) + 1 > limit
             )
-            if limit is not None and index is not None and exhausted:
+            decided = _target(job) is not None  # the pods that end now end because of that
+            if limit is not None and index is not None and exhausted and not decided:
                 tally.failed_indexes.add(index)
         newly_succeeded = []
         for pod in succeeded:
