@@ -14,9 +14,11 @@ bounds is dropped and counted.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
@@ -42,6 +44,10 @@ CACHE = 4096
 """Objects and events remembered at most."""
 WAITING = 1000
 """Events waiting to be written at most."""
+_OFFSET = secrets.randbits(20)
+"""Nanoseconds that set this process's events apart from those of others."""
+_newest: WeakKeyDictionary[Clock, int] = WeakKeyDictionary()
+"""The stamp in the newest event's name, of all recorders with the same clock."""
 TRIES = 12
 RETRY_AFTER = 10.0
 """Seconds between tries of an event that could not be written for want of a server."""
@@ -103,7 +109,6 @@ class EventRecorder:
         self._counted: _Cache[_Counted] = _Cache()
         self._waiting: deque[Object] = deque()
         self._sending = False
-        self._stamp = 0
         self.dropped = 0
         """Events not written: spam, or no server for too long."""
 
@@ -181,9 +186,10 @@ class EventRecorder:
         return True
 
     def _nanoseconds(self) -> int:
-        # Two events in one reading of the clock (which may stand still) still need two names.
-        self._stamp = max(self._clock.time_ns(), self._stamp + 1)
-        return self._stamp
+        # Two events in one reading of the clock (which may stand still) still need two names, whoever records them.
+        stamp = max(self._clock.time_ns() + _OFFSET, _newest.get(self._clock, 0) + 1)
+        _newest[self._clock] = stamp
+        return stamp
 
     def _send(self, event: Object) -> None:
         if len(self._waiting) >= WAITING:

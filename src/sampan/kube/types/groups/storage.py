@@ -138,8 +138,9 @@ class PersistentVolumeClaimStrategy(BuiltinStrategy):
             problems.forbidden("spec.resources.requests.storage", "field can not be less than status.capacity")
         # A claim is bound by setting its volume once; its class by the default-class admission.
         for field in ("volumeName", "storageClassName"):
-            if not stored.get(field):
+            if stored.get(field) is None or (field == "volumeName" and not stored[field]):
                 fresh.pop(field, None)
+                stored.pop(field, None)
         for spec in (fresh, stored):
             spec.pop("resources", None)
             spec.pop("volumeAttributesClassName", None)
