@@ -76,7 +76,9 @@ class PodServer:
             if request.path == "/die":
                 raise web.HTTPInternalServerError(text="sorry")
             revision = self.environment.get("K_REVISION", "")
-            return web.Response(text=f"Hello {self.environment.get('TARGET', 'World')}!\n", headers={"x-revision": revision})
+            return web.Response(
+                text=f"Hello {self.environment.get('TARGET', 'World')}!\n", headers={"x-revision": revision}
+            )
         finally:
             self.now -= 1
 
@@ -158,7 +160,9 @@ class PodPlayer(Controller):
     async def _begin(self, pod: Object) -> None:
         play = pod["metadata"].get("annotations") or {}
         container = next(one for one in pod["spec"]["containers"] if one.get("ports"))
-        server = PodServer(pod["metadata"]["name"], {one["name"]: one.get("value", "") for one in container.get("env") or ()})
+        server = PodServer(
+            pod["metadata"]["name"], {one["name"]: one.get("value", "") for one in container.get("env") or ()}
+        )
         self.servers[pod["metadata"]["uid"]] = server
         if play.get("play/pull") == "false":
             waiting = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
@@ -181,7 +185,14 @@ class PodPlayer(Controller):
 
     async def _report(self, pod: Object, phase: str, address: str, state: Object, *, ready: bool) -> None:
         statuses = [
-            {"name": one["name"], "image": one["image"], "imageID": "sha256:1", "ready": ready, "restartCount": 0, "state": state}
+            {
+                "name": one["name"],
+                "image": one["image"],
+                "imageID": "sha256:1",
+                "ready": ready,
+                "restartCount": 0,
+                "state": state,
+            }
             for one in pod["spec"]["containers"]
         ]
         truth = {"status": str(ready), "lastTransitionTime": self._stamp()}
@@ -265,7 +276,13 @@ class World:
 
     def get(self, host: str, path: str = "/", **options: Any) -> requests.Response:
         headers = {"Host": host, **options.pop("headers", {})}
-        return self.session.request(options.pop("method", "GET"), f"http://{self.gateway}{path}", headers=headers, timeout=options.pop("timeout", 20), **options)
+        return self.session.request(
+            options.pop("method", "GET"),
+            f"http://{self.gateway}{path}",
+            headers=headers,
+            timeout=options.pop("timeout", 20),
+            **options,
+        )
 
     def servers(self, service: str) -> list[PodServer]:
         """Servers of a Service's pods that have not been told to stop."""
@@ -293,7 +310,9 @@ class World:
 @contextmanager
 def serving_world(home: Path, **options: Any) -> Iterator[World]:
     """A platform with the node ``worker``."""
-    without = [name for name in ("node", "network", "messaging", "eventing", "discovery", "transactions") if name in _parts()]
+    without = [
+        name for name in ("node", "network", "messaging", "eventing", "discovery", "transactions") if name in _parts()
+    ]
     with Platform(without=without, **options) as platform:
 
         async def start() -> PodPlayer:
@@ -311,12 +330,25 @@ def _parts() -> set[str]:
     return set(PARTS)
 
 
-def service(name: str, *, spec: Object | None = None, annotations: Object | None = None, env: Object | None = None, metadata: Object | None = None, traffic: list[Object] | None = None, revision: str = "", container: Object | None = None) -> Object:
+def service(
+    name: str,
+    *,
+    spec: Object | None = None,
+    annotations: Object | None = None,
+    env: Object | None = None,
+    metadata: Object | None = None,
+    traffic: list[Object] | None = None,
+    revision: str = "",
+    container: Object | None = None,
+) -> Object:
     """A Service's manifest."""
     variables = [{"name": key, "value": value} for key, value in (env or {}).items()]
     template: Object = {
         "metadata": {"annotations": annotations or {}},
-        "spec": {"containers": [{"image": "ghcr.io/knative/helloworld-go:latest", "env": variables, **(container or {})}], **(spec or {})},
+        "spec": {
+            "containers": [{"image": "ghcr.io/knative/helloworld-go:latest", "env": variables, **(container or {})}],
+            **(spec or {}),
+        },
     }
     if revision:
         template["metadata"]["name"] = revision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sampan.kernel.errors import SampanError
@@ -25,10 +26,13 @@ async def ensure(
     *,
     keep: tuple[str, ...] = (),
     create_only: bool = False,
+    exact: Collection[str] | None = None,
 ) -> Object:
     """The owned object as it should be: created, or updated where spec, labels or annotations differ.
 
-    ``keep`` names spec fields that somebody else sets; annotations that are not in ``wanted`` stay.
+    ``keep`` names spec fields that somebody else sets. What ``wanted`` does not mention stays: fields that the server defaulted,
+    labels and annotations of others. Not so with ``exact``: then spec, labels and annotations become what is wanted, and only
+    labels and annotations named by it stay.
 
     Raises:
         NotOwnedError: an object of that name has another controller.
@@ -39,10 +43,13 @@ async def ensure(
     current = controller.informer(resource).get(key)
     if current is None:
         try:
-            return await controller.client.create(resource, wanted, key.namespace)
+            made = await controller.client.create(resource, wanted, key.namespace)
         except ApiError as error:
             if not error.already_exists:
                 raise
+        else:
+            controller.recorder.event(owner, "Normal", "Created", f'Created {wanted["kind"]} "{key.name}"')
+            return made
         current = await controller.client.get(resource, key.name, key.namespace)
     reference = controller_of(current)
     if reference is None or reference["uid"] != owner["metadata"]["uid"]:
@@ -54,11 +61,14 @@ async def ensure(
     for field in keep:
         if field in (current.get("spec") or {}):
             spec[field] = current["spec"][field]
-    if "spec" in wanted and not _covers(current.get("spec"), spec):
+    same = spec == current.get("spec") if exact is not None else _covers(current.get("spec"), spec)
+    if "spec" in wanted and not same:
         changed["spec"] = spec
     for field in ("labels", "annotations"):
-        merged = {**(current["metadata"].get(field) or {}), **(metadata.get(field) or {})}
-        if merged:
+        before = current["metadata"].get(field) or {}
+        kept = before if exact is None else {name: value for name, value in before.items() if name in exact}
+        merged = {**kept, **(metadata.get(field) or {})}
+        if merged != before:
             changed["metadata"][field] = merged
     if changed == current:
         return current

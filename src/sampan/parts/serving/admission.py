@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sampan.kube.access.interface import AdmissionRequest
+from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.objects import Object
 from sampan.parts.serving import defaults, validation
 from sampan.parts.serving.configmaps import Config
-from sampan.parts.serving.resources import SERVING
+from sampan.parts.serving.resources import SERVING, SYSTEM_NAMESPACE
 
 Validate = Callable[[Object, Object | None, Config], None]
 
@@ -43,12 +44,23 @@ class ServingAdmission:
                 defaults.default_revision_spec(obj.setdefault("spec", {}), settings, create=True)
 
     async def validate(self, request: AdmissionRequest) -> None:
+        if _is_our_config_map(request):
+            validation.config_map(request.object or {})
+            return
         validate = _VALIDATORS.get(request.type.resource.plural)
         if validate is None or request.object is None or not _concerns(request):
             return
         if request.object["metadata"].get("deletionTimestamp"):
             return
         validate(request.object, request.old_object, self._config)
+
+
+def _is_our_config_map(request: AdmissionRequest) -> bool:
+    return (
+        request.type.resource == CONFIG_MAPS
+        and request.namespace == SYSTEM_NAMESPACE
+        and request.operation in ("CREATE", "UPDATE")
+    )
 
 
 def _concerns(request: AdmissionRequest) -> bool:

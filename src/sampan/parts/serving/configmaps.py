@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from sampan.kube.control.interface import Informer
 from sampan.kube.objects import Key, Object
 from sampan.kube.types.selectors import matches
-from sampan.parts.serving.autoscaling.settings import ClusterSettings, duration
+from sampan.parts.serving.autoscaling.settings import ClusterSettings, SettingError, duration
 from sampan.parts.serving.resources import SYSTEM_NAMESPACE
 
 LOCAL_DOMAIN = "svc.cluster.local"
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "config-autoscaler": {},
@@ -90,12 +96,13 @@ class GarbageSettings:
 
 
 class Config:
-    """All of them, from the objects of an informer."""
+    """All of them, from the objects of an informer. A value nobody can read leaves the last good one in force."""
 
     def __init__(self, find: Any, default_domain: str) -> None:
         """``find(key)`` gives a ConfigMap or None; ``default_domain`` stands in for an empty ``config-domain``."""
         self._find = find
         self._default_domain = default_domain
+        self._parsed: dict[str, tuple[Mapping[str, str], Any]] = {}
 
     def data(self, name: str) -> Mapping[str, str]:
         """A ConfigMap's data without its example."""
@@ -104,13 +111,13 @@ class Config:
         return {key: value for key, value in data.items() if key != "_example"}
 
     def autoscaler(self) -> ClusterSettings:
-        return ClusterSettings.parse(self.data("config-autoscaler"))
+        return self._read("config-autoscaler", ClusterSettings.parse)
 
     def defaults(self) -> RevisionDefaults:
-        return RevisionDefaults.parse(self.data("config-defaults"))
+        return self._read("config-defaults", RevisionDefaults.parse)
 
     def garbage(self) -> GarbageSettings:
-        return GarbageSettings.parse(self.data("config-gc"))
+        return self._read("config-gc", GarbageSettings.parse)
 
     def feature(self, name: str) -> str:
         """``enabled``, ``allowed`` or ``disabled``."""
@@ -127,7 +134,7 @@ class Config:
         return min(candidates)[1] if candidates else self._default_domain
 
     def rollout_duration(self) -> float:
-        return duration(self.data("config-network").get("rollout-duration", "0") or "0")
+        return self._read("config-network", _rollout_duration)
 
     def scheme(self) -> str:
         return self.data("config-network").get("default-external-scheme", "http")
@@ -148,7 +155,51 @@ class Config:
         return made
 
     def progress_deadline(self) -> float:
-        return duration(self.data("config-deployment").get("progress-deadline", "600s"))
+        return self._read("config-deployment", _progress_deadline)
+
+    def _read(self, name: str, parse: Callable[[Mapping[str, str]], T]) -> T:
+        data = self.data(name)
+        known = self._parsed.get(name)
+        if known is not None and known[0] == data:
+            result: T = known[1]
+            return result
+        try:
+            parsed = parse(data)
+        except (ValueError, SettingError) as error:
+            log.warning("ConfigMap %s cannot be read, the last good one stays in force: %s", name, error)
+            parsed = parse({}) if known is None else known[1]
+        self._parsed[name] = (data, parsed)
+        return parsed
+
+
+PARSERS: Mapping[str, Callable[[Mapping[str, str]], object]] = {
+    "config-autoscaler": ClusterSettings.parse,
+    "config-defaults": RevisionDefaults.parse,
+    "config-gc": GarbageSettings.parse,
+    "config-network": lambda data: _rollout_duration(data),
+    "config-deployment": lambda data: _progress_deadline(data),
+}
+"""What reads each ConfigMap; raises ValueError or SettingError for values that mean nothing."""
+
+
+def _rollout_duration(data: Mapping[str, str]) -> float:
+    return duration(data.get("rollout-duration", "0") or "0")
+
+
+def _progress_deadline(data: Mapping[str, str]) -> float:
+    return duration(data.get("progress-deadline", "600s"))
+
+
+def everything(informer: Callable[[], Informer]) -> Callable[[Object], list[Key]]:
+    """For a controller's sources: a changed ConfigMap of Serving concerns every object there is."""
+
+    def keys(config_map: Object) -> list[Key]:
+        metadata = config_map["metadata"]
+        if metadata.get("namespace") != SYSTEM_NAMESPACE or metadata["name"] not in DEFAULTS:
+            return []
+        return [Key.of(one) for one in informer().objects()]
+
+    return keys
 
 
 def _selector(text: str) -> dict[str, str]:

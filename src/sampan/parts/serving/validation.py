@@ -11,9 +11,10 @@ from sampan.kube.status import ApiError, bad_request
 from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import ClusterSettings, SettingError
-from sampan.parts.serving.configmaps import Config, RevisionDefaults
+from sampan.parts.serving.configmaps import PARSERS, Config, RevisionDefaults
 
 WEBHOOK = "validation.webhook.serving.knative.dev"
+CONFIG_WEBHOOK = "config.webhook.serving.knative.dev"
 RESERVED_PORTS = frozenset({8008, 8012, 8013, 8022, 9090, 9091})
 RESERVED_ENV = frozenset({"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"})
 RESERVED_PATHS = frozenset({"/", "/dev", "/dev/log"})
@@ -98,8 +99,8 @@ class Findings:
             raise _denied(f"validation failed: {text}")
 
 
-def _denied(message: str) -> ApiError:
-    return bad_request(f'admission webhook "{WEBHOOK}" denied the request: {message}')
+def _denied(message: str, webhook: str = WEBHOOK) -> ApiError:
+    return bad_request(f'admission webhook "{webhook}" denied the request: {message}')
 
 
 def service(obj: Object, old: Object | None, config: Config) -> None:
@@ -163,6 +164,18 @@ def domain_mapping(obj: Object, old: Object | None, config: Config) -> None:
             f'Ref namespace must be empty or equal to the domain mapping namespace "{obj["metadata"].get("namespace")}"',
         )
     found.check()
+
+
+def config_map(obj: Object) -> None:
+    """A ConfigMap of ``knative-serving``."""
+    parse = PARSERS.get(obj["metadata"].get("name") or "")
+    data = {key: value for key, value in (obj.get("data") or {}).items() if key != "_example"}
+    if parse is None:
+        return
+    try:
+        parse(data)
+    except (ValueError, SettingError) as error:
+        raise _denied(f"validation failed: {error}", CONFIG_WEBHOOK) from error
 
 
 # -- shared

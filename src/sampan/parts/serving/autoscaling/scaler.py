@@ -125,7 +125,11 @@ class Scaler:
         if ready:
             windows.add(now, 0.0)
         sample = None
-        if not windows.stable.is_empty(now):
+        if windows.stable.is_empty(now):
+            if entry.last_traffic == float("-inf"):
+                return entry.decision  # there never was data: what stood before stays
+            sample = Sample(0.0, 0.0)  # a whole window without a pod or a request: nothing is wanted
+        else:
             weighted = entry.settings.weighted
             sample = Sample(
                 windows.stable.average(now, weighted=weighted), windows.panic.average(now, weighted=weighted)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.control.conditions import ConditionSet, condition, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
-from sampan.kube.control.interface import For, Owns, Source
+from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, controller_of, copy, dig, owner_reference
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys, names
-from sampan.parts.serving.configmaps import Config, GarbageSettings
+from sampan.parts.serving.configmaps import Config, GarbageSettings, everything
 from sampan.parts.serving.resources import CONFIGURATIONS, REVISIONS
 
 
@@ -25,7 +26,11 @@ class ConfigurationController(Controller):
         self._config = config
 
     def sources(self) -> list[Source]:
-        return [For(CONFIGURATIONS), Owns(REVISIONS, "Configuration")]
+        return [
+            For(CONFIGURATIONS),
+            Owns(REVISIONS, "Configuration"),
+            Watches(CONFIG_MAPS, everything(lambda: self.informer(CONFIGURATIONS))),
+        ]
 
     async def reconcile(self, key: Key) -> float | None:
         configuration = self.informer(CONFIGURATIONS).get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
 from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.controller import ControlContext, Controller
@@ -10,7 +11,7 @@ from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
-from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config
+from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config, everything
 from sampan.parts.serving.resources import CLUSTER_DOMAIN_CLAIMS, DOMAIN_MAPPINGS, INGRESSES, ROUTES, SERVICES
 
 
@@ -26,6 +27,7 @@ class DomainMappingController(Controller):
     def sources(self) -> list[Source]:
         return [
             For(DOMAIN_MAPPINGS),
+            Watches(CONFIG_MAPS, everything(lambda: self.informer(DOMAIN_MAPPINGS))),
             Owns(INGRESSES, "DomainMapping"),
             Watches(SERVICES, self._mappings_to),
             Watches(ROUTES, self._mappings_to),
@@ -59,7 +61,7 @@ class DomainMappingController(Controller):
             target = self._resolve(mapping, conditions)
             if target is not None:
                 try:
-                    ingress = await ensure(self, INGRESSES, mapping, self._ingress(mapping, target))
+                    ingress = await ensure(self, INGRESSES, mapping, self._ingress(mapping, target), exact=())
                 except NotOwnedError as error:
                     conditions.false("IngressReady", "NotOwned", str(error))
                 else:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from sampan.parts.serving import keys
 
+OURS = (keys.ROUTES, keys.CREATOR, keys.LAST_MODIFIER)
+"""Annotations of a child that do not come from its parent."""
 _NOT_INHERITED = ("kubectl.kubernetes.io/last-applied-configuration", keys.ROUTES)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from sampan.kube.client.resources import DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
+from sampan.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
 from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
@@ -19,12 +19,14 @@ from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.kpa import Decision, activators, within_bounds
 from sampan.parts.serving.autoscaling.scaler import TICK, Scaler
-from sampan.parts.serving.autoscaling.settings import RevisionSettings
-from sampan.parts.serving.configmaps import Config
+from sampan.parts.serving.autoscaling.settings import RevisionSettings, duration
+from sampan.parts.serving.configmaps import Config, everything
 from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES
 
 ACTIVATION_GRACE = 30.0
 """Seconds beyond the progress deadline that an activation may take before it is given up."""
+DEPLOYMENT_SOON = 0.05
+"""Seconds until a Deployment that was just created is looked for again."""
 NO_TRAFFIC = ("NoTraffic", "The target is not receiving traffic.")
 QUEUED = ("Queued", "Requests to the target are being buffered as resources are provisioned.")
 
@@ -43,6 +45,7 @@ class PodAutoscalerController(Controller):
     def sources(self) -> list[Source]:
         return [
             For(POD_AUTOSCALERS),
+            Watches(CONFIG_MAPS, everything(lambda: self.informer(POD_AUTOSCALERS))),
             Owns(SERVERLESS_SERVICES, "PodAutoscaler"),
             Owns(HORIZONTAL_POD_AUTOSCALERS, "PodAutoscaler"),
             Watches(PODS, _autoscaler_of),
@@ -59,7 +62,7 @@ class PodAutoscalerController(Controller):
         settings = autoscaling.read(annotations, concurrency, cluster)
         deployment = self.informer(DEPLOYMENTS).get(Key(key.namespace, names.deployment(key.name)))
         if deployment is None:
-            return None
+            return DEPLOYMENT_SOON
         dependents = ("Active", "ScaleTargetInitialized", "SKSReady")
         conditions = ConditionSet(autoscaler, dependents, self.clock.now())
         ready = self._ready_pods(autoscaler)
@@ -94,12 +97,12 @@ class PodAutoscalerController(Controller):
         decision = self.scaler.decide(key, ready, reachable=reachable)
         current = int(deployment["spec"].get("replicas", 1))
         initialized = conditions.is_true("ScaleTargetInitialized")
-        wanted = current if decision.pods < 0 else decision.pods
-        if decision.pods >= 0 or (not initialized and current == 0 and settings.initial_scale > 0):
-            wanted = within_bounds(max(0, wanted), settings, reachable=reachable, initialized=initialized)
-        again: float | None = None
-        if wanted == 0 and current > 0:
-            wanted, again = self._to_zero(autoscaler, settings, conditions)
+        wanted, again = current, None
+        if decision.pods >= 0 or conditions.get("Active")[0] == "Unknown":
+            # without data an activation still follows its bounds, so that a revision that cannot come up is given up
+            wanted = within_bounds(max(0, decision.pods), settings, reachable=reachable, initialized=initialized)
+            if wanted == 0 and current > 0:
+                wanted, again = self._to_zero(autoscaler, settings, conditions, current)
         if wanted != current:
             await self._scale(deployment, wanted)
         self._judge(conditions, settings, wanted, decision, ready, current)
@@ -117,7 +120,7 @@ class PodAutoscalerController(Controller):
         return self.clock.monotonic() - self.scaler.idle_since(key) < TICK
 
     def _to_zero(
-        self, autoscaler: Object, settings: RevisionSettings, conditions: ConditionSet
+        self, autoscaler: Object, settings: RevisionSettings, conditions: ConditionSet, current: int
     ) -> tuple[int, float | None]:
         """How many pods to keep on the way to zero, and when to look again."""
         if not settings.scale_to_zero:
@@ -126,10 +129,11 @@ class PodAutoscalerController(Controller):
         status = active["status"] if active is not None else "Unknown"
         since = self._since(active)
         if status == "Unknown":
-            if since > self._config.progress_deadline() + ACTIVATION_GRACE:
+            patience = self._progress_deadline(autoscaler) + ACTIVATION_GRACE
+            if since > patience:
                 conditions.false("Active", "TimedOut", NO_TRAFFIC[1])
                 return 0, None
-            return 1, None
+            return current, patience - since + 1
         if status == "True":
             if since >= settings.window:
                 conditions.false("Active", *NO_TRAFFIC)
@@ -139,6 +143,10 @@ class PodAutoscalerController(Controller):
         if since >= hold:
             return 0, None
         return 1, hold - since
+
+    def _progress_deadline(self, autoscaler: Object) -> float:
+        text = dig(autoscaler, "metadata", "annotations", keys.PROGRESS_DEADLINE)
+        return duration(text) if text else self._config.progress_deadline()
 
     def _since(self, found: Object | None) -> float:
         """Seconds since a condition last changed."""
@@ -193,7 +201,7 @@ class PodAutoscalerController(Controller):
                 "objectRef": autoscaler["spec"]["scaleTargetRef"],
             },
         }
-        return await ensure(self, SERVERLESS_SERVICES, autoscaler, wanted)
+        return await ensure(self, SERVERLESS_SERVICES, autoscaler, wanted, exact=())
 
     def _metric(self, autoscaler: Object, settings: RevisionSettings) -> Object:
         metadata = autoscaler["metadata"]

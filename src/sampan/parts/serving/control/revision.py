@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sampan.kube.client.resources import DEPLOYMENTS, PODS
+from sampan.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, PODS
 from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
@@ -13,7 +13,7 @@ from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import duration
-from sampan.parts.serving.configmaps import Config
+from sampan.parts.serving.configmaps import Config, everything
 from sampan.parts.serving.resources import IMAGES, POD_AUTOSCALERS, REVISIONS
 
 USER_PORT = "user-port"
@@ -35,6 +35,7 @@ class RevisionController(Controller):
     def sources(self) -> list[Source]:
         return [
             For(REVISIONS),
+            Watches(CONFIG_MAPS, everything(lambda: self.informer(REVISIONS))),
             Owns(DEPLOYMENTS, "Revision"),
             Owns(POD_AUTOSCALERS, "Revision"),
             Watches(PODS, _revision_of),
@@ -51,7 +52,7 @@ class RevisionController(Controller):
             deployment = await ensure(self, DEPLOYMENTS, revision, self._deployment(revision), keep=("replicas",))
             for container in revision["spec"].get("containers") or ():
                 await ensure(self, IMAGES, revision, self._image(revision, container), create_only=True)
-            autoscaler = await ensure(self, POD_AUTOSCALERS, revision, self._autoscaler(revision))
+            autoscaler = await ensure(self, POD_AUTOSCALERS, revision, self._autoscaler(revision), exact=())
         except NotOwnedError as error:
             conditions.false("ResourcesAvailable", "NotOwned", str(error))
         else:
@@ -125,9 +126,10 @@ class RevisionController(Controller):
     def _probe(self, container: Object, port: int, protocol: str) -> None:
         """The readiness probe on the user's port; the default one is asked every second."""
         probe = container.setdefault("readinessProbe", {"tcpSocket": {"port": 0}})
-        for kind in ("tcpSocket", "httpGet", "grpc"):
-            if kind in probe and not probe[kind].get("port"):
-                probe[kind]["port"] = port
+        for asked in (probe, container.get("livenessProbe") or {}, container.get("startupProbe") or {}):
+            for kind in ("tcpSocket", "httpGet", "grpc"):
+                if kind in asked and not asked[kind].get("port"):
+                    asked[kind]["port"] = port
         if not probe.get("periodSeconds"):
             probe["periodSeconds"] = 1
             probe["failureThreshold"] = 3
@@ -167,6 +169,9 @@ class RevisionController(Controller):
     def _autoscaler(self, revision: Object) -> Object:
         metadata = revision["metadata"]
         state = (metadata.get("labels") or {}).get(keys.ROUTING_STATE)
+        reachability = {"active": "Reachable", "reserve": "Unreachable"}.get(state or "", "Unknown")
+        if _is_broken(revision):
+            reachability = "Unreachable"  # its bounds no longer hold pods that will not come up
         return {
             "apiVersion": "autoscaling.internal.knative.dev/v1alpha1",
             "kind": "PodAutoscaler",
@@ -184,7 +189,7 @@ class RevisionController(Controller):
                 },
                 "containerConcurrency": int(revision["spec"].get("containerConcurrency") or 0),
                 "protocolType": protocol_of(revision),
-                "reachability": {"active": "Reachable", "reserve": "Unreachable"}.get(state or "", "Unknown"),
+                "reachability": reachability,
             },
         }
 
@@ -248,6 +253,12 @@ class RevisionController(Controller):
                     found[status["name"]] = {"name": status["name"], "imageDigest": status["imageID"]}
         order = [container["name"] for container in revision["spec"].get("containers") or ()]
         return [found.get(name, {"name": name}) for name in order]
+
+
+def _is_broken(revision: Object) -> bool:
+    """Its pods cannot be had, and none is there."""
+    failed = [(condition(revision, kind) or {}).get("status") for kind in ("ResourcesAvailable", "ContainerHealthy")]
+    return "False" in failed and not dig(revision, "status", "actualReplicas", default=0)
 
 
 def serving_container(revision: Object) -> Any:

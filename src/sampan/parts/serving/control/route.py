@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
 from sampan.kube.control.conditions import ConditionSet, condition
 from sampan.kube.control.controller import ControlContext, Controller
@@ -17,8 +18,8 @@ from sampan.kube.objects import Key, Object, Resource, copy, dig
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling.settings import duration
-from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config
-from sampan.parts.serving.control.inheritance import inherited
+from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config, everything
+from sampan.parts.serving.control.inheritance import OURS, inherited
 from sampan.parts.serving.resources import CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
 from sampan.parts.serving.rollouts import ConfigurationRollout, RevisionShare, Rollout, advance, observe
 
@@ -60,6 +61,7 @@ class RouteController(Controller):
     def sources(self) -> list[Source]:
         return [
             For(ROUTES),
+            Watches(CONFIG_MAPS, everything(lambda: self.informer(ROUTES))),
             Owns(INGRESSES, "Route"),
             Owns(CORE_SERVICES, "Route"),
             Watches(CONFIGURATIONS, self._routes_using),
@@ -105,7 +107,8 @@ class RouteController(Controller):
                 again = await self._route(route, assignment, domain, conditions, status)
             except NotOwnedError as error:
                 conditions.false("IngressReady", "NotOwned", str(error))
-        await self._label(route, assignment, settled=assignment.problem is None)
+        # what lost its traffic is let go only once the gateway has stopped sending it there
+        await self._label(route, assignment, settled=conditions.is_true("IngressReady") and assignment.problem is None)
         status["conditions"] = conditions.conditions()
         status["observedGeneration"] = route["metadata"].get("generation")
         if status != (route.get("status") or {}):
@@ -183,10 +186,10 @@ class RouteController(Controller):
         if is_served and rollout.text() == previous.text():
             rollout = observe(rollout, now, seconds)
         targets = _spread(assignment, rollout, self.informer(REVISIONS), key.namespace)
-        for tag in sorted({"", *(one.tag for one in targets if one.tag)}):
-            await self._placeholder(route, tag)
+        assignment.revisions |= {one.revision["metadata"]["name"] for one in targets}
+        await self._placeholders(route, {"", *(one.tag for one in targets)})
         wanted = self._ingress(route, targets, domain, rollout)
-        ingress = await ensure(self, INGRESSES, route, wanted)
+        ingress = await ensure(self, INGRESSES, route, wanted, exact=OURS)
         self._follow_ingress(conditions, ingress, rollout)
         status["traffic"] = [self._status_row(target, key, domain) for target in _rows(targets)]
         if metadata.get("deletionTimestamp"):
@@ -257,10 +260,23 @@ class RouteController(Controller):
         else:
             conditions.mirror("IngressReady", ingress["status"])
 
-    async def _placeholder(self, route: Object, tag: str) -> None:
+    async def _placeholders(self, route: Object, tags: set[str]) -> None:
+        """A Service for the route's name and each tag's, and none for a tag that is gone."""
+        metadata = route["metadata"]
+        wanted = {self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"] for tag in tags}
+        for name in sorted(wanted):
+            await self._placeholder(route, name)
+        for service in self.informer(CORE_SERVICES).indexed("owner", metadata["uid"]):
+            if service["metadata"]["name"] not in wanted and not service["metadata"].get("deletionTimestamp"):
+                try:
+                    await self.client.delete(CORE_SERVICES, service["metadata"]["name"], metadata["namespace"])
+                except ApiError as error:
+                    if not error.not_found:
+                        raise
+
+    async def _placeholder(self, route: Object, name: str) -> None:
         """The Service that makes a cluster-local name resolve to the gateway."""
         metadata = route["metadata"]
-        name = self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"]
         labels = {keys.ROUTE: metadata["name"]}
         wanted: Object = {
             "apiVersion": "v1",

@@ -8,7 +8,7 @@ from sampan.kube.control.interface import For, Owns, Source
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys
-from sampan.parts.serving.control.inheritance import inherited
+from sampan.parts.serving.control.inheritance import OURS, inherited
 from sampan.parts.serving.resources import CONFIGURATIONS, ROUTES, SERVICES
 
 OUT_OF_DATE = "The {} is still working to reflect the latest desired specification."
@@ -35,7 +35,7 @@ class ServiceController(Controller):
         }
         taken = ""
         try:
-            configuration = await ensure(self, CONFIGURATIONS, service, self._configuration(service))
+            configuration = await ensure(self, CONFIGURATIONS, service, self._configuration(service), exact=OURS)
             self._follow_configuration(conditions, status, configuration)
             ready = condition(configuration)
             if ready is not None and ready.get("reason") == "RevisionNameTaken":
@@ -46,7 +46,7 @@ class ServiceController(Controller):
             conditions.false("RoutesReady", "RevisionNameTaken", taken)
         else:
             try:
-                route = await ensure(self, ROUTES, service, self._route(service))
+                route = await ensure(self, ROUTES, service, self._route(service), exact=OURS)
                 self._follow_route(conditions, status, route, service)
             except NotOwnedError as error:
                 conditions.false("RoutesReady", "NotOwned", str(error))
