@@ -28,5 +28,7 @@ ROLLOUT = "networking.internal.knative.dev/rollout"
 SERVICE_TYPE = "networking.internal.knative.dev/serviceType"
 SERVERLESS_SERVICE = "networking.internal.knative.dev/serverlessservice"
 
+LIMIT = "sampan.dev/container-concurrency"
+"""On a ServerlessService: requests a pod may have at once; every request passes the gate."""
 TIMEOUT = "sampan.dev/timeout-seconds"
 """On an internal Ingress: the longest a request may take, the maximum over its revisions."""

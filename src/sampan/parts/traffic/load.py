@@ -39,11 +39,16 @@ class LoadSignal:
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        self._rounds: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with every report from now on; returns a function that ends it. It must not block."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def on_round(self, listener: Callable[[], None]) -> None:
+        """Call ``listener()`` after each report of an Envoy, when all its clusters have been handed out."""
+        self._rounds.append(listener)
 
     def take(self, report: Any) -> None:
         """A decoded ``LoadStatsRequest``."""
@@ -51,6 +56,8 @@ class LoadSignal:
             load = _cluster(stats)
             for listener in list(self._listeners):
                 listener(load)
+        for complete in self._rounds:
+            complete()
 
 
 def _cluster(stats: Any) -> ClusterLoad:

@@ -1,11 +1,15 @@
 """The gate: holds requests for revisions that have no pod yet, or no free place, until they can pass.
 
 Envoy asks ``GET /namespace/revision`` over a Unix socket and waits. The first request to a sleeping revision wakes its
-autoscaler at once. Pods are probed here while requests wait, so that a request passes as soon as a pod accepts connections
-and Envoy knows its address, without waiting for the pod's readiness to travel through the API.
+autoscaler at once. Pods are probed here while requests wait, so that a request passes as soon as a pod takes requests and Envoy
+knows its address, without waiting for the pod's readiness to travel through the API.
 
 Answers: 200 pass (``x-slot`` and ``x-slot-pod`` where the revision limits concurrency), 404 no such revision, 503 the line is
 full, 504 waited longer than the revision's timeout.
+
+A place is given back when Envoy reports the end of its request. Should that report get lost, because the client went away in the
+instant its request was let through, Envoy's load reports show it: a place that is held while fewer requests are under way on its
+pod, for `AUDIT_ROUNDS` reports on end, is free.
 """
 
 from __future__ import annotations
@@ -13,43 +17,64 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from aiohttp import web
+from http import HTTPStatus
+from typing import NamedTuple
 
 from sampan.kube.client.resources import PODS
 from sampan.kube.control.conditions import condition
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.serving import keys
+from sampan.parts.serving.activator.readiness import Question, answers, question
+from sampan.parts.serving.activator.socket import Reply, listen
 from sampan.parts.serving.activator.throttle import QueueFullError, Slot, Throttle
 from sampan.parts.serving.autoscaling.scaler import Scaler
 from sampan.parts.serving.control.revision import user_port
 from sampan.parts.serving.resources import REVISIONS
-from sampan.parts.traffic import DataPlane
+from sampan.parts.traffic import ClusterLoad, DataPlane
 
 log = logging.getLogger(__name__)
 
 PROBE_EVERY = 0.005
-"""Seconds between connection attempts to a pod that requests wait for."""
+"""Seconds between questions to a pod that requests wait for."""
+PROBES_A_SECOND = 1000
+"""Questions to all pods together; with many pods waking each is asked less often."""
+PROBE_LATER = 0.05
+"""Seconds between questions once a pod has taken longer than `PROBE_PATIENCE`."""
+PROBE_PATIENCE = 2.0
 PROBE_TIMEOUT = 0.3
 REPORT_EVERY = 0.5
 """Seconds between reports of waiting requests to the autoscaler."""
+AUDIT_ROUNDS = 6
+"""Load reports over which a place must look unused before it is taken back."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Revision:
     """A revision as the gate sees it."""
 
     key: Key
+    uid: str
     throttle: Throttle
     timeout: float
     port: int
-    uid: str
+    question: Question | None
     reachable: set[str] = field(default_factory=set)
-    """Pods (``address:port``) that accept connections and Envoy knows."""
+    """Pods (``address:port``) that take requests and that Envoy knows."""
+    alive: set[str] = field(default_factory=set)
+    """Pods that have an address and are not on their way out."""
     probing: set[str] = field(default_factory=set)
+
+
+class _Held(NamedTuple):
+    """A place that a request holds."""
+
+    key: Key
+    pod: str
+    epoch: int
+    """Audit during which it was given."""
 
 
 class Gate:
@@ -61,28 +86,38 @@ class Gate:
         self._plane = plane
         self._scaler = scaler
         self._revisions: dict[Key, _Revision] = {}
-        self._slots: dict[str, tuple[Key, str]] = {}
+        self._held: dict[str, _Held] = {}
         self._numbers = itertools.count(1)
-        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._probes = 0
+        self._epoch = 0
+        self._rounds: list[dict[str, int]] = []
+        """Requests under way by pod, one entry a load report of this audit."""
+        self._round: dict[str, int] = {}
 
     async def start(self) -> None:
         """Listen, and follow what there is."""
         informers = self._context.informers
         revisions, pods = informers.informer(REVISIONS), informers.informer(PODS)
+        pods.add_index("revision", lambda pod: [dig(pod, "metadata", "labels", keys.REVISION_UID, default="")])
         await revisions.wait_synced()
         await pods.wait_synced()
         revisions.on_change(self._revision_changed)
         pods.on_change(self._pod_changed)
         self._plane.on_released(self._release)
         self._plane.on_reset(self._reset)
-        await self._listen(self._plane.gate_socket)
+        self._plane.loads.subscribe(self._loaded)
+        self._plane.loads.on_round(self._audit)
+        self._server = await listen(self._plane.gate_socket, self._ask)
         self._context.tasks.keep("gate-report", self._report)
 
     async def stop(self) -> None:
-        """Stop answering."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        """Stop answering; who waits is told to come again."""
+        for revision in self._revisions.values():
+            revision.throttle.dismiss()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def status(self) -> dict[str, int]:
         """Facts for ``sampan status``."""
@@ -92,56 +127,75 @@ class Gate:
             "waiting": sum(one.throttle.waiting for one in self._revisions.values()),
         }
 
-    async def _listen(self, socket: Path) -> None:
-        await asyncio.to_thread(socket.unlink, missing_ok=True)
-        application = web.Application()
-        application.router.add_get("/{namespace}/{revision}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
-        await self._runner.setup()
-        await web.UnixSite(self._runner, str(socket)).start()
-        await asyncio.to_thread(socket.chmod, 0o600)
+    def busy(self, key: Key) -> dict[str, int]:
+        """Requests under way by pod address, of a revision that limits them."""
+        revision = self._revisions.get(key)
+        return {} if revision is None else {pod.rpartition(":")[0]: n for pod, n in revision.throttle.in_flight.items()}
 
     # -- requests
 
-    async def _handle(self, request: web.Request) -> web.Response:
-        key = Key(request.match_info["namespace"], request.match_info["revision"])
-        revision = self._revisions.get(key)
+    def _ask(self, path: str, reply: Reply) -> Callable[[], None] | None:
+        namespace, _, name = path.removeprefix("/").partition("/")
+        revision = self._revisions.get(Key(namespace, name))
         if revision is None:
-            return web.Response(status=404, text=f"revision {key} not found")
+            reply(HTTPStatus.NOT_FOUND, f"revision {namespace}/{name} not found", {})
+            return None
         slot = revision.throttle.take() if not revision.throttle.waiting else None
-        if slot is None:
-            try:
-                slot = await self._wait(revision)
-            except QueueFullError:
-                return web.Response(status=503, text="pending request queue full")
-            except TimeoutError:
-                return web.Response(status=504, text="activator request timeout")
-        if not slot.limited:
-            return web.Response()
-        number = str(next(self._numbers))
-        self._slots[number] = (key, slot.pod)
-        return web.Response(headers={"x-slot": number, "x-slot-pod": slot.pod})
+        if slot is not None:
+            self._pass(revision, slot, reply)
+            return None
+        return self._wait(revision, reply)
 
-    async def _wait(self, revision: _Revision) -> Slot:
+    def _pass(self, revision: _Revision, slot: Slot, reply: Reply) -> None:
+        if not slot.limited:
+            reply(HTTPStatus.OK, "", {})
+            return
+        number = str(next(self._numbers))
+        self._held[number] = _Held(revision.key, slot.pod, self._epoch)
+        reply(HTTPStatus.OK, "", {"x-slot": number, "x-slot-pod": slot.pod})
+
+    def _wait(self, revision: _Revision, reply: Reply) -> Callable[[], None] | None:
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        revision.throttle.wait(future)
-        if not revision.throttle.in_flight:
-            self._scaler.first(revision.key)
-            self._probe_pods(revision)
         try:
-            async with self._clock.timeout(revision.timeout):
-                return await future
-        except BaseException:
+            revision.throttle.wait(future)
+        except QueueFullError:
+            reply(HTTPStatus.SERVICE_UNAVAILABLE, "pending request queue full", {})
+            return None
+        timer = self._clock.call_later(revision.timeout, future.cancel)
+        left = False
+
+        def settled(_: asyncio.Future[Slot]) -> None:
+            timer.cancel()
+            if left:
+                return
+            if future.cancelled():
+                revision.throttle.leave(future)
+                reply(HTTPStatus.GATEWAY_TIMEOUT, "activator request timeout", {})
+            elif (error := future.exception()) is not None:
+                reply(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {})
+            else:
+                self._pass(revision, future.result(), reply)
+
+        def leave() -> None:
+            nonlocal left
+            left = True
             revision.throttle.leave(future)
-            raise
+            future.cancel()
+
+        future.add_done_callback(settled)
+        if not revision.reachable:
+            self._scaler.first(revision.key)
+            for pod in self._context.informers.informer(PODS).indexed("revision", revision.uid):
+                self._pod_changed(None, pod)
+        return leave
 
     def _release(self, number: str) -> None:
-        held = self._slots.pop(number, None)
-        if held is not None and held[0] in self._revisions:
-            self._revisions[held[0]].throttle.give_back(held[1])
+        held = self._held.pop(number, None)
+        if held is not None and held.key in self._revisions:
+            self._revisions[held.key].throttle.give_back(held.pod)
 
     def _reset(self) -> None:
-        self._slots.clear()
+        self._held.clear()
         for revision in self._revisions.values():
             revision.throttle.forget_requests()
 
@@ -153,23 +207,52 @@ class Gate:
                 if revision.throttle.waiting:
                     self._scaler.waiting(revision.key, revision.throttle.waiting, REPORT_EVERY)
 
+    # -- places whose end was not reported
+
+    def _loaded(self, load: ClusterLoad) -> None:
+        for (host, port), one in load.endpoints.items():
+            pod = f"{host}:{port}"
+            self._round[pod] = self._round.get(pod, 0) + one.in_progress
+
+    def _audit(self) -> None:
+        """A load report is complete; after enough of them, take back places that were not used in any."""
+        self._rounds.append(self._round)
+        self._round = {}
+        if len(self._rounds) < AUDIT_ROUNDS:
+            return
+        rounds, self._rounds = self._rounds, []
+        before, self._epoch = self._epoch, self._epoch + 1
+        old: dict[str, list[str]] = {}
+        for number, held in self._held.items():
+            if held.epoch < before:
+                old.setdefault(held.pod, []).append(number)
+        for pod, numbers in old.items():
+            # a request that was under way all the time is in every report
+            used = min(one.get(pod, 0) for one in rounds)
+            for number in numbers[: max(0, len(numbers) - used)]:
+                log.info("place %s on %s was not given back; it is free", number, pod)
+                self._release(number)
+
     # -- revisions and pods
 
     def _revision_changed(self, old: Object | None, new: Object | None) -> None:
-        if new is None:
-            assert old is not None
-            self._revisions.pop(Key.of(old), None)
+        one = new or old
+        assert one is not None
+        key = Key.of(one)
+        known = self._revisions.get(key)
+        if known is not None and (new is None or known.uid != new["metadata"]["uid"]):
+            del self._revisions[key]
+            known.throttle.dismiss()
+            self._announce(known, set())
+            known = None
+        if new is None or known is not None:
             return
-        key = Key.of(new)
         limit = int(new["spec"].get("containerConcurrency") or 0)
-        if key not in self._revisions:
-            timeout = float(new["spec"].get("timeoutSeconds") or 300)
-            self._revisions[key] = _Revision(key, Throttle(limit), timeout, user_port(new), new["metadata"]["uid"])
-            for pod in self._pods(key, new["metadata"]["uid"]):
-                self._pod_changed(None, pod)
-
-    def _pods(self, key: Key, uid: str) -> list[Object]:
-        return self._context.informers.informer(PODS).objects(key.namespace, {keys.REVISION_UID: uid})
+        timeout = float(new["spec"].get("timeoutSeconds") or 300)
+        uid = new["metadata"]["uid"]
+        self._revisions[key] = _Revision(key, uid, Throttle(limit), timeout, user_port(new), question(new))
+        for pod in self._context.informers.informer(PODS).indexed("revision", uid):
+            self._pod_changed(None, pod)
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         pod = new or old
@@ -177,66 +260,69 @@ class Gate:
         if pod is None or not name:
             return
         revision = self._revisions.get(Key(pod["metadata"]["namespace"], name))
-        if revision is None:
+        if revision is None or revision.uid != pod["metadata"]["labels"].get(keys.REVISION_UID):
             return
         address = _address(pod, revision.port)
+        if not address:
+            return
+        ready = _is_ready(pod)
         if new is None or pod["metadata"].get("deletionTimestamp") or not _runs(pod):
-            if address in revision.reachable:
+            revision.alive.discard(address)
+            self._set_reachable(revision, revision.reachable - {address})
+            return
+        revision.alive.add(address)
+        if address in revision.reachable:
+            if old is not None and _is_ready(old) and not ready:
                 self._set_reachable(revision, revision.reachable - {address})
             return
-        if not address or address in revision.reachable:
-            return
-        ready = (condition(pod, "Ready") or {}).get("status") == "True"
-        if ready or revision.throttle.waiting:
-            self._probe(revision, address, known_ready=ready)
-
-    def _probe_pods(self, revision: _Revision) -> None:
-        for pod in self._pods(revision.key, revision.uid):
-            self._pod_changed(None, pod)
-
-    def _probe(self, revision: _Revision, address: str, *, known_ready: bool) -> None:
-        if address in revision.probing:
-            return
-        revision.probing.add(address)
-        self._context.tasks.start(f"gate-probe/{address}", self._until_reachable(revision, address, known_ready))
+        if address not in revision.probing and (ready or (revision.throttle.waiting and revision.question is not None)):
+            revision.probing.add(address)
+            self._context.tasks.start(f"gate-probe/{address}", self._until_reachable(revision, address, ready))
 
     async def _until_reachable(self, revision: _Revision, address: str, known_ready: bool) -> None:
-        """Connect until the pod accepts, tell Envoy its address, then let requests go there."""
+        """Ask until the pod takes requests, tell Envoy its address, then let requests go there."""
         try:
-            if not known_ready and not await self._accepts(revision, address):
+            if not known_ready and not await self._takes_requests(revision, address):
                 return
-            host, _, port = address.rpartition(":")
-            early = {(host, int(port))} | {_split(one) for one in revision.reachable}
+            early = {_split(one) for one in revision.reachable | {address}}
             await self._plane.announce(revision.key, frozenset(early))
-            if self._still_runs(revision, address):
+            if self._stands(revision, address):
                 self._set_reachable(revision, revision.reachable | {address})
         finally:
             revision.probing.discard(address)
 
-    async def _accepts(self, revision: _Revision, address: str) -> bool:
-        host, _, port = address.rpartition(":")
-        while self._still_runs(revision, address) and self._revisions.get(revision.key) is revision:
-            try:
-                async with self._clock.timeout(PROBE_TIMEOUT):
-                    _, writer = await asyncio.open_connection(host, int(port))
-            except (OSError, TimeoutError):
-                await self._clock.sleep(PROBE_EVERY)
-                continue
-            writer.close()
-            return True
+    async def _takes_requests(self, revision: _Revision, address: str) -> bool:
+        assert revision.question is not None
+        host = address.rpartition(":")[0]
+        began = self._clock.monotonic()
+        self._probes += 1
+        try:
+            while self._stands(revision, address):
+                try:
+                    async with self._clock.timeout(PROBE_TIMEOUT):
+                        if await answers(revision.question, host):
+                            return True
+                except TimeoutError:
+                    continue
+                late = self._clock.monotonic() - began > PROBE_PATIENCE
+                await self._clock.sleep(PROBE_LATER if late else max(PROBE_EVERY, self._probes / PROBES_A_SECOND))
+        finally:
+            self._probes -= 1
         return False
 
-    def _still_runs(self, revision: _Revision, address: str) -> bool:
-        return any(
-            _address(pod, revision.port) == address and _runs(pod) and not pod["metadata"].get("deletionTimestamp")
-            for pod in self._pods(revision.key, revision.uid)
-        )
+    def _stands(self, revision: _Revision, address: str) -> bool:
+        return address in revision.alive and self._revisions.get(revision.key) is revision
 
     def _set_reachable(self, revision: _Revision, reachable: set[str]) -> None:
+        if reachable == revision.reachable:
+            return
         revision.reachable = set(reachable)
         revision.throttle.set_pods(revision.reachable)
-        gone = frozenset(_split(one) for one in revision.reachable)
-        self._context.tasks.start(f"gate-announce/{revision.key}", self._plane.announce(revision.key, gone))
+        self._announce(revision, reachable)
+
+    def _announce(self, revision: _Revision, reachable: set[str]) -> None:
+        told = frozenset(_split(one) for one in reachable)
+        self._context.tasks.start(f"gate-announce/{revision.key}", self._plane.announce(revision.key, told))
 
 
 def _address(pod: Object, port: int) -> str:
@@ -247,6 +333,10 @@ def _address(pod: Object, port: int) -> str:
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host, int(port)
+
+
+def _is_ready(pod: Object) -> bool:
+    return bool((condition(pod, "Ready") or {}).get("status") == "True")
 
 
 def _runs(pod: Object) -> bool:

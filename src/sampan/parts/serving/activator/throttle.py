@@ -22,6 +22,10 @@ class QueueFullError(Exception):
     """The line is as long as it may be."""
 
 
+class DismissedError(Exception):
+    """Waiting has become pointless."""
+
+
 class Slot(NamedTuple):
     """A place on a pod; ``limited``: it must be given back."""
 
@@ -79,6 +83,13 @@ class Throttle:
         except ValueError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self.give_back(future.result().pod)
+
+    def dismiss(self) -> None:
+        """Nobody in line will get anywhere: the revision is gone, or the gate closes."""
+        while self._line:
+            future = self._line.popleft()
+            if not future.done():
+                future.set_exception(DismissedError("the revision is gone"))
 
     def give_back(self, pod: str) -> None:
         """A request on a pod is done."""

@@ -107,7 +107,7 @@ class PodAutoscalerController(Controller):
             await self._scale(deployment, wanted)
         self._judge(conditions, settings, wanted, decision, ready, current)
         mode = "Serve" if wanted > 0 and ready > 0 and decision.excess_burst_capacity >= 0 else "Proxy"
-        if int(autoscaler["spec"].get("containerConcurrency") or 0) > 0 or not conditions.is_true("Active"):
+        if not conditions.is_true("Active"):
             mode = "Proxy"
         sks = await self._serverless_service(autoscaler, mode, activators(ready, settings, capacity))
         conditions.mirror("SKSReady", sks.get("status"))
@@ -186,6 +186,7 @@ class PodAutoscalerController(Controller):
 
     async def _serverless_service(self, autoscaler: Object, mode: str, count: int) -> Object:
         metadata = autoscaler["metadata"]
+        limit = int(autoscaler["spec"].get("containerConcurrency") or 0)
         wanted: Object = {
             "apiVersion": "networking.internal.knative.dev/v1alpha1",
             "kind": "ServerlessService",
@@ -193,6 +194,7 @@ class PodAutoscalerController(Controller):
                 "name": metadata["name"],
                 "namespace": metadata["namespace"],
                 "labels": dict(metadata.get("labels") or {}),
+                "annotations": {keys.LIMIT: str(limit)} if limit else {},
             },
             "spec": {
                 "mode": mode,

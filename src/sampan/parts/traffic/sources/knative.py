@@ -29,6 +29,7 @@ from sampan.parts.traffic.world import World
 CLASS = "sampan.ingress.networking.knative.dev"
 CLASS_ANNOTATION = "networking.knative.dev/ingress.class"
 TIMEOUT_ANNOTATION = "sampan.dev/timeout-seconds"
+LIMIT_ANNOTATION = "sampan.dev/container-concurrency"
 GATEWAY_DOMAIN = "gateway.knative-serving.svc.cluster.local"
 INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 """Upstream's proxies use these between themselves; an application never sees them."""
@@ -96,9 +97,20 @@ def _target(world: World, backends: Backends, split: Mapping[str, Any]) -> Targe
             (name, value) for name, value in (split.get("appendHeaders") or {}).items() if name not in INTERNAL_HEADERS
         )
     )
-    mode = dig(world.serverless_services.get(service), "spec", "mode")
-    gate = f"/{service.namespace}/{service.name}" if mode == "Proxy" else ""
+    sks = world.serverless_services.get(service)
+    # a pod that is ready takes any number of requests unless its revision limits them: then there is nothing to wait for
+    limited = dig(sks, "metadata", "annotations", LIMIT_ANNOTATION) is not None
+    waits = sks is not None and (limited or not _has_ready_pod(world, service))
+    gate = f"/{service.namespace}/{service.name}" if waits else ""
     return Target(backends.cluster(service, port), weight, HeaderEdit(set=headers), gate=gate)
+
+
+def _has_ready_pod(world: World, service: Key) -> bool:
+    for one in world.slices.get(service, ()):
+        for endpoint in one.get("endpoints") or ():
+            if dig(endpoint, "conditions", "ready", default=True) is not False:
+                return True
+    return False
 
 
 def _status(ingress: Object, ready: bool) -> Object:
