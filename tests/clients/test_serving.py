@@ -1,12 +1,53 @@
-"""Knative Services through kubectl and the gateway."""
+"""Knative Services through kubectl, the gateway and a steered clock; only the node is played."""
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+import requests
 
 from tests.clients.serving_world import World, service, serving_world
+
+HELLO_WORLD = """
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata:
+  name: helloworld-go
+  namespace: default
+spec:
+  template:
+    spec:
+      containers:
+        - image: ghcr.io/knative/helloworld-go:latest
+          env:
+            - name: TARGET
+              value: "Go Sample v1"
+"""
+AUTOSCALE_GO = """
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata:
+  name: autoscale-go
+  namespace: default
+spec:
+  template:
+    metadata:
+      annotations:
+        # Target 10 in-flight-requests per pod.
+        autoscaling.knative.dev/target: "10"
+    spec:
+      containers:
+      - image: ghcr.io/knative/autoscale-go:latest
+"""
 
 
 @pytest.fixture(scope="module")
@@ -15,11 +56,231 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
-def test_a_service_gets_a_url_and_answers(world: World) -> None:
-    world.apply(service("hello", env={"TARGET": "Sampan"}))
-    ready = world.ready("hello")
-    assert ready["status"]["url"] == "http://hello.default.localhost"
-    assert world.get("hello.default.localhost").text == "Hello Sampan!\n"
+def load(world: World, host: str, count: int, path: str, workers: int = 16) -> list[requests.Response]:
+    """``count`` requests over as many connections as there are workers."""
+
+    def one(_: int) -> requests.Response:
+        return requests.get(f"http://{world.gateway}{path}", headers={"Host": host}, timeout=30)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, range(count)))
+
+
+# -- a Service's life
+
+
+def test_the_hello_world_sample_gets_a_url_and_answers(world: World) -> None:
+    world.kubectl("apply", "-f", "-", stdin=HELLO_WORLD)
+    ready = world.ready("helloworld-go")
+    assert ready["status"]["url"] == "http://helloworld-go.default.localhost"
+    assert ready["status"]["address"]["url"] == "http://helloworld-go.default.svc.cluster.local"
+    assert ready["status"]["latestReadyRevisionName"] == "helloworld-go-00001"
+    assert ready["status"]["traffic"] == [
+        {"latestRevision": True, "percent": 100, "revisionName": "helloworld-go-00001"}
+    ]
+    assert {one["type"]: one["status"] for one in ready["status"]["conditions"]} == {
+        "ConfigurationsReady": "True",
+        "Ready": "True",
+        "RoutesReady": "True",
+    }
+    assert world.get("helloworld-go.default.localhost").text == "Hello Go Sample v1!\n"
+
+
+def test_the_container_learns_who_it_is_and_never_sees_the_proxies_headers(world: World) -> None:
+    world.apply(service("identity", env={"TARGET": "x"}))
+    world.ready("identity")
+    environment = world.get("identity.default.localhost", "/environment").json()
+    assert environment == {
+        "TARGET": "x",
+        "PORT": "8080",
+        "K_SERVICE": "identity",
+        "K_CONFIGURATION": "identity",
+        "K_REVISION": "identity-00001",
+    }
+    headers = world.get("identity.default.localhost", "/headers", headers={"Knative-Serving-Revision": "evil"}).json()
+    assert headers["host"] == "identity.default.localhost"
+    assert headers["x-forwarded-proto"] == "http"
+    assert not [name for name in headers if name.startswith("knative-serving-")]
+
+
+def test_the_objects_behind_a_service_are_there_and_rest(world: World) -> None:
+    world.apply(service("graph"))
+    world.ready("graph")
+    names = world.kubectl("get", "cfg,rt,rev,kpa,sks,king,metric,image.caching.internal.knative.dev", "-o", "name")
+    for name in (
+        "configuration.serving.knative.dev/graph",
+        "route.serving.knative.dev/graph",
+        "revision.serving.knative.dev/graph-00001",
+        "podautoscaler.autoscaling.internal.knative.dev/graph-00001",
+        "serverlessservice.networking.internal.knative.dev/graph-00001",
+        "ingress.networking.internal.knative.dev/graph",
+        "metric.autoscaling.internal.knative.dev/graph-00001",
+        "image.caching.internal.knative.dev/graph-00001-cache-user-container",
+    ):
+        assert name in names
+    assert world.object("deployment", "graph-00001-deployment")["spec"]["replicas"] == 1
+    assert world.object("service", "graph")["spec"]["type"] == "ExternalName"
+
+    def versions() -> list[str]:
+        kinds = "ksvc,cfg,rt,rev,kpa,sks,king,deploy,svc"
+        return [
+            one["metadata"]["resourceVersion"] for one in world.objects(kinds) if "graph" in one["metadata"]["name"]
+        ]
+
+    def at_rest() -> bool:
+        before = versions()
+        time.sleep(0.3)
+        return versions() == before
+
+    world.until(at_rest)
+
+
+def test_every_change_of_the_template_makes_a_revision_and_a_change_of_traffic_none(world: World) -> None:
+    for text in ("one", "two"):
+        world.apply(service("steps", env={"TARGET": text}))
+        world.ready("steps")
+    assert world.get("steps.default.localhost").text == "Hello two!\n"
+    world.apply(service("steps", env={"TARGET": "two"}, traffic=[{"revisionName": "steps-00001", "percent": 100}]))
+    world.ready("steps")
+    assert world.object("cfg", "steps")["metadata"]["generation"] == 2
+    assert world.get("steps.default.localhost").text == "Hello one!\n"
+    states = {
+        name: world.object("rev", name)["metadata"]["labels"]["serving.knative.dev/routingState"]
+        for name in ("steps-00001", "steps-00002")
+    }
+    assert states == {"steps-00001": "active", "steps-00002": "reserve"}
+
+
+def test_what_is_taken_out_of_a_template_is_taken_out_of_the_next_revision(world: World) -> None:
+    world.apply(service("less", env={"TARGET": "more"}, annotations={"autoscaling.knative.dev/max-scale": "3"}))
+    world.ready("less")
+    taken = [
+        {"op": "remove", "path": "/spec/template/metadata"},
+        {"op": "remove", "path": "/spec/template/spec/containers/0/env"},
+    ]
+    world.kubectl("patch", "ksvc", "less", "--type=json", "-p", json.dumps(taken))
+    world.ready("less")
+    latest = world.object("rev", "less-00002")
+    assert "env" not in latest["spec"]["containers"][0]
+    assert "autoscaling.knative.dev/max-scale" not in latest["metadata"]["annotations"]
+    assert world.get("less.default.localhost").text == "Hello World!\n"
+
+
+def test_deleting_a_service_takes_everything_with_it(world: World) -> None:
+    world.apply(service("gone"))
+    world.ready("gone")
+    world.kubectl("delete", "ksvc", "gone")
+    kinds = "cfg,rt,rev,kpa,sks,king,deploy,pods,svc"
+    world.until(lambda: not [one for one in world.objects(kinds) if one["metadata"]["name"].startswith("gone")])
+    world.until(lambda: world.get("gone.default.localhost").status_code == 404)
+
+
+# -- traffic
+
+
+def test_traffic_is_split_as_asked_and_tags_have_urls(world: World) -> None:
+    world.apply(service("split", env={"TARGET": "blue"}, revision="split-blue"))
+    world.ready("split")
+    traffic: list[Any] = [
+        {"revisionName": "split-blue", "percent": 80, "tag": "current"},
+        {"revisionName": "split-green", "percent": 20},
+        {"latestRevision": True, "percent": 0, "tag": "candidate"},
+    ]
+    world.apply(service("split", env={"TARGET": "green"}, revision="split-green", traffic=traffic))
+    ready = world.ready("split")
+    urls = {one.get("tag"): one.get("url") for one in ready["status"]["traffic"]}
+    assert urls["current"] == "http://current-split.default.localhost"
+    assert world.get("current-split.default.localhost").text == "Hello blue!\n"
+    assert world.get("candidate-split.default.localhost").text == "Hello green!\n"
+    total = 1000
+    seen = Counter(world.get("split.default.localhost").text for _ in range(total))
+    # four standard deviations of a fair split
+    assert abs(seen["Hello green!\n"] / total - 0.2) < 4 * (0.2 * 0.8 / total) ** 0.5
+    # without the tag its name is gone again
+    world.apply(service("split", env={"TARGET": "green"}, revision="split-green", traffic=traffic[:2]))
+    world.ready("split")
+    world.until(lambda: world.get("candidate-split.default.localhost").status_code == 404)
+    services = world.kubectl("get", "svc", "-o", "name")
+    assert "service/candidate-split\n" not in services
+    assert "service/current-split\n" in services
+
+
+def test_a_tag_can_be_chosen_by_header_where_the_feature_is_on(world: World) -> None:
+    flag = {"data": {"tag-header-based-routing": "enabled"}}
+    world.kubectl("patch", "cm", "config-features", "-n", "knative-serving", "--type=merge", "-p", json.dumps(flag))
+    world.apply(service("tagged", env={"TARGET": "old"}, revision="tagged-old"))
+    world.ready("tagged")
+    traffic: list[Any] = [
+        {"revisionName": "tagged-old", "percent": 100},
+        {"revisionName": "tagged-new", "percent": 0, "tag": "next"},
+    ]
+    world.apply(service("tagged", env={"TARGET": "new"}, revision="tagged-new", traffic=traffic))
+    world.ready("tagged")
+    host = "tagged.default.localhost"
+    assert world.get(host).text == "Hello old!\n"
+    assert world.get(host, headers={"Knative-Serving-Tag": "next"}).text == "Hello new!\n"
+    assert world.get(host, headers={"Knative-Serving-Tag": "unknown"}).text == "Hello old!\n"
+
+
+def test_a_rollout_moves_traffic_step_by_step_with_the_clock(world: World) -> None:
+    slow = {"annotations": {"serving.knative.dev/rollout-duration": "100s"}}
+    world.apply(service("gradual", env={"TARGET": "old"}, metadata=slow))
+    world.ready("gradual")
+    world.apply(service("gradual", env={"TARGET": "new"}, metadata=slow))
+
+    def shares() -> dict[str, int]:
+        rows = world.object("ksvc", "gradual")["status"].get("traffic", [])
+        return {row["revisionName"]: row["percent"] for row in rows}
+
+    world.until(lambda: shares() == {"gradual-00001": 99, "gradual-00002": 1})
+    world.until(lambda: world.condition("route", "gradual", "IngressReady")[1] == "RolloutInProgress")
+    assert world.object("rev", "gradual-00001")["metadata"]["labels"]["serving.knative.dev/routingState"] == "active"
+    world.pass_time(50, 1)
+    assert 30 <= shares()["gradual-00002"] <= 70
+    world.pass_time(60, 1)
+    world.until(lambda: shares() == {"gradual-00002": 100})
+    world.ready("gradual")
+
+
+def test_cluster_local_services_are_not_served_outside(world: World) -> None:
+    world.apply(service("inner", metadata={"labels": {"networking.knative.dev/visibility": "cluster-local"}}))
+    ready = world.ready("inner")
+    assert ready["status"]["url"] == "http://inner.default.svc.cluster.local"
+    assert world.get("inner.default.localhost").status_code == 404
+    assert world.get("inner.default.svc.cluster.local").status_code == 404
+    inside = world.platform.address("gateway.internal")
+    answer = requests.get(f"http://{inside}/", headers={"Host": "inner.default.svc.cluster.local"}, timeout=10)
+    assert answer.status_code == 200
+    world.kubectl("label", "ksvc", "inner", "networking.knative.dev/visibility-")
+    world.until(lambda: world.get("inner.default.localhost").status_code == 200)
+
+
+def test_a_domain_of_ones_own(world: World) -> None:
+    world.apply(service("shop", env={"TARGET": "shop"}))
+    world.ready("shop")
+    mapping = {
+        "apiVersion": "serving.knative.dev/v1beta1",
+        "kind": "DomainMapping",
+        "metadata": {"name": "shop.example.com"},
+        "spec": {"ref": {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "shop"}},
+    }
+    world.apply(mapping)
+    world.ready("shop.example.com", "domainmapping")
+    assert world.get("shop.example.com").text == "Hello shop!\n"
+    world.sleep_to_zero("shop")
+    assert world.get("shop.example.com").text == "Hello shop!\n"
+
+
+def test_a_new_default_domain_reaches_services_that_are_there(world: World) -> None:
+    world.apply(service("mover", metadata={"labels": {"app": "mover"}}))
+    world.ready("mover")
+    domains = {"data": {"apps.example.org": "selector:\n  app: mover\n"}}
+    world.kubectl("patch", "cm", "config-domain", "-n", "knative-serving", "--type=merge", "-p", json.dumps(domains))
+    world.until(lambda: world.object("ksvc", "mover")["status"]["url"] == "http://mover.default.apps.example.org")
+    world.until(lambda: world.get("mover.default.apps.example.org").status_code == 200)
+
+
+# -- autoscaling
 
 
 def test_it_sleeps_when_idle_and_wakes_on_the_first_request(world: World) -> None:
@@ -29,3 +290,213 @@ def test_it_sleeps_when_idle_and_wakes_on_the_first_request(world: World) -> Non
     assert world.condition("revision", "sleeper-00001", "Active")[:2] == ("False", "NoTraffic")
     assert world.condition("ksvc", "sleeper")[0] == "True"
     assert world.get("sleeper.default.localhost").status_code == 200
+    world.until(lambda: world.condition("revision", "sleeper-00001", "Active")[0] == "True")
+
+
+def test_the_autoscale_sample_grows_with_its_load_and_falls_back(world: World) -> None:
+    world.kubectl("apply", "-f", "-", stdin=AUTOSCALE_GO)
+    world.ready("autoscale-go")
+    with ThreadPoolExecutor(40) as pool:
+        under_way = [pool.submit(world.get, "autoscale-go.default.localhost", "/?seconds=5") for _ in range(40)]
+        world.until(lambda: len(world.servers("autoscale-go")) >= 5)
+        assert {one.result().status_code for one in under_way} == {200}
+    world.sleep_to_zero("autoscale-go")
+
+
+def test_bounds_hold(world: World) -> None:
+    bounds = {"autoscaling.knative.dev/min-scale": "2", "autoscaling.knative.dev/max-scale": "3"}
+    world.apply(service("bounded", annotations=bounds, spec={"containerConcurrency": 1}))
+    world.ready("bounded")
+    assert len(world.servers("bounded")) == 2
+    answers = load(world, "bounded.default.localhost", 30, "/?seconds=0.1")
+    assert {one.status_code for one in answers} == {200}
+    assert len(world.servers("bounded")) <= 3
+    world.pass_time(180, 5)
+    assert len(world.servers("bounded")) == 2
+
+
+def test_a_revision_may_begin_at_zero_where_the_cluster_allows_it(world: World) -> None:
+    allow = {"data": {"allow-zero-initial-scale": "true"}}
+    world.kubectl("patch", "cm", "config-autoscaler", "-n", "knative-serving", "--type=merge", "-p", json.dumps(allow))
+    world.apply(service("lazy", annotations={"autoscaling.knative.dev/initial-scale": "0"}))
+    world.ready("lazy")
+    assert world.servers("lazy") == []
+    assert world.get("lazy.default.localhost").status_code == 200
+
+
+def test_a_limit_of_one_is_never_exceeded(world: World) -> None:
+    world.apply(
+        service("single", spec={"containerConcurrency": 1}, annotations={"autoscaling.knative.dev/max-scale": "4"})
+    )
+    world.ready("single")
+    answers = load(world, "single.default.localhost", 200, "/?seconds=0.02", workers=32)
+    assert Counter(one.status_code for one in answers) == {200: 200}
+    assert max(one.most for one in world.player.servers.values() if one.environment.get("K_SERVICE") == "single") == 1
+
+
+def test_clients_that_go_away_free_their_place(world: World) -> None:
+    world.apply(
+        service("fleeting", spec={"containerConcurrency": 1}, annotations={"autoscaling.knative.dev/max-scale": "1"})
+    )
+    world.ready("fleeting")
+    host, _, port = world.gateway.rpartition(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as one:
+            one.sendall(b"GET /?seconds=0.05 HTTP/1.1\r\nHost: fleeting.default.localhost\r\n\r\n")
+            time.sleep(0.005)
+    assert world.get("fleeting.default.localhost").status_code == 200
+
+
+def test_requests_pass_over_cycles_of_sleep_and_revisions(world: World) -> None:
+    codes: Counter[int] = Counter()
+    for number in range(4):
+        world.apply(service("cycle", env={"TARGET": str(number)}))
+        codes += (
+            Counter(one.status_code for one in load(world, "cycle.default.localhost", 40, "/")) if number else Counter()
+        )
+        world.ready("cycle")
+        codes += Counter(one.status_code for one in load(world, "cycle.default.localhost", 40, "/"))
+        world.sleep_to_zero("cycle")
+    codes += Counter(one.status_code for one in load(world, "cycle.default.localhost", 40, "/"))
+    assert set(codes) == {200}
+
+
+# -- the way through the gate
+
+
+@pytest.fixture(scope="module")
+def limited(world: World) -> str:
+    """A host whose every request passes the gate."""
+    world.apply(service("limited", spec={"containerConcurrency": 10}))
+    world.ready("limited")
+    return "limited.default.localhost"
+
+
+def test_bodies_pass_in_both_directions(world: World, limited: str) -> None:
+    sent = os.urandom(3 << 20)
+    assert world.get(limited, "/size", method="POST", data=sent).text == str(len(sent))
+    chunks = (sent[start : start + 65536] for start in range(0, len(sent), 65536))
+    assert world.get(limited, "/size", method="POST", data=chunks).text == str(len(sent))
+
+
+def test_a_stream_arrives_as_it_is_written(world: World, limited: str) -> None:
+    with world.get(limited, "/stream", stream=True) as answer:
+        arrived = [(time.monotonic(), part) for part in answer.iter_lines()]
+    assert [part for _, part in arrived] == [f"part {number}".encode() for number in range(5)]
+    assert arrived[-1][0] > arrived[0][0]
+
+
+def test_a_websocket_wakes_a_service_and_passes(world: World) -> None:
+    world.apply(service("talker", spec={"containerConcurrency": 1}))
+    world.ready("talker")
+    world.sleep_to_zero("talker")
+    host, _, port = world.gateway.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as one:
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = ["GET /ws HTTP/1.1", "Host: talker.default.localhost", "Connection: Upgrade", "Upgrade: websocket"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+        one.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        reader = one.makefile("rb")
+        assert reader.readline().split()[1] == b"101"
+        while reader.readline() != b"\r\n":
+            pass
+        one.sendall(bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi")
+        assert reader.read(2 + len("echo hi"))[2:] == b"echo hi"
+
+
+def test_who_waits_too_long_gets_504(world: World) -> None:
+    waits = {"containerConcurrency": 1, "timeoutSeconds": 20}
+    world.apply(service("full", spec=waits, annotations={"autoscaling.knative.dev/max-scale": "1"}))
+    world.ready("full")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(world.get, "full.default.localhost", "/?seconds=2")
+        world.until(lambda: sum(one.now for one in world.servers("full")))
+        second = pool.submit(world.get, "full.default.localhost", "/")
+        world.until(lambda: waiting(world) == 1)
+        world.platform.clock.jump(21)
+        late = second.result()
+        assert (late.status_code, late.text) == (504, "activator request timeout")
+        assert first.result().status_code == 200
+
+
+def waiting(world: World) -> int:
+    parts = world.platform.run(world.platform.kernel.status()).parts
+    return int(next(one.facts["waiting"] for one in parts if one.name == "serving"))
+
+
+# -- what goes wrong
+
+
+def test_an_image_that_cannot_be_had_is_told(world: World) -> None:
+    world.apply(service("noimage", annotations={"play/pull": "false"}))
+    world.until(lambda: world.condition("ksvc", "noimage")[0] == "False")
+    status, reason, message = world.condition("revision", "noimage-00001")
+    assert (status, reason) == ("False", "ContainerMissing")
+    assert message == 'Unable to fetch image "ghcr.io/knative/helloworld-go:latest": no such image'
+    assert world.condition("cfg", "noimage")[1] == "RevisionFailed"
+    assert message in world.condition("cfg", "noimage")[2]
+    # and given up after the deadline
+    world.pass_time(680, 20)
+    world.until(lambda: world.object("deployment", "noimage-00001-deployment")["spec"]["replicas"] == 0)
+
+
+def test_a_container_that_ends_is_told_with_its_code(world: World) -> None:
+    world.apply(service("crash", annotations={"play/exit": "7"}))
+    world.until(lambda: world.condition("revision", "crash-00001")[0] == "False")
+    assert world.condition("revision", "crash-00001") == ("False", "ExitCode7", "Container failed with: it broke")
+
+
+def test_a_failed_revision_leaves_the_last_good_one_in_service(world: World) -> None:
+    world.apply(service("careful", env={"TARGET": "good"}))
+    world.ready("careful")
+    world.apply(service("careful", env={"TARGET": "bad"}, annotations={"play/exit": "1"}))
+    world.until(lambda: world.condition("ksvc", "careful")[0] == "False")
+    assert world.condition("ksvc", "careful", "RoutesReady")[0] == "True"
+    assert world.get("careful.default.localhost").text == "Hello good!\n"
+    world.apply(service("careful", env={"TARGET": "fixed"}))
+    world.ready("careful")
+    assert world.get("careful.default.localhost").text == "Hello fixed!\n"
+
+
+def test_a_taken_revision_name_is_told(world: World) -> None:
+    world.apply(service("first-one", revision="first-one-x"))
+    world.ready("first-one")
+    world.apply(service("first", revision="first-one-x"))
+    world.until(lambda: world.condition("ksvc", "first", "RoutesReady")[1] == "RevisionNameTaken")
+    assert world.condition("ksvc", "first")[0] == "False"
+
+
+def test_traffic_to_a_revision_that_is_not_there_is_told(world: World) -> None:
+    world.apply(service("lost", traffic=[{"revisionName": "nowhere", "percent": 100}]))
+    world.until(lambda: world.condition("ksvc", "lost", "RoutesReady")[0] == "False")
+    expected = ("False", "RevisionMissing", 'Revision "nowhere" referenced in traffic not found.')
+    assert world.condition("ksvc", "lost", "RoutesReady") == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"traffic": [{"latestRevision": True, "percent": 90}]}, "Traffic targets sum to 90, want 100: spec.traffic"),
+        ({"spec": {"containerConcurrency": 1001}}, "expected 0 <= 1001 <= 1000"),
+        ({"spec": {"timeoutSeconds": 601}}, "expected 0 <= 601 <= 600"),
+        ({"spec": {"nodeSelector": {"a": "b"}}}, "must not set the field(s): spec.template.spec.nodeSelector"),
+        ({"annotations": {"autoscaling.knative.dev/min-scale": "-1"}}, "expected 0 <= -1"),
+        ({"metadata": {"annotations": {"autoscaling.knative.dev/min-scale": "1"}}}, "autoscaling annotations must be"),
+        ({"container": {"ports": [{"containerPort": 8012}]}}, "8012 is a reserved port"),
+        ({"env": {"K_SERVICE": "x"}}, '"K_SERVICE" is a reserved environment variable'),
+    ],
+)
+def test_what_cannot_be_is_refused(world: World, change: dict[str, Any], said: str) -> None:
+    complaint = world.refused(service("wrong", **change))
+    assert (
+        'admission webhook "validation.webhook.serving.knative.dev" denied the request: validation failed' in complaint
+    )
+    assert said in complaint
+
+
+def test_a_configmap_nobody_can_read_is_refused(world: World) -> None:
+    bad = json.dumps({"data": {"stable-window": "5s"}})
+    complaint = world.kubectl(
+        "patch", "cm", "config-autoscaler", "-n", "knative-serving", "--type=merge", "-p", bad, fails=True
+    )
+    assert "stable-window" in complaint

@@ -13,8 +13,7 @@ def default_service(service: Object, old: Object | None, user: str, settings: Re
     """A Service, in place."""
     _annotate(service, old, user)
     spec = service.setdefault("spec", {})
-    if not _keeps_named_template(service, old):
-        default_revision_spec(_template_spec(spec), settings, create=old is None)
+    _default_template(service, old, settings)
     if not spec.get("traffic"):
         spec["traffic"] = [{"percent": 100, "latestRevision": True}]
     _default_traffic(spec["traffic"])
@@ -24,8 +23,7 @@ def default_configuration(configuration: Object, old: Object | None, user: str, 
     """A Configuration, in place."""
     if not configuration["metadata"].get("ownerReferences"):
         _annotate(configuration, old, user)
-    if not _keeps_named_template(configuration, old):
-        default_revision_spec(_template_spec(configuration.setdefault("spec", {})), settings, create=old is None)
+    _default_template(configuration, old, settings)
 
 
 def default_route(route: Object, old: Object | None, user: str) -> None:
@@ -90,6 +88,22 @@ def _default_probe(probe: Object) -> None:
     if probe.get("periodSeconds"):
         probe.setdefault("failureThreshold", 3)
         probe.setdefault("timeoutSeconds", 1)
+
+
+def _default_template(obj: Object, old: Object | None, settings: RevisionDefaults) -> None:
+    """The template. One with an explicit name that stays must stay byte for byte; so a manifest that is applied once more, without
+    what was filled in before, becomes what it was (whether it says something else is for validation to find).
+    """
+    spec = obj.setdefault("spec", {})
+    if not _keeps_named_template(obj, old):
+        default_revision_spec(_template_spec(spec), settings, create=old is None)
+        return
+    assert old is not None
+    filled, before = copy(spec["template"]), copy(old["spec"]["template"])
+    for one in (filled, before):
+        default_revision_spec(one.setdefault("spec", {}), settings, create=True)
+    if filled == before:
+        spec["template"] = copy(old["spec"]["template"])
 
 
 def _template_spec(spec: Object) -> Object:

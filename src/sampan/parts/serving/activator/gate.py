@@ -63,6 +63,8 @@ class _Revision:
     question: Question | None
     reachable: set[str] = field(default_factory=set)
     """Pods (``address:port``) that take requests and that Envoy knows."""
+    announced: set[str] = field(default_factory=set)
+    """Pods whose address Envoy knows or is about to be told."""
     alive: set[str] = field(default_factory=set)
     """Pods that have an address and are not on their way out."""
     probing: set[str] = field(default_factory=set)
@@ -243,7 +245,8 @@ class Gate:
         if known is not None and (new is None or known.uid != new["metadata"]["uid"]):
             del self._revisions[key]
             known.throttle.dismiss()
-            self._announce(known, set())
+            known.announced.clear()
+            self._announce(known)
             known = None
         if new is None or known is not None:
             return
@@ -268,12 +271,12 @@ class Gate:
         ready = _is_ready(pod)
         if new is None or pod["metadata"].get("deletionTimestamp") or not _runs(pod):
             revision.alive.discard(address)
-            self._set_reachable(revision, revision.reachable - {address})
+            self._take_out(revision, address)
             return
         revision.alive.add(address)
         if address in revision.reachable:
             if old is not None and _is_ready(old) and not ready:
-                self._set_reachable(revision, revision.reachable - {address})
+                self._take_out(revision, address)
             return
         if address not in revision.probing and (ready or (revision.throttle.waiting and revision.question is not None)):
             revision.probing.add(address)
@@ -284,10 +287,11 @@ class Gate:
         try:
             if not known_ready and not await self._takes_requests(revision, address):
                 return
-            early = {_split(one) for one in revision.reachable | {address}}
-            await self._plane.announce(revision.key, frozenset(early))
-            if self._stands(revision, address):
-                self._set_reachable(revision, revision.reachable | {address})
+            revision.announced.add(address)
+            await self._plane.announce(revision.key, frozenset(map(_split, revision.announced)))
+            if self._stands(revision, address) and address in revision.announced:
+                revision.reachable.add(address)
+                revision.throttle.set_pods(revision.reachable)
         finally:
             revision.probing.discard(address)
 
@@ -313,15 +317,17 @@ class Gate:
     def _stands(self, revision: _Revision, address: str) -> bool:
         return address in revision.alive and self._revisions.get(revision.key) is revision
 
-    def _set_reachable(self, revision: _Revision, reachable: set[str]) -> None:
-        if reachable == revision.reachable:
-            return
-        revision.reachable = set(reachable)
-        revision.throttle.set_pods(revision.reachable)
-        self._announce(revision, reachable)
+    def _take_out(self, revision: _Revision, address: str) -> None:
+        """No further requests to this pod."""
+        if address in revision.reachable:
+            revision.reachable.discard(address)
+            revision.throttle.set_pods(revision.reachable)
+        if address in revision.announced:
+            revision.announced.discard(address)
+            self._announce(revision)
 
-    def _announce(self, revision: _Revision, reachable: set[str]) -> None:
-        told = frozenset(_split(one) for one in reachable)
+    def _announce(self, revision: _Revision) -> None:
+        told = frozenset(map(_split, revision.announced))
         self._context.tasks.start(f"gate-announce/{revision.key}", self._plane.announce(revision.key, told))
 
 
