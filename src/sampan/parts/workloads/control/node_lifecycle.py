@@ -78,7 +78,7 @@ class NodeLifecycleController(Controller):
         await self._taint(changed, ready)
         if ready in ("False", "Unknown"):
             await self._unready_pods(key.name)
-        if ready != (pods.condition(node, "Ready") or {}).get("status") or self._told.get(key.name) != ready:
+        if ready != (pods.condition(node, "Ready") or {}).get("status", "") or self._told.get(key.name) != ready:
             # whether NoExecute taints are due depends on all nodes
             self._told[key.name] = ready
             for other in self.informer(NODES).objects():
