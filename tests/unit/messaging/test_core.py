@@ -398,3 +398,26 @@ async def test_a_response_is_bounded_in_bytes(bench: Bench) -> None:
     for _ in range(4):
         await bench.send("t", bytes(3 << 20))
     assert [len(await bench.receive("t")) for _ in range(3)] == [2, 2, 0]
+
+
+async def test_a_stopped_broker_leaves_no_timer_behind(tmp_path: Path) -> None:
+    clock = frozen()
+    async with started(tmp_path, clock) as bench:
+        await bench.send("t", deliver_at=str(clock.time_ms() + 5000))
+        await bench.send("t", half="1")
+        await bench.send("t")
+        await bench.receive("t")
+        waiting = asyncio.ensure_future(bench.receive("t", wait=20))
+        await bench.settle(lambda: bench.core.consumption.parked == 1)
+        assert clock.next_timer() is not None
+    assert clock.next_timer() is None
+    assert await waiting == []
+
+
+async def test_members_that_subscribe_differently_are_noticed(bench: Bench) -> None:
+    clients = bench.core.clients
+    clients.register(Client("a", "consumer", "test", group="g", subscriptions={"t": "*"}))
+    clients.register(Client("b", "consumer", "test", group="g", subscriptions={"t": "x"}))
+    assert "b subscribes to t (x)" in clients.inconsistent["g"]
+    clients.remove("b")
+    assert "g" not in clients.inconsistent

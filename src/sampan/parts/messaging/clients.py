@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sampan.kernel.clock import Clock
+from sampan.kernel.clock import Clock, Timer
 from sampan.parts.messaging.record import Message
 
 Role = Literal["producer", "consumer"]
@@ -55,6 +55,7 @@ class Clients:
         self._clock = clock
         self._clients: dict[str, Client] = {}
         self._producers: dict[str, dict[str, Client]] = {}
+        self._timer: Timer | None = None
         self.on_gone: Callable[[Client], object] = lambda client: None
         """Called when a consumer's leases should end."""
         self.inconsistent: dict[str, str] = {}
@@ -62,7 +63,12 @@ class Clients:
 
     def start(self) -> None:
         """Begin to look for clients that went away."""
-        self._clock.call_later(SCAN_INTERVAL, self._scan)
+        self._timer = self._clock.call_later(SCAN_INTERVAL, self._scan)
+
+    def stop(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def register(self, client: Client) -> None:
         """Add or replace a client."""
@@ -141,4 +147,4 @@ class Clients:
                 self.remove(client.id)
             elif silent >= ABSENCE and not client.connected and client.role == "consumer":
                 self.on_gone(client)
-        self._clock.call_later(SCAN_INTERVAL, self._scan)
+        self._timer = self._clock.call_later(SCAN_INTERVAL, self._scan)

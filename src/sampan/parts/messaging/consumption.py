@@ -91,6 +91,7 @@ class Consumption:
         self._starts: dict[tuple[str, str], int] = {}
         self._again: set[tuple[str, str]] = set()
         self.parked = 0
+        self._stopped = False
         self.alive: Callable[[str], bool] = lambda client: False
         """Whether a client is connected; its renewed leases go on then."""
 
@@ -98,6 +99,16 @@ class Consumption:
         """Take up the leases that were running when the broker stopped."""
         for group, topic in self._store.progress:
             self._watch(group, topic)
+
+    def stop(self) -> None:
+        """Stop watching the clock; parked polls get nothing."""
+        self._stopped = True
+        for _, timer in self._alarms.values():
+            timer.cancel()
+        for groups in list(self._parked.values()):
+            for waiting in list(groups.values()):
+                for poll in list(waiting):
+                    self._time_up(poll)
 
     # -- receiving
 
@@ -447,7 +458,11 @@ class Consumption:
         progress = self.of(group, topic)
         deadline = progress.next_deadline() if progress is not None else NEVER
         armed = self._alarms.get((group, topic))
-        if deadline == NEVER or (armed is not None and armed[0] <= deadline and not armed[1].cancelled):
+        if (
+            self._stopped
+            or deadline == NEVER
+            or (armed is not None and armed[0] <= deadline and not armed[1].cancelled)
+        ):
             return
         if armed is not None:
             armed[1].cancel()
@@ -526,7 +541,11 @@ class Consumption:
                 progress.revive(held)
             done(error)
             return
-        self._clock.call_later(BURY_RETRY, lambda: self._tasks.start("dead letter", self._bury(group, topic, held)))
+        self._clock.call_later(BURY_RETRY, self._bury_again, group, topic, held)
+
+    def _bury_again(self, group: str, topic: str, held: Held) -> None:
+        if not self._stopped:
+            self._tasks.start("dead letter", self._bury(group, topic, held))
 
     # -- positions
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from sampan.kernel.clock import Clock
+from sampan.kernel.clock import Clock, Timer
 from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging.access import Access, Policy, User
 from sampan.parts.messaging.broker import Broker, Limits
@@ -54,6 +54,7 @@ class Core:
         self.clients = Clients(clock)
         self.access = Access()
         self.replayed = 0
+        self._retaining: Timer | None = None
 
     async def start(self) -> None:
         """Recover and begin to work.
@@ -77,10 +78,15 @@ class Core:
         self.consumption.start()
         self.held.start()
         self.clients.start()
-        self.clock.call_later(RETENTION_INTERVAL, self._retain)
+        self._retaining = self.clock.call_later(RETENTION_INTERVAL, self._retain)
 
     async def stop(self) -> None:
-        """Write everything out and close."""
+        """Write everything out and close; no timer of this core fires afterwards."""
+        if self._retaining is not None:
+            self._retaining.cancel()
+        self.clients.stop()
+        self.held.stop()
+        self.consumption.stop()
         await self.store.stop()
 
     def set_user(self, user: User) -> None:
@@ -111,4 +117,4 @@ class Core:
     def _retain(self) -> None:
         older_than_ms = self.clock.time_ms() - int(self._retention.hours * 3_600_000)
         self.store.retain(older_than_ms=older_than_ms, max_bytes=self._retention.max_bytes)
-        self.clock.call_later(RETENTION_INTERVAL, self._retain)
+        self._retaining = self.clock.call_later(RETENTION_INTERVAL, self._retain)

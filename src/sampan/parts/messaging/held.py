@@ -44,18 +44,25 @@ class HeldMessages:
         self._tasks = tasks
         self._timer: tuple[int, Timer] | None = None
         self._releasing = False
+        self._stopped = False
         self.ask: Ask = lambda half, message: False
 
     def start(self) -> None:
         """Begin to watch the clock."""
         self.watch()
 
+    def stop(self) -> None:
+        """Stop watching the clock."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer[1].cancel()
+
     def watch(self) -> None:
         """Be woken when the next timer or transaction check is due."""
         due = min(
             self._store.timers.next_due(), min((half.due_ms for half in self._store.halves.values()), default=NEVER)
         )
-        if due == NEVER or self._releasing:
+        if due == NEVER or self._releasing or self._stopped:
             return
         if self._timer is not None:
             if self._timer[0] <= due and not self._timer[1].cancelled:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sampan.kernel.clock import Clock
+from sampan.kernel.clock import Clock, Timer
 from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import record
 from sampan.parts.messaging.delivery import Held, Progress, QueueProgress
@@ -42,6 +42,8 @@ Done = Callable[[MessagingError | None], object]
 CHECKPOINT_MESSAGES = 1 << 16
 CHECKPOINT_FRAMES = 1 << 18
 CHECKPOINT_BYTES = 256 << 20
+CHECKPOINT_RETRY = 10.0
+"""Seconds until a checkpoint that could not be written is tried again."""
 STOP_REPLAY_FRAMES = 8192
 """A clean stop writes no checkpoint when fewer frames would have to be replayed."""
 FLUSH_INTERVAL = 0.05
@@ -120,7 +122,12 @@ class Store:
         self._pending: deque[tuple[int, _Stored | None, Done | None]] = deque()
         self._frames = 0
         self._checkpointing = False
+        self._writing: asyncio.Task[None] | None = None
         self._flush_armed = False
+        self._flushing: Timer | None = None
+        self._syncing: Timer | None = None
+        self._stopped = False
+        self._checkpoint_not_before = 0.0
         self.disk_full = False
         self.on_messages: Callable[[set[str]], object] = lambda topics: None
         """Called with the names of topics that have new messages."""
@@ -156,11 +163,17 @@ class Store:
         """Begin to accept changes."""
         self.log.start()
         if not self._sync:
-            self._clock.call_later(SYNC_INTERVAL, self._sync_later)
+            self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
 
     async def stop(self) -> None:
         """Write everything out and close."""
+        self._stopped = True
+        for timer in (self._flushing, self._syncing):
+            if timer is not None:
+                timer.cancel()
         await self.log.stop()
+        if self._writing is not None and not self._writing.done():
+            await asyncio.wait([self._writing])
         if self._frames > STOP_REPLAY_FRAMES and not self._checkpointing:
             await self._checkpoint(self.log.durable)
         self.index.close()
@@ -224,7 +237,7 @@ class Store:
             self._pending.append((position, None, done))
         elif not self._flush_armed:
             self._flush_armed = True
-            self._clock.call_later(FLUSH_INTERVAL, self._flush_later)
+            self._flushing = self._clock.call_later(FLUSH_INTERVAL, self._flush_later)
 
     def entries(self, queue: Queue, offset: int, limit: int) -> list[Entry]:
         """Up to ``limit`` entries of a queue from ``offset`` on."""
@@ -556,10 +569,10 @@ class Store:
         return self._segment_of(position) == self._segment_of(self.index.live.start)
 
     def _begin_checkpoint(self, position: int) -> None:
-        if not self._checkpointing:
+        if not self._checkpointing and self._clock.monotonic() >= self._checkpoint_not_before:
             self._checkpointing = True
             live, encoded = self._freeze(position)
-            self._tasks.start("checkpoint", self._write_checkpoint(live, encoded, position))
+            self._writing = self._tasks.start("checkpoint", self._write_checkpoint(live, encoded, position))
 
     async def _checkpoint(self, position: int) -> None:
         self._checkpointing = True
@@ -584,6 +597,7 @@ class Store:
         except OSError as error:
             log.error("the checkpoint at %d could not be written: %s", position, error)
             self.index.thaw()
+            self._checkpoint_not_before = self._clock.monotonic() + CHECKPOINT_RETRY
         finally:
             self._checkpointing = False
 
@@ -702,11 +716,13 @@ class Store:
 
     def _flush_later(self) -> None:
         self._flush_armed = False
-        self.log.flush()
+        if not self._stopped:
+            self.log.flush()
 
     def _sync_later(self) -> None:
-        self.log.sync()
-        self._clock.call_later(SYNC_INTERVAL, self._sync_later)
+        if not self._stopped:
+            self.log.sync()
+            self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
 
 
 def _held_state(held: Held) -> checkpoint.HeldState:

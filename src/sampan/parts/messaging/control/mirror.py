@@ -140,26 +140,20 @@ class Mirror(Controller):
     async def _report(self, obj: Object, name: str, problem: str) -> None:
         old = obj.get("status", {})
         generation = obj["metadata"].get("generation", 1)
-        status = "False" if problem else "True"
         previous = next((one for one in old.get("conditions", []) if one["type"] == "Ready"), None)
-        changed = previous is None or previous["status"] != status
-        since = (
-            self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-            if changed or previous is None
-            else previous["lastTransitionTime"]
-        )
+        changed = previous is None or previous["status"] != ("False" if problem else "True")
         new = {
             **({} if problem else self.status(name)),
             "observedGeneration": generation,
             "conditions": [
-                {
-                    "type": "Ready",
-                    "status": status,
-                    "reason": "Refused" if problem else "Served",
-                    "message": problem or "the broker serves it as declared",
-                    "lastTransitionTime": since,
-                    "observedGeneration": generation,
-                }
+                self._condition(
+                    obj,
+                    "Ready",
+                    not problem,
+                    "Refused" if problem else "Served",
+                    problem or "the broker serves it as declared",
+                ),
+                *self.conditions(obj, name),
             ],
         }
         if new == old:
@@ -171,6 +165,24 @@ class Mirror(Controller):
         except ApiError as error:
             if not error.not_found:
                 raise
+
+    def _condition(self, obj: Object, type: str, holds: bool, reason: str, message: str) -> dict[str, Any]:
+        """A condition, with the time it last changed."""
+        status = "True" if holds else "False"
+        found = next((one for one in obj.get("status", {}).get("conditions", []) if one["type"] == type), None)
+        now = self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "type": type,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": found["lastTransitionTime"] if found and found["status"] == status else now,
+            "observedGeneration": obj["metadata"].get("generation", 1),
+        }
+
+    def conditions(self, obj: Object, name: str) -> list[dict[str, Any]]:
+        """Conditions beyond Ready."""
+        return []
 
     def rate(self, name: str, total: int) -> float:
         """Messages a second since the last look."""
@@ -299,6 +311,13 @@ class GroupMirror(Mirror):
         elif config.backoff.delays_ms != RETRY_DELAYS_MS:
             spec["backoff"] = {"delays": [f"{delay}ms" for delay in config.backoff.delays_ms]}
         return spec
+
+    def conditions(self, obj: Object, name: str) -> list[dict[str, Any]]:
+        """Whether the members subscribe to the same things."""
+        differing = self.core.clients.inconsistent.get(name, "")
+        reason = "SubscriptionsDiffer" if differing else "SubscriptionsAgree"
+        message = differing or "all members subscribe to the same topics with the same filters"
+        return [self._condition(obj, "Consistent", not differing, reason, message[:1024])]
 
     def status(self, name: str) -> dict[str, Any]:
         rows = self.core.broker.lag(name)
