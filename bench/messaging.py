@@ -421,6 +421,65 @@ def latency() -> None:
         )
 
 
+OFFICIAL = """
+import sys, time, logging
+logging.disable(logging.CRITICAL)
+import rocketmq
+producer = rocketmq.Producer(rocketmq.ClientConfiguration(sys.argv[1], rocketmq.Credentials()), ["T"])
+producer.startup()
+count, futures = int(sys.argv[2]), []
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(count):
+    message = rocketmq.Message()
+    message.topic, message.body = "T", b"x" * 1024
+    futures.append(producer.send_async(message))
+    if len(futures) == 64:
+        for future in futures:
+            future.result()
+        futures.clear()
+for future in futures:
+    future.result()
+print("done", flush=True)
+"""
+
+
+def official() -> None:
+    """The official Python client in four processes: how busy is the broker meanwhile?"""
+    count = 2000
+    with Broker() as broker:
+        clients = [
+            subprocess.Popen(
+                [sys.executable, "-c", OFFICIAL, f"127.0.0.1:{broker.port}", str(count)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(4)
+        ]
+        for client in clients:
+            assert client.stdout is not None
+            client.stdout.readline()
+        before, began = broker.used()[0], time.perf_counter()
+        for client in clients:
+            assert client.stdin is not None
+            client.stdin.write("\n")
+            client.stdin.flush()
+        for client in clients:
+            assert client.stdout is not None
+            client.stdout.readline()
+        seconds = time.perf_counter() - began
+        busy = (broker.used()[0] - before) / seconds
+        row(
+            "official Python client, 4 processes, sends",
+            f"{4 * count / seconds:,.0f}/s",
+            f"the broker used {busy:.2f} of {os.cpu_count()} cores: {'not ' if busy < 0.9 else ''}the bottleneck",
+        )
+        for client in clients:
+            client.kill()
+            client.wait()
+
+
 def start() -> None:
     def one() -> tuple[float, float]:
         began = time.perf_counter()
@@ -501,6 +560,7 @@ BENCHES: dict[str, Any] = {
     "grpc": grpc_sends,
     "receive": grpc_receives,
     "latency": latency,
+    "official": official,
     "start": start,
     "topics": topics,
     "backlog": backlog,

@@ -103,6 +103,9 @@ class SniffingListener:
         except (OSError, TimeoutError) as error:
             log.debug("a connection did not come about: %s", error)
             connection.close()
+        except Exception:  # one connection must not end the listener
+            log.exception("a connection could not be served")
+            connection.close()
         finally:
             self._arriving -= 1
 

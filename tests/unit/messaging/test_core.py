@@ -421,3 +421,14 @@ async def test_members_that_subscribe_differently_are_noticed(bench: Bench) -> N
     assert "b subscribes to t (x)" in clients.inconsistent["g"]
     clients.remove("b")
     assert "g" not in clients.inconsistent
+
+
+async def test_one_failing_listener_keeps_nobody_else_waiting(bench: Bench) -> None:
+    topic = bench.core.broker.topic("t", create=True)
+
+    def broken(error: MessagingError | None) -> None:
+        raise RuntimeError("a bug of a front")
+
+    bench.core.broker.send(Message("t", b"1", {}), topic, b"", broken)
+    await bench.send("t", b"2")
+    assert sorted(await bench.bodies("t")) == [b"1", b"2"]

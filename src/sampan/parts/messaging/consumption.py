@@ -494,7 +494,7 @@ class Consumption:
         """Copy a message into the group's dead letter queue, then be done with it; on failure hold it back for a while."""
         try:
             original = record.decode(await self._store.read(held.position, held.size))
-        except (LookupError, StorageError, ValueError) as error:
+        except (LookupError, StorageError, ValueError, OSError) as error:
             log.error("a dead message of %s cannot be read and is dropped: %s", topic, error)
             self._buried(group, topic, held, None, done)
             return

@@ -100,7 +100,7 @@ class HeldMessages:
     async def _deliver(self, due_ms: int, position: int) -> None:
         try:
             message = record.decode(await self._store.read(position, self._store.log.size_at(position)))
-        except (LookupError, StorageError, ValueError) as error:
+        except (LookupError, StorageError, ValueError, OSError) as error:
             log.error("a delayed message at %d cannot be read and is dropped: %s", position, error)
             self._store.releasing.pop(position, None)
             return
@@ -198,7 +198,7 @@ class HeldMessages:
         """Ask a producer about an open transaction, or give it up after too many questions."""
         try:
             message = record.decode(await self._store.read(half.position, half.size))
-        except (LookupError, StorageError, ValueError) as error:
+        except (LookupError, StorageError, ValueError, OSError) as error:
             log.error("half message %s cannot be read and is dropped: %s", half.id, error)
             self._store.close_held(half.position)
             return

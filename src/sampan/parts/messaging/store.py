@@ -385,9 +385,9 @@ class Store:
                 else:
                     timed = True
             if done is not None:
-                done(None)
+                _tell(done, None)
         if changed:
-            self.on_messages(changed)
+            _tell(self.on_messages, changed)
         if timed:
             self.on_timers()
         live = self.index.live
@@ -457,7 +457,7 @@ class Store:
                 stored.queue.next = stored.queue.maximum
         for _, _, done in lost:
             if done is not None:
-                done(failure)
+                _tell(done, failure)
 
     # -- replay
 
@@ -723,6 +723,14 @@ class Store:
         if not self._stopped:
             self.log.sync()
             self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
+
+
+def _tell(listener: Callable[[Any], object], what: Any) -> None:
+    """Call a listener; its failure must not keep the others from being told."""
+    try:
+        listener(what)
+    except Exception:
+        log.exception("a listener of the store failed")
 
 
 def _held_state(held: Held) -> checkpoint.HeldState:
