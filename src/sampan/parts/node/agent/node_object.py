@@ -12,9 +12,9 @@ from typing import Any
 
 from sampan import __version__
 from sampan.kube.objects import Object
+from sampan.kube.server.version import KUBERNETES_VERSION
 from sampan.kube.types.duration import format_time
 
-KUBELET_VERSION = "v1.34.0"
 LEASE_SECONDS = 40
 DISK_PRESSURE = 0.90
 """Share of the disk in use from which the node reports DiskPressure."""
@@ -143,8 +143,8 @@ def status(
             "bootID": facts["boot_id"],
             "containerRuntimeVersion": f"sampan://{__version__}",
             "kernelVersion": facts["kernel"],
-            "kubeProxyVersion": KUBELET_VERSION,
-            "kubeletVersion": KUBELET_VERSION,
+            "kubeProxyVersion": KUBERNETES_VERSION,
+            "kubeletVersion": KUBERNETES_VERSION,
             "machineID": facts["machine_id"],
             "operatingSystem": "linux",
             "osImage": facts["os_image"],

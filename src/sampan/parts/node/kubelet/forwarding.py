@@ -107,9 +107,6 @@ async def forward_channels(websocket: web.WebSocketResponse, ports: list[int], d
             await websocket.send_bytes(bytes([channel]) + struct.pack("<H", port))
 
     async def one(index: int, port: int) -> None:
-        first = await queues[index].get()
-        if first is None:
-            return
         try:
             target = await dial(port)
         except OSError as error:
@@ -119,11 +116,9 @@ async def forward_channels(websocket: web.WebSocketResponse, ports: list[int], d
         reader, writer = await asyncio.open_connection(sock=target)
 
         async def upwards() -> None:
-            data: bytes | None = first
-            while data is not None:
+            while (data := await queues[index].get()) is not None:
                 writer.write(data)
                 await writer.drain()
-                data = await queues[index].get()
             with contextlib.suppress(OSError):
                 writer.write_eof()
 
@@ -138,11 +133,17 @@ async def forward_channels(websocket: web.WebSocketResponse, ports: list[int], d
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(index, port)) for index, port in enumerate(ports)]
+
+        async def close_when_done() -> None:
+            await asyncio.wait(tasks)
+            await websocket.close()
+
+        tasks_end = group.create_task(close_when_done())
         async for message in websocket:
             if message.type is not WSMsgType.BINARY or not message.data:
                 continue
             channel = message.data[0]
             if channel % 2 == 0 and channel // 2 < len(queues):
                 await queues[channel // 2].put(message.data[1:])
-        for task in tasks:
+        for task in (*tasks, tasks_end):
             task.cancel()
