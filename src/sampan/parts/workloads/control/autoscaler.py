@@ -50,7 +50,8 @@ class AutoscalerController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._memories: dict[str, Memory] = {}
-        self._next: dict[Key, float] = {}
+        self._next: dict[Key, tuple[float, Object]] = {}
+        """When to look again, unless the spec is another by then."""
 
     def sources(self) -> list[Source]:
         return [For(HORIZONTAL_POD_AUTOSCALERS)]
@@ -61,12 +62,10 @@ class AutoscalerController(Controller):
             self._next.pop(key, None)
             return None
         now = self.clock.monotonic()
-        left = self._next.get(key, 0.0) - now
-        generation = cached["metadata"].get("generation")
-        observed = dig(cached, "status", "observedGeneration")
-        if left > 0 and observed == generation:
-            return left
-        self._next[key] = now + PERIOD
+        due, spec = self._next.get(key, (0.0, None))
+        if due > now and spec == cached["spec"]:
+            return due - now
+        self._next[key] = (now + PERIOD, cached["spec"])
         autoscaler: Object = copy(cached)
         await self._look(autoscaler)
         if autoscaler.get("status") != cached.get("status"):
@@ -76,7 +75,6 @@ class AutoscalerController(Controller):
     async def _look(self, autoscaler: Object) -> None:
         status = autoscaler.setdefault("status", {})
         status["conditions"] = copy(status.get("conditions") or [])
-        status["observedGeneration"] = autoscaler["metadata"].get("generation", 0)
         status.setdefault("desiredReplicas", 0)
         reference = autoscaler["spec"]["scaleTargetRef"]
         namespace = autoscaler["metadata"]["namespace"]
