@@ -23,7 +23,7 @@ from sampan.kube.status import ApiError
 from sampan.kube.types.duration import format_time
 from sampan.parts.workloads import pods
 
-HEARTBEAT = 10.0
+HEARTBEAT = 20.0
 """Seconds between two renewals of a node's lease."""
 
 

@@ -38,7 +38,7 @@ from sampan.parts.workloads.control.volumes import ClaimController, VolumeContro
 from sampan.parts.workloads.part import CONTROLLERS
 from tests.kubelet import FakeKubelet
 
-SETTLED = 40
+SETTLED = 25
 """Turns of the event loop with nothing written after which nothing more will be without time passing."""
 
 
