@@ -120,7 +120,7 @@ class Map:
             return None
         return value.raw
 
-    def keys(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """All keys; while others write, some may come twice or not at all."""
         key = ctypes.create_string_buffer(self.key_size)
         following = ctypes.create_string_buffer(self.key_size)

@@ -45,12 +45,20 @@ class ClusterDirectory:
         self._namespaces = informers.informer(NAMESPACES)
         self._services = informers.informer(SERVICES)
         self._slices = informers.informer(ENDPOINT_SLICES)
-        self._services.add_index(_BY_ADDRESS, lambda service: [shown(one) for one in _cluster_addresses(service)])
+        self._services.add_index(_BY_ADDRESS, self._shown_addresses)
         self._slices.add_index(BY_SERVICE, service_of)
         self._slices.add_index(_BY_ADDRESS, _endpoint_addresses)
         self._known: dict[str, ServiceRecords] = {}
         self._services.on_change(self._service_changed)
         self._slices.on_change(self._slice_changed)
+
+    def _shown_addresses(self, service: Object) -> Iterable[str]:
+        # both, for what is shown may change after the index was made
+        return {one for address in _cluster_addresses(service) for one in (address, self._shown(address))}
+
+    def forget(self) -> None:
+        """Cluster addresses are shown differently from now on."""
+        self._known.clear()
 
     async def wait_synced(self) -> None:
         """Return when the caches are filled."""

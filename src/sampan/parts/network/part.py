@@ -1,27 +1,38 @@
 """The network part: cluster DNS, Services and NetworkPolicy.
 
-Read this first. ``dns`` answers names from informer state; ``records`` says what it answers.
+Read this first. Three functions decide: ``records`` what DNS says of a Service, ``services`` what can be connected to and where
+that leads, ``policy`` which pods may speak. ``dns`` answers names. ``control.proxy`` puts frontends on data paths
+(``datapath``): pods of a node with eBPF get the kernel's, everyone else forwarders in user space; ``control.attachment`` finds
+out which. Node ports and load balancers are forwarders on the host in every tier.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 from ipaddress import ip_address
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from sampan.kernel.errors import SettingsError
 from sampan.kernel.part import Part, PartSettings
+from sampan.kernel.telemetry import gauge
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key
 from sampan.kube.resources import SERVICES
 from sampan.parts.network.control import dns_service
+from sampan.parts.network.control.attachment import Attachment, is_loopback
+from sampan.parts.network.control.balancer import LoadBalancers
+from sampan.parts.network.control.policies import NetworkPolicies
+from sampan.parts.network.control.proxy import ServiceProxy
+from sampan.parts.network.datapath.forward import ForwardPath
 from sampan.parts.network.directory import ClusterDirectory
 from sampan.parts.network.dns.server import NameServer
 from sampan.parts.network.dns.upstream import Upstream, host_resolvers
 from sampan.parts.network.dns.zone import Zone
+from sampan.parts.network.services import Backends, Frontend
 
 DNS_PLACE = 9
 """How far the name server's address is behind that of the API server's Service: the tenth address by convention."""
@@ -40,6 +51,17 @@ class NetworkSettings(PartSettings, kw_only=True):
         list[str],
         msgspec.Meta(description="addresses of name servers for other names; those of /etc/resolv.conf where empty"),
     ] = msgspec.field(default_factory=list)
+    data_path: Annotated[
+        Literal["auto", "ebpf", "forward"],
+        msgspec.Meta(description="how pods reach Services; `auto` is eBPF where the node can, else forwarders"),
+    ] = "auto"
+    node_port_host: Annotated[str, msgspec.Meta(description="address of this machine that node ports are on")] = (
+        "127.0.0.1"
+    )
+    load_balancer_range: Annotated[
+        str,
+        msgspec.Meta(description="addresses of load balancers; empty: a 127.77.N.0/24 that follows from the platform"),
+    ] = ""
 
 
 class NetworkPart(Part[NetworkSettings]):
@@ -52,6 +74,7 @@ class NetworkPart(Part[NetworkSettings]):
     _udp: socket.socket | None = None
     _tcp: socket.socket | None = None
     _names: NameServer | None = None
+    _attachment: Attachment | None = None
 
     async def provision(self) -> None:
         """Bind the name server's sockets."""
@@ -63,8 +86,9 @@ class NetworkPart(Part[NetworkSettings]):
     async def start(self) -> None:
         """Serve names and announce where."""
         context, settings = self.context, self.context.settings
-        control = context.get(ControlContext)
-        directory = ClusterDirectory(control.informers)
+        shared = context.get(ControlContext)
+        control = ControlContext(shared.client, shared.informers, shared.clock, context.tasks, shared.metrics)
+        directory = ClusterDirectory(control.informers, self._shown)
         await directory.wait_synced()
         api_server = control.informers.informer(SERVICES).get(Key("default", "kubernetes"))
         assert api_server is not None  # made by the API server before it is ready
@@ -78,18 +102,67 @@ class NetworkPart(Part[NetworkSettings]):
         await self._names.serve(self._udp, self._tcp)
         host = "127.0.0.1" if settings.dns_host == "0.0.0.0" else settings.dns_host  # noqa: S104
         await dns_service.announce(control.client, address, host, udp, tcp)
+        await self._start_services(control, directory)
+
+    async def _start_services(self, control: ControlContext, directory: ClusterDirectory) -> None:
+        context, settings = self.context, self.context.settings
+        self._proxy = proxy = ServiceProxy(control, "", [settings.node_port_host])
+        self._policies = policies = NetworkPolicies(control)
+        self._host = ForwardPath(context.clock, context.tasks)
+        self._forwarders = ForwardPath(context.clock, context.tasks, lambda one: (self._shown(one.address), one.port))
+        self._attachment = attachment = Attachment(
+            control, proxy, policies, self._forwarders, settings.data_path, directory.forget
+        )
+        balancers = LoadBalancers(control, settings.load_balancer_range or self._own_range())
+
+        def for_host(frontend: Frontend, backends: Backends) -> bool:
+            if backends.reach == "node":
+                return frontend.address == settings.node_port_host
+            return backends.reach == "external" and is_loopback(frontend.address)
+
+        await proxy.use(self._host, for_host)
+        for controller in (proxy, policies, balancers, attachment):
+            await controller.start()
+        count = gauge(context.metrics, "sampan_network_frontends", "Addresses and ports of Services.", ())
+        count.set_function(lambda: len(proxy.frontends))
+        isolated = gauge(context.metrics, "sampan_network_isolated_pods", "Pods that a policy selects.", ())
+        isolated.set_function(lambda: policies.isolated)
+
+    def _shown(self, address: str) -> str:
+        """The address of a Service that clients are told: itself, or where its forwarder listens."""
+        if self._attachment is None or self._attachment.mode != "forward" or is_loopback(address):
+            return address
+        return "127." + address.partition(".")[2]
+
+    def _own_range(self) -> str:
+        """Platforms side by side must not take each other's addresses."""
+        number = hashlib.sha256(str(self.context.root).encode()).digest()[0]
+        return f"127.77.{number}.0/24"
 
     async def stop(self) -> None:
         """Close the sockets."""
+        await self.context.tasks.cancel()
         if self._names is not None:
             self._names.close()
+        if self._attachment is not None:
+            self._host.close()
+            self._forwarders.close()
+            if self._attachment.kernel is not None:
+                self._attachment.kernel.close()
         for bound in (self._udp, self._tcp):
             if bound is not None:
                 bound.close()
 
     def status(self) -> dict[str, Any]:
-        """Names answered."""
-        return {"names answered": self._names.answered if self._names is not None else 0}
+        """How Services are reached and how many there are."""
+        if self._attachment is None or self._names is None:
+            return {}
+        return {
+            "data path": self._attachment.mode or "none (no node)",
+            "frontends": len(self._proxy.frontends),
+            "isolated pods": self._policies.isolated,
+            "names answered": self._names.answered,
+        }
 
     def _resolvers(self) -> list[tuple[str, int]]:
         given = self.context.settings.upstream

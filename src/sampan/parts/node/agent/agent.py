@@ -416,18 +416,19 @@ class Agent:
 
     async def register(self) -> None:
         """Create the Node (or bring it up to date) and post its status. Raises ApiError."""
-        wanted = node_object.node(self.name, self.runtime.pod_range, self._labels, self._facts)
+        cgroup = self.runtime.cgroup if self.runtime.tier == "T1" else ""
+        wanted = node_object.node(self.name, self.runtime.pod_range, self._labels, self._facts, cgroup)
         try:
             found = await self.client.get(NODES, self.name)
         except ApiError as error:
             if not error.not_found:
                 raise
             found = await self.client.create(NODES, wanted)
-        if (
-            found["spec"].get("podCIDR") != self.runtime.pod_range
-            or not wanted["metadata"]["labels"].items() <= found["metadata"].get("labels", {}).items()
+        own = {name: wanted["metadata"][name] for name in ("labels", "annotations")}
+        if found["spec"].get("podCIDR") != self.runtime.pod_range or any(
+            not values.items() <= (found["metadata"].get(name) or {}).items() for name, values in own.items()
         ):
-            patch = {"metadata": {"labels": wanted["metadata"]["labels"]}, "spec": wanted["spec"]}
+            patch = {"metadata": own, "spec": wanted["spec"]}
             with contextlib.suppress(ApiError):
                 # podCIDR cannot change once set; a node that came back with another range keeps the old one on record
                 found = await self.client.patch(NODES, self.name, patch)

@@ -15,6 +15,8 @@ from sampan.kube.objects import Object
 from sampan.kube.server.version import KUBERNETES_VERSION
 from sampan.kube.types.duration import format_time
 
+PODS_CGROUP = "sampan.dev/pods-cgroup"
+"""Annotation that tells the network part where the pods' sockets can be reached."""
 LEASE_SECONDS = 40
 DISK_PRESSURE = 0.90
 """Share of the disk in use from which the node reports DiskPressure."""
@@ -49,8 +51,8 @@ def machine(directory: Path) -> dict[str, Any]:
     }
 
 
-def node(name: str, pod_range: str, labels: dict[str, str], facts: dict[str, Any]) -> Object:
-    """The object as a node registers it."""
+def node(name: str, pod_range: str, labels: dict[str, str], facts: dict[str, Any], cgroup: str = "") -> Object:
+    """The object as a node registers it; ``cgroup`` is the directory above all its pods, where Services are attached."""
     own = {
         "beta.kubernetes.io/arch": facts["architecture"],
         "beta.kubernetes.io/os": "linux",
@@ -64,7 +66,10 @@ def node(name: str, pod_range: str, labels: dict[str, str], facts: dict[str, Any
         "metadata": {
             "name": name,
             "labels": {**own, **labels},
-            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+            "annotations": {
+                "volumes.kubernetes.io/controller-managed-attach-detach": "true",
+                PODS_CGROUP: cgroup,
+            },
         },
         "spec": {"podCIDR": pod_range, "podCIDRs": [pod_range], "providerID": f"sampan://{name}"},
     }

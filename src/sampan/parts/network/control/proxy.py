@@ -1,0 +1,130 @@
+"""Services to data paths: each Service's frontends are put wherever they can be taken.
+
+Several paths stand side by side: the kernel's for pods, forwarders for what the host connects to. A path says which frontends
+it takes. A frontend that two Services claim (the same external address and port) belongs to the first until it goes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Source, Watches
+from sampan.kube.objects import Key, Object
+from sampan.kube.resources import ENDPOINT_SLICES, SERVICES
+from sampan.parts.network.datapath.interface import DataPath
+from sampan.parts.network.directory import BY_SERVICE, service_of
+from sampan.parts.network.services import Backends, Frontend, frontends
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+"""After which a frontend that could not be had is tried again."""
+
+Takes = Callable[[Frontend, Backends], bool]
+
+
+class Route(NamedTuple):
+    """A data path and the frontends it takes."""
+
+    path: DataPath
+    takes: Takes
+
+
+def _service_keys(one: Object) -> list[Key]:
+    return [Key(*key.split("/", 1)) for key in service_of(one)]
+
+
+class ServiceProxy(Controller):
+    """Keeps the data paths in step with Services and EndpointSlices."""
+
+    name = "service-proxy"
+
+    def __init__(self, context: ControlContext, node: str, node_addresses: Sequence[str]) -> None:
+        """``node`` is this node's name, or "" to take every endpoint for local."""
+        super().__init__(context)
+        self.node = node
+        self.node_addresses = list(node_addresses)
+        self._routes: list[Route] = []
+        self._wanted: dict[Key, dict[Frontend, Backends]] = {}
+        self._claims: dict[Frontend, list[Key]] = {}
+        self.informer(ENDPOINT_SLICES).add_index(BY_SERVICE, service_of)
+
+    def sources(self) -> list[Source]:
+        return [For(SERVICES), Watches(ENDPOINT_SLICES, _service_keys)]
+
+    @property
+    def frontends(self) -> Mapping[Frontend, Backends]:
+        """What can be connected to now."""
+        return {frontend: self._wanted[claims[0]][frontend] for frontend, claims in self._claims.items()}
+
+    async def use(self, path: DataPath, takes: Takes) -> None:
+        """Put everything on another path, too, now and from now on."""
+        self._routes.append(Route(path, takes))
+        for frontend, backends in list(self.frontends.items()):
+            if takes(frontend, backends):
+                try:
+                    await path.put(frontend, backends)
+                except OSError:
+                    self.queue.add(self._claims[frontend][0])  # its reconcile tells about it
+
+    def leave(self, path: DataPath) -> None:
+        """No longer put anything there."""
+        self._routes = [route for route in self._routes if route.path is not path]
+
+    def again(self) -> None:
+        """Look at every Service again (the node's name or addresses changed)."""
+        for service in self.informer(SERVICES).objects():
+            self.queue.add(Key.of(service))
+
+    async def reconcile(self, key: Key) -> float | None:
+        service = self.informer(SERVICES).get(key)
+        new: dict[Frontend, Backends] = {}
+        if service is not None:
+            slices = self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key))
+            new = frontends(service, slices, self.node, self.node_addresses)
+        old = self._wanted.get(key, {})
+        for frontend in old.keys() - new.keys():
+            self._claims[frontend].remove(key)
+            if not self._claims[frontend]:
+                del self._claims[frontend]
+        for frontend in new:
+            claims = self._claims.setdefault(frontend, [])
+            if key not in claims:
+                claims.append(key)
+        if new:
+            self._wanted[key] = new
+        else:
+            self._wanted.pop(key, None)
+        failures = [why for frontend in {**old, **new} for why in await self._put(frontend)]
+        if failures and service is not None:
+            self.recorder.event(service, "Warning", "FailedToListen", "; ".join(dict.fromkeys(failures)))
+        return RETRY_SECONDS if failures else None
+
+    async def _put(self, frontend: Frontend) -> list[str]:
+        claims = self._claims.get(frontend)
+        backends = self._wanted[claims[0]][frontend] if claims else None
+        failures = []
+        for route in list(self._routes):
+            try:
+                if backends is not None and route.takes(frontend, backends):
+                    await route.path.put(frontend, backends)
+                else:
+                    await route.path.drop(frontend)
+            except OSError as error:
+                failures.append(_explained(frontend, error))
+        return failures
+
+
+def _explained(frontend: Frontend, error: OSError) -> str:
+    where = f"{frontend.address}:{frontend.port}/{frontend.protocol}"
+    if error.errno == errno.EADDRINUSE:
+        return f"cannot listen on {where}: the port is in use on this machine"
+    if error.errno == errno.EACCES:
+        return (
+            f"cannot listen on {where}: ports below net.ipv4.ip_unprivileged_port_start need rights; use its node port"
+        )
+    return f"cannot serve {where}: {error.strerror or error}"

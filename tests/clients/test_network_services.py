@@ -1,0 +1,151 @@
+"""Services, DNS and policy for real pods, as their processes see them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import sampan.testing
+from sampan.kube.client.http import HttpClient
+from sampan.kube.objects import Object
+from sampan.kube.resources import NETWORK_POLICIES, PODS, SERVICES
+
+ONLY = ["kubernetes", "workloads", "node", "network"]
+# a resolver that refuses at once: names outside do not exist here, whatever the machine is connected to
+SETTINGS = {"kubernetes.store": "memory", "network.upstream": ["127.0.0.1:1"]}
+SERVE = "import http.server as h; h.HTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()"
+# asks for urls and names one a line, and says what came of each
+ASK = """
+import socket, ssl, sys, urllib.request
+sys.stdout = open("/dev/termination-log", "w")
+context = ssl._create_unverified_context()
+for what in sys.argv[1:]:
+    try:
+        if "://" in what:
+            try:
+                print(urllib.request.urlopen(what, timeout=5, context=context).status)
+            except urllib.error.HTTPError as error:
+                print(error.code)
+        else:
+            print(sorted({one[4][0] for one in socket.getaddrinfo(what, 80, socket.AF_INET)}))
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        print(type(reason).__name__)
+"""
+
+pytestmark = [pytest.mark.xdist_group("network-services")]
+
+
+def _pod(name: str, *command: str, **spec: Any) -> Object:
+    container = {"name": "c", "image": "python", "command": ["python", "-c", *command]}
+    return {
+        "metadata": {"name": name, "labels": {"app": name.partition("-")[0]}},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1, "restartPolicy": "Never", **spec},
+    }
+
+
+async def _until_pod(client: HttpClient, name: str, *phases: str) -> Object:
+    async with asyncio.timeout(40):
+        while True:
+            pod = await client.get(PODS, name, "default")
+            ready = any(
+                one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ())
+            )
+            if pod["status"].get("phase") in phases and (ready or "Running" not in phases):
+                return pod
+            await asyncio.sleep(0.02)
+
+
+class Asker:
+    """Runs the asking script in pods of its own."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self.client = client
+        self.count = 0
+
+    async def ask(self, *what: str, app: str = "ask") -> list[str]:
+        self.count += 1
+        name = f"{app}-{self.count}"
+        await self.client.create(PODS, _pod(name, ASK, *what), "default")
+        pod = await _until_pod(self.client, name, "Succeeded", "Failed")
+        message: str = pod["status"]["containerStatuses"][0]["state"]["terminated"].get("message", "")
+        return message.splitlines()
+
+
+async def _settled(ask: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """What was written takes a moment to reach the tables."""
+    async with asyncio.timeout(30):
+        while (found := await ask()) != wanted:
+            print(found)
+
+
+def _get(host: str, port: int) -> int:
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    connection.request("GET", "/")
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: pods with addresses of their own")
+async def test_pods_reach_services_by_name_and_policies_hold() -> None:
+    async with (
+        sampan.testing.Platform(only=ONLY, settings=SETTINGS) as platform,
+        platform.client() as client,
+    ):
+        asker = Asker(client)
+        await client.create(PODS, _pod("web", SERVE), "default")
+        service: Object = {
+            "metadata": {"name": "web"},
+            "spec": {
+                "type": "LoadBalancer",
+                "selector": {"app": "web"},
+                "ports": [{"name": "http", "port": 8000, "targetPort": 8080}],
+            },
+        }
+        made = await client.create(SERVICES, service, "default")
+        address = made["spec"]["clusterIP"]
+        web = await _until_pod(client, "web", "Running")
+
+        # names, the Service by name and address, the API server, a port that is not there
+        assert await asker.ask(
+            "web",
+            "web.default.svc.cluster.local",
+            "http://web:8000/",
+            f"http://{address}:8000/",
+            "https://kubernetes.default.svc/healthz",
+            f"http://{address}:8001/",
+            "absent.default",
+        ) == [f"['{address}']", f"['{address}']", "200", "200", "200", "ConnectionRefusedError", "gaierror"]
+
+        # from the host: the pod itself, its node port, its load balancer
+        assert await asyncio.to_thread(_get, web["status"]["podIP"], 8080) == 200
+        assert await asyncio.to_thread(_get, "127.0.0.1", made["spec"]["ports"][0]["nodePort"]) == 200
+        async with asyncio.timeout(10):
+            while not (given := (await client.get(SERVICES, "web", "default"))["status"]["loadBalancer"]):
+                await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(_get, given["ingress"][0]["ip"], 8000) == 200
+
+        # only pods labelled app=friend
+        policy: Object = {
+            "metadata": {"name": "friends"},
+            "spec": {
+                "podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}], "ports": [{"port": 8080}]}],
+            },
+        }
+        await client.create(NETWORK_POLICIES, policy, "default")
+        await _settled(lambda: asker.ask("http://web:8000/"), ["TimeoutError"])
+        await _settled(lambda: asker.ask("http://web:8000/", app="friend"), ["200"])
+        assert await asyncio.to_thread(_get, web["status"]["podIP"], 8080) == 200
+        await client.delete(NETWORK_POLICIES, "friends", "default")
+        await _settled(lambda: asker.ask("http://web:8000/"), ["200"])
+
+        await client.delete(SERVICES, "web", "default")
+        await _settled(lambda: asker.ask("web"), ["gaierror"])
