@@ -12,7 +12,7 @@ from sampan.kernel.clock import Clock
 from sampan.parts.messaging import record
 from sampan.parts.messaging.broker import Limits
 from sampan.parts.messaging.clients import Client
-from sampan.parts.messaging.errors import MessagingError, Reason
+from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
 from sampan.parts.messaging.filters import sql_filter, tag_filter
 from sampan.parts.messaging.operations import Operations
 from sampan.parts.messaging.record import Message
@@ -432,3 +432,28 @@ async def test_one_failing_listener_keeps_nobody_else_waiting(bench: Bench) -> N
     bench.core.broker.send(Message("t", b"1", {}), topic, b"", broken)
     await bench.send("t", b"2")
     assert sorted(await bench.bodies("t")) == [b"1", b"2"]
+
+
+async def test_a_store_that_lacks_part_of_its_index_is_refused(tmp_path: Path) -> None:
+    clock = frozen()
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        for number in range(60):
+            await bench.send("t", b"%02d" % number * 500)
+            await bench.settle(lambda: not bench.core.store._checkpointing)
+    min((tmp_path / "index").iterdir()).unlink()
+    with pytest.raises(StorageError, match="does not cover"):
+        async with started(tmp_path, clock, segment_bytes=10_000):
+            pass
+
+
+async def test_asynchronous_flush_keeps_everything_over_a_restart(tmp_path: Path) -> None:
+    clock = frozen()
+    async with started(tmp_path, clock, segment_bytes=10_000, sync=False) as bench:
+        for number in range(30):
+            await bench.send("t", b"%02d" % number * 500)
+            await bench.settle(lambda: not bench.core.store._checkpointing)
+        bench.clock.jump(1)
+        await bench.settle(lambda: not bench.core.store.log.dirty)
+        assert not bench.core.store.log.dirty
+    async with started(tmp_path, clock, segment_bytes=10_000, sync=False) as bench:
+        assert len(await bench.bodies("t")) == 30

@@ -151,7 +151,7 @@ class Store:
             self._restore(state)
         if start > self.log.durable:
             raise StorageError(f"the log in {self._directory} ends before its checkpoint; restore it from a snapshot")
-        self.index.open(start)
+        self.index.open(start, self.log.begin)
         count = 0
         for position, kind, payload in self.log.replay(start):
             self._replay(position, kind, payload)
@@ -588,6 +588,8 @@ class Store:
 
     async def _write_checkpoint(self, live: Live, encoded: bytes, position: int) -> None:
         def write() -> Part:
+            if not self._sync:
+                self.log.sync_segments()
             part = Part(live.write(self._directory / "index", position))
             checkpoint.write(self._directory, encoded)
             return part

@@ -34,6 +34,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sampan.kernel.files import sync_folder
 from sampan.parts.messaging.errors import StorageError
 
 MAGIC = b"SMPNIDX\x01"
@@ -164,6 +165,7 @@ class Live:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(directory)
         return path
 
 
@@ -215,9 +217,7 @@ class Part:
         """
         if not self._verified:
             if zlib.crc32(self._views[0][_HEADER.size :]) != self._crc:
-                raise StorageError(
-                    f"{self.path} is damaged; stop, delete the index folder and the checkpoint, and start"
-                )
+                raise StorageError(f"{self.path} is damaged; restore it from a snapshot")
             self._verified = True
 
     def span(self, queue: int) -> tuple[int, int, int] | None:
@@ -260,24 +260,25 @@ class Index:
         self.live = Live(0)
         self._hints: dict[int, int] = {}
 
-    def open(self, upto: int) -> None:
-        """Map the parts that end at or before log position ``upto`` and begin the live stretch there; delete others.
+    def open(self, upto: int, begin: int = 0) -> None:
+        """Map the parts up to log position ``upto`` and begin the live stretch there; delete those beyond it.
 
         Raises:
-            StorageError: a part is damaged, or some are missing between the first and ``upto``.
+            StorageError: a part is damaged, or the parts do not cover the log from ``begin`` (its first position) to ``upto``.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._directory.iterdir()):
-            begin, _, end = path.stem.partition("-")
+            start, _, end = path.stem.partition("-")
             if path.suffix != ".idx" or int(end) > upto:
                 path.unlink()
                 continue
             part = Part(path)
-            if self.parts and self.parts[-1].end != int(begin):
-                raise StorageError(f"the index lacks the part before {path}; delete {self._directory} to rebuild it")
+            if self.parts and self.parts[-1].end != int(start):
+                raise StorageError(f"the index lacks the part before {path}; restore it from a snapshot")
             self.parts.append(part)
-        if self.parts and self.parts[-1].end != upto:
-            raise StorageError(f"the index ends at {self.parts[-1].end} instead of {upto}")
+        covered = bool(self.parts) and self.parts[0].start <= begin and self.parts[-1].end == upto
+        if upto > begin and not covered:
+            raise StorageError(f"{self._directory} does not cover the log up to {upto}; restore it from a snapshot")
         self.live = Live(upto)
 
     def entries(self, queue: int, offset: int, limit: int) -> list[Entry]:
