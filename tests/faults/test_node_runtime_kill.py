@@ -92,6 +92,7 @@ async def main():
         await node.pod()
         while True:
             await node.run(f"{sys.argv[2]}-{number}", "sh", "-c", "exit 6")
+            print("started", flush=True)
             number += 1
 
 asyncio.run(main())
@@ -102,11 +103,17 @@ async def test_an_agent_killed_in_mid_flight_many_times_loses_no_exit_status(tmp
     async with bench(tmp_path / "node") as watcher:
         for turn in range(6):
             agent = await asyncio.to_thread(
-                subprocess.Popen, [sys.executable, "-c", AGENT, str(tmp_path / "node"), f"t{turn}"]
+                subprocess.Popen,
+                [sys.executable, "-c", AGENT, str(tmp_path / "node"), f"t{turn}"],
+                stdout=subprocess.PIPE,
             )
-            await asyncio.sleep(0.7 + turn * 0.037)
+            assert agent.stdout is not None
+            for _ in range(2 + turn):
+                await asyncio.to_thread(agent.stdout.readline)
+            await asyncio.sleep(turn * 0.003)
             agent.kill()
             agent.wait()
+            agent.stdout.close()
         began = time.monotonic()
         while time.monotonic() - began < 10:
             _, containers = await watcher.runtime.list()
