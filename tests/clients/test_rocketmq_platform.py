@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import sampan.testing
-from sampan.parts.messaging import MessagingClient
+from sampan.parts.messaging import MessagingClient, MessagingClientError
 
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
 TOPIC = """
@@ -133,3 +133,25 @@ def test_metrics_carry_the_reference_names(platform: sampan.testing.Platform) ->
     assert 'consumer_group="g"' in text
     assert "rocketmq_consumer_inflight_messages" in text
     assert "rocketmq_storage_size" in text
+
+
+@pytest.mark.sampan(only=["messaging"], settings={"messaging.host": "0.0.0.0"})
+def test_listening_beyond_loopback_demands_credentials_made_at_the_first_start(
+    platform: sampan.testing.Platform,
+) -> None:
+    port = platform.address("messaging.grpc").rpartition(":")[2]
+    path = platform.data_dir / "parts" / "messaging" / "credentials.json"
+    assert path.stat().st_mode & 0o077 == 0
+    credentials = json.loads(path.read_text())
+
+    async def send(**keys: str) -> int:
+        async with MessagingClient(f"127.0.0.1:{port}", **keys) as client:
+            try:
+                await client.send("t", b"x")
+            except MessagingClientError as error:
+                return error.code
+        return 20000
+
+    assert asyncio.run(send()) == 40100
+    signed = {"access_key": credentials["accessKey"], "secret_key": credentials["secretKey"]}
+    assert asyncio.run(send(**signed)) == 20000
