@@ -85,6 +85,11 @@ class ApiError(SampanError):
         return self.reason == "Conflict"
 
     @property
+    def namespace_terminating(self) -> bool:
+        """Nothing can be created because the namespace is being deleted."""
+        return any(cause.get("reason") == "NamespaceTerminating" for cause in self.details.get("causes") or ())
+
+    @property
     def expired(self) -> bool:
         return self.reason in ("Expired", "Gone")
 

@@ -206,7 +206,9 @@ async def test_a_failed_pod_is_made_anew(cluster: Cluster) -> None:
 
 async def test_each_pod_has_claims_that_outlive_it(cluster: Cluster) -> None:
     await local_storage(cluster)
-    await cluster.create(STATEFUL_SETS, stateful_set(2, volumeClaimTemplates=CLAIMS))
+    made = stateful_set(2, volumeClaimTemplates=CLAIMS)
+    made["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "www", "mountPath": "/www"}]
+    await cluster.create(STATEFUL_SETS, made)
     await cluster.settle()
     assert await cluster.names(PERSISTENT_VOLUME_CLAIMS) == ["www-web-0", "www-web-1"]
     claim = await cluster.get(PERSISTENT_VOLUME_CLAIMS, "www-web-0")

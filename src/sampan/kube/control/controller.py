@@ -163,6 +163,9 @@ async def _work(
         if error.conflict and queue.failures(key) < QUICK_CONFLICTS:
             result = "requeue"
             queue.retry_now(key)
+        elif error.namespace_terminating:
+            result = "success"  # there is nothing left to bring in line
+            queue.forget(key)
         else:
             result, delay = "error", queue.retry(key)
             log.warning("%s: %s failed, retrying in %.3g s: %s", name, key, delay, error, extra={"object": str(key)})

@@ -7,7 +7,7 @@ nothing here implements (dynamic resources, Windows) is not looked at.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sampan.kube.objects import Object
@@ -24,17 +24,20 @@ TOLERATION_OPERATORS = ("Equal", "Exists")
 NODE_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt")
 
 
-def validate_template(template: Object, path: str, problems: Problems) -> None:
-    """A workload's pod template."""
+def validate_template(template: Object, path: str, problems: Problems, claims: Iterable[Object] = ()) -> None:
+    """A workload's pod template; each of ``claims`` (volume claim templates) will be a volume of its name."""
     metadata = template.get("metadata") or {}
     validate_labels(metadata.get("labels") or {}, f"{path}.labels", problems)
     validate_annotations(metadata.get("annotations") or {}, f"{path}.annotations", problems)
-    validate_pod_spec(template.get("spec") or {}, f"{path}.spec", problems)
+    validate_pod_spec(template.get("spec") or {}, f"{path}.spec", problems, claims)
 
 
-def validate_pod_spec(spec: Object, path: str, problems: Problems) -> None:
+def validate_pod_spec(spec: Object, path: str, problems: Problems, claims: Iterable[Object] = ()) -> None:
     """Everything below ``spec`` of a pod."""
-    volumes = _validate_volumes(spec.get("volumes") or (), f"{path}.volumes", problems)
+    volumes = dict(_validate_volumes(spec.get("volumes") or (), f"{path}.volumes", problems))
+    for claim in claims:
+        name = (claim.get("metadata") or {}).get("name") or ""
+        volumes[name] = {"name": name, "persistentVolumeClaim": {"claimName": name}}
     validate_containers(spec, volumes, path, problems)
     problems.one_of(f"{path}.restartPolicy", spec.get("restartPolicy"), RESTART_POLICIES)
     problems.one_of(f"{path}.dnsPolicy", spec.get("dnsPolicy"), DNS_POLICIES)

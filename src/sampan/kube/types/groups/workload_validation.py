@@ -37,7 +37,7 @@ def validate_workload(
     if selector and not problems and not selectors.matches(selector, labels):
         why = "`selector` does not match template `labels`"
         problems.invalid("spec.template.metadata.labels", labels, why)
-    validate_template(template, "spec.template", problems)
+    validate_template(template, "spec.template", problems, spec.get("volumeClaimTemplates") or ())
     policy = (template.get("spec") or {}).get("restartPolicy")
     if policy not in restart_policies:
         problems.unsupported("spec.template.spec.restartPolicy", policy or "", restart_policies)

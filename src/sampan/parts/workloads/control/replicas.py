@@ -92,7 +92,7 @@ class ReplicaController(Controller):
         try:
             created = await self.client.create(PODS, pod, owner["metadata"]["namespace"])
         except ApiError as error:
-            if error.reason == "Forbidden" and "being terminated" in error.message:
+            if error.namespace_terminating:
                 return error
             self.recorder.event(owner, "Warning", "FailedCreate", f"Error creating: {error.message}")
             return error
