@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sampan.kernel import detached
 from sampan.kernel.errors import PortTakenError
 from sampan.kernel.folder import DataDirectory
 from sampan.kernel.listeners import ListenerBook
@@ -41,6 +42,7 @@ def sampan(data: Path) -> Iterator[Command]:
     holder = DataDirectory(data).holder()
     if holder:
         psutil.Process(holder).kill()
+    detached.end_all(DataDirectory(data).run)
 
 
 def kubectl(data: Path, *arguments: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from sampan.cli import options
+from sampan.kernel import detached
 from sampan.kernel.admin import NotRunningError, ask
 from sampan.kernel.errors import SampanError
 from sampan.kernel.folder import DataDirectory
@@ -29,7 +30,9 @@ def command(data_dir: Path, wait: float) -> None:
     directory = DataDirectory(data_dir)
     pid = directory.holder()
     if pid is None:
-        click.echo(f"no platform is running on {data_dir}")
+        ended = detached.end_all(directory.run)
+        left = f", but {', '.join(ended)} was left behind by one that died; ended now" if ended else ""
+        click.echo(f"no platform is running on {data_dir}{left}")
         return
     try:
         ask(directory.run, "POST", "/stop")

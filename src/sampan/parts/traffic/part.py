@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("sampan.traffic.access")
 
 
+KNATIVE_WAIT = 10.0
+"""Seconds an adopted Envoy is left with its configuration while the serving part comes up."""
+
+
 class TrafficSettings(PartSettings):
     """Settings of the traffic part."""
 
@@ -61,6 +65,8 @@ class TrafficPart(Part[TrafficSettings]):
     _envoy: Envoy
     _publisher: Publisher
     _plane: DataPlane
+    _came_up = False
+    _asked_to_stop = False
 
     async def provision(self) -> None:
         await install(self.context.get(Client), definitions.all_definitions())
@@ -83,9 +89,16 @@ class TrafficPart(Part[TrafficSettings]):
         directory.mkdir(parents=True, exist_ok=True)
         node = f"sampan-{context.data_dir.parent.name}"
         self._envoy = Envoy(
-            directory, context.clock, node_id=node, concurrency=settings.workers, sockets=context.sockets
+            directory,
+            context.clock,
+            run=context.root / "run",
+            node_id=node,
+            concurrency=settings.workers,
+            sockets=context.sockets,
         )
-        internal = context.listeners.choose("gateway.internal", settings.internal_port)
+        await self._envoy.find()
+        choose = context.listeners.choose
+        internal = self._envoy.port("gateway.internal", settings.internal_port, choose)
         context.listeners.record("gateway.internal", settings.host, internal)
         plane = self._plane = DataPlane(context.sockets / "traffic-gate.sock", (settings.host, internal))
         self._control_plane = ControlPlane(
@@ -96,9 +109,8 @@ class TrafficPart(Part[TrafficSettings]):
             load_interval=settings.load_interval,
         )
         self._control_plane.on_disconnect = plane.reset
-        await self._control_plane.start()
-        http = context.listeners.choose("gateway", settings.http_port)
-        https = context.listeners.choose("gateway.tls", settings.https_port)
+        http = self._envoy.port("gateway", settings.http_port, choose)
+        https = self._envoy.port("gateway.tls", settings.https_port, choose)
         context.listeners.record("gateway", settings.host, http)
         context.listeners.record("gateway.tls", settings.host, https)
 
@@ -119,7 +131,33 @@ class TrafficPart(Part[TrafficSettings]):
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)
         await self._publisher.start()
+        if self._envoy.adopted:
+            # it serves; it must not be told less than it knows before everything is known again
+            context.tasks.start("control plane", self._open_when_complete())
+        else:
+            await self._control_plane.start()
         await self._envoy.start(context.tasks)
+
+    async def _open_when_complete(self) -> None:
+        """Let an adopted Envoy connect once the first configuration is made, with Knative's part where there is one."""
+        await self._publisher.published()
+        if await self._has_knative():
+            try:
+                async with self.context.clock.timeout(KNATIVE_WAIT):
+                    await self._publisher.knative_followed.wait()
+            except TimeoutError:
+                log.warning("Knative's Ingresses are not served: the serving part did not come up")
+        await self._control_plane.start()
+
+    async def _has_knative(self) -> bool:
+        name = f"{resources.KNATIVE_INGRESSES.plural}.{resources.KNATIVE_INGRESSES.group}"
+        try:
+            await self.context.get(Client).get(core.CUSTOM_RESOURCE_DEFINITIONS, name)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            return False
+        return True
 
     def _default_certificate(self) -> Certificate:
         """What hosts without a certificate of their own are served with: one of the platform's authority."""
@@ -130,7 +168,7 @@ class TrafficPart(Part[TrafficSettings]):
         """The shared address's port for one that Gateways name, if it is free."""
         name = f"gateway.{port}{'.udp' if udp else ''}"
         try:
-            chosen = self.context.listeners.choose(name, port)
+            chosen = self._envoy.port(name, port, self.context.listeners.choose)
         except PortTakenError as error:
             log.warning("port %d is served on the Gateways' own addresses only: %s", port, error)
             return None
@@ -140,13 +178,21 @@ class TrafficPart(Part[TrafficSettings]):
     async def ready(self) -> None:
         await self._publisher.published()
         await self._envoy.ready()
+        self._came_up = True
 
     async def drain(self) -> None:
+        self._asked_to_stop = True
         await self._envoy.drain(self.context.settings.drain_seconds)
 
     async def stop(self) -> None:
-        await self._envoy.stop()
-        await self._control_plane.stop()
+        if hasattr(self, "_envoy"):
+            # a part that failed comes back soon: traffic goes on meanwhile
+            if self._came_up and not self._asked_to_stop:
+                await self._envoy.detach()
+            else:
+                await self._envoy.stop()
+        if hasattr(self, "_control_plane"):
+            await self._control_plane.stop()
 
     def _access(self, log_name: str, batch: Any) -> None:
         if log_name == SLOT_LOG:

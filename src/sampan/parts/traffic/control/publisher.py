@@ -87,6 +87,7 @@ class Publisher:
         self._builder = Builder(gate_socket)
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
+        self.knative_followed = asyncio.Event()
         self._unreported = asyncio.Event()
         self._statuses: Statuses = {}
         self._waiting: list[asyncio.Future[None]] = []
@@ -104,12 +105,22 @@ class Publisher:
         self._context.tasks.keep("publisher", self._run)
         self._context.tasks.keep("statuses", self._report)
 
-    async def follow(self, *resources: Resource) -> None:
+    async def follow(self, *followed: Resource) -> None:
         """Translate these kinds too from now on; they must be served already."""
-        for resource in resources:
+        for resource in followed:
             informer = self._context.informers.informer(resource)
             await informer.wait_synced()
             informer.on_change(self._follow(_FIELDS[resource]))
+        if resources.KNATIVE_INGRESSES in followed:
+            await self.complete()
+            self.knative_followed.set()
+
+    async def complete(self) -> None:
+        """Return when everything known now is published."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._dirty.set()
+        await done
 
     async def announce(self, service: Key, endpoints: frozenset[tuple[str, int]]) -> None:
         """Send traffic of a Service to these addresses besides those of its EndpointSlices; on return Envoy knows them."""
@@ -120,10 +131,7 @@ class Publisher:
             early[service] = endpoints
         else:
             early.pop(service, None)
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append(done)
-        self._dirty.set()
-        await done
+        await self.complete()
 
     async def published(self) -> None:
         """Return once the first configuration is out."""

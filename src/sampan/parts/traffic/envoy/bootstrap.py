@@ -17,7 +17,9 @@ def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, A
             "http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
         },
     }
-    service = {"envoy_grpc": {"cluster_name": XDS_CLUSTER}}
+    # a control plane that comes back is found at once, not after half a minute
+    again = {"retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"}}
+    service = {"envoy_grpc": {"cluster_name": XDS_CLUSTER, "retry_policy": again}}
     return {
         "node": {"id": node_id, "cluster": NODE_CLUSTER},
         "admin": {"address": {"pipe": {"path": str(admin_socket), "mode": 0o600}}},
@@ -62,11 +64,6 @@ def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, A
                         "max_active_downstream_connections": 50_000,
                     },
                 }
-            ]
-        },
-        "layered_runtime": {
-            "layers": [
-                {"name": "static", "static_layer": {"envoy.reloadable_features.no_extension_lookup_by_name": True}}
             ]
         },
     }

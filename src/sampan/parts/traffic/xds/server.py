@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 ACK_TIMEOUT = 5.0
 """Seconds to wait for an Envoy's acknowledgement of one step."""
 ACK_SLICES = 20
+SETTLE = 1.0
+"""Seconds after which a new stream has asked for everything it wants."""
 REFERRED = (schema.CLUSTER, schema.ENDPOINTS, schema.SECRET)
 REFERRING = (schema.LISTENER, schema.ROUTES)
 
@@ -175,18 +177,27 @@ class ControlPlane:
 
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(read())
+            cleaner = group.create_task(self._clean(connection))
             reader.add_done_callback(lambda _: connection.outgoing.put_nowait(_END))
             try:
                 while (response := await connection.outgoing.get()) is not _END:
                     yield _response(response_type, response)
             finally:
                 reader.cancel()
+                cleaner.cancel()
                 self._connections.discard(connection)
                 connection.settled.set()
                 if self.on_disconnect is not None:
                     self.on_disconnect()
                 if not self._connections:
                     self._connected.clear()
+
+    async def _clean(self, connection: _Connection) -> None:
+        """Remove what a reconnected Envoy still holds of before, once it has all that replaces it."""
+        await self._clock.sleep(SETTLE)
+        async with self._publishing:
+            types = (*reversed(REFERRING), *REFERRED)
+            connection.send(connection.stream.update(self._snapshot, types, removals=True))
 
     async def _loads(
         self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]

@@ -1,0 +1,260 @@
+"""The gateway when Envoy, the control plane or both are killed, and when everything changes under load."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sampan.kernel import detached
+from sampan.kernel.folder import DataDirectory
+from sampan.kube.client.http import HttpClient
+from sampan.kube.objects import Object
+from tests.clients.certificates_made import MadeAuthority
+from tests.clients.gateway_harness import Backends, Bench, bench, endpoint_slice, eventually, gateway, route, to
+
+
+class Load:
+    """Clients that ask without pause and count what went wrong."""
+
+    def __init__(self, address: str, port: int = 80, *, host: str = "load.com", tls: bool = False) -> None:
+        self._target = (address, port)
+        self._host = host
+        self._tls = tls
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(keep,)) for keep in (True, True, False)]
+        self.good = 0
+        self.failures: list[str] = []
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._tls:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return http.client.HTTPSConnection(*self._target, timeout=10, context=context)
+        return http.client.HTTPConnection(*self._target, timeout=10)
+
+    def _run(self, keep: bool) -> None:
+        connection = self._connection()
+        while not self._stop.is_set():
+            try:
+                connection.request("GET", "/", headers={"Host": self._host})
+                response = connection.getresponse()
+                response.read()
+                if response.status == 200:
+                    self.good += 1
+                else:
+                    self.failures.append(f"status {response.status}")
+                closes = response.will_close
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(repr(error))
+                closes = True
+            if closes or not keep:
+                connection.close()
+                connection = self._connection()
+        connection.close()
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        eventually(lambda: self.good > 5)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Command:
+    """The ``sampan`` command on one data directory."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.directory = DataDirectory(data)
+
+    def __call__(self, *arguments: str) -> str:
+        environment = {**os.environ, "SAMPAN_DATA_DIR": str(self.data), "SAMPAN_PLATFORM_PORTS": "auto"}
+        command = [sys.executable, "-m", "sampan", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def up(self, *arguments: str) -> None:
+        self("up", "--detach", "--only", "traffic", *arguments)
+
+    def envoy(self) -> int:
+        process = detached.living(self.directory.run, "traffic-envoy")
+        return process.pid if process is not None else 0
+
+    def kill_core(self) -> None:
+        pid = self.directory.holder()
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: self.directory.holder() is None)
+
+    def address(self, name: str) -> tuple[str, int]:
+        found: str = json.loads(self("status", "--json"))["addresses"][name]
+        host, _, port = found.partition(":")
+        return host, int(port)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    made = Command(tmp_path)
+    yield made
+    holder = made.directory.holder()
+    if holder:
+        psutil.Process(holder).kill()
+    detached.end_all(made.directory.run)
+
+
+@contextmanager
+def api(command: Command) -> Iterator[Bench]:
+    """A bench on the platform of a command."""
+
+    class Running:
+        @staticmethod
+        def client() -> HttpClient:
+            return HttpClient.from_kubeconfig(command.directory.kubeconfig)
+
+    backends = Backends()
+    made = Bench(Running(), backends)  # type: ignore[arg-type]
+    try:
+        yield made
+    finally:
+        backends.close()
+
+
+def test_envoy_comes_back_by_itself() -> None:
+    with bench() as gw:
+        ns = gw.namespace("kill")
+        gw.service(ns, "v1")
+        address = gw.gateway(ns, "gw")
+        gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
+        for _ in range(2):
+            first = detached.living(gw.platform.kernel.directory.run, "traffic-envoy")
+            assert first is not None
+            first.kill()
+            gw.until(lambda: gw.ask(address).backend == "v1")
+            second = detached.living(gw.platform.kernel.directory.run, "traffic-envoy")
+            assert second is not None
+            assert second.pid != first.pid
+        gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}], "new.com"))
+        gw.until(lambda: gw.ask(address).status == 404)
+        assert gw.ask(address, "new.com").backend == "v1"
+    assert ended(second.pid)
+
+
+def ended(pid: int) -> bool:
+    """Gone, but for a zombie where nobody takes care of orphans."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_traffic_goes_on_while_the_core_is_dead_and_after(command: Command) -> None:
+    command.up()
+    with api(command) as gw:
+        ns = gw.namespace("core")
+        gw.service(ns, "v1")
+        address = gw.gateway(ns, "gw")
+        gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
+        gw.until(lambda: gw.ask(address).backend == "v1")
+        envoy, shared = command.envoy(), command.address("gateway")
+        with Load(address) as load:
+            command.kill_core()
+            time.sleep(0.2)
+            command.up()
+            assert command.envoy() == envoy, "the living Envoy was not adopted"
+            assert command.address("gateway") == shared
+            gw.close()
+            gw.client = gw.backends.run(reconnect(command))
+            gw.route(route(ns, "other", "gw", [{"backendRefs": to("v1")}], "other.com"))
+            gw.until(lambda: gw.ask(address, "other.com").backend == "v1")
+        assert load.failures == []
+        # an Envoy that was started differently, say by an older version: another takes over its sockets
+        with Load(address) as load:
+            command.kill_core()
+            state = command.data / "parts" / "traffic" / "envoy" / "envoy.json"
+            state.write_text(state.read_text().replace('"warning"', '"error"'))
+            command.up()
+            assert command.envoy() not in (0, envoy)
+            gw.until(lambda: gw.ask(address, "other.com").backend == "v1")
+            time.sleep(0.5)
+        assert load.failures == []
+        gw.close()
+        command("down")
+        assert command.envoy() == 0
+        assert ended(envoy)
+        # a core that dies without a successor: `down` still cleans up
+        command.up()
+        envoy = command.envoy()
+        command.kill_core()
+        assert not ended(envoy)
+        assert "traffic-envoy" in command("down")
+        assert ended(envoy)
+
+
+async def reconnect(command: Command) -> HttpClient:
+    client = HttpClient.from_kubeconfig(command.directory.kubeconfig)
+    await client.__aenter__()
+    return client
+
+
+def test_many_changes_under_load_fail_no_request() -> None:
+    authority = MadeAuthority()
+    with bench() as gw:
+        ns = gw.namespace("changes")
+        ports = [gw.backends.port(f"v{number}") for number in range(3)]
+        gw.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": "changing", "namespace": ns},
+                "spec": {"ports": [{"name": "main", "port": 8080}]},
+            },
+            authority.secret(ns, "cert", "load.com"),
+        )
+        for number, port in enumerate(ports):
+            gw.apply(endpoint_slice(ns, "changing", [("127.0.0.1", port)], suffix=str(number)))
+            gw.service(ns, f"v{number}")
+        secure = {
+            "name": "tls",
+            "port": 443,
+            "protocol": "HTTPS",
+            "tls": {"certificateRefs": [{"name": "cert"}]},
+        }
+        address = gw.gateway(ns, "gw", *gateway(ns, "gw")["spec"]["listeners"], secure)
+        gw.route(route(ns, "r", "gw", [{"backendRefs": to("changing")}]))
+        gw.until(lambda: gw.ask_tls(address, "load.com").status == 200)
+        with Load(address) as load, Load(address, 443, tls=True) as secured:
+            for number in range(25):
+                gw.apply(change_of_route(ns, number))
+                if number % 2:
+                    gw.delete("EndpointSlice", "changing-0", ns)
+                else:
+                    gw.apply(endpoint_slice(ns, "changing", [("127.0.0.1", ports[0])], suffix="0"))
+                gw.apply(authority.secret(ns, "cert", "load.com", f"n{number}.com"))
+        assert load.failures == []
+        assert secured.failures == []
+
+
+def change_of_route(namespace: str, number: int) -> Object:
+    rules: list[Any] = [
+        {"backendRefs": to("changing")},
+        {"backendRefs": to(f"v{number % 3}")},
+        {"matches": [{"headers": [{"name": "never", "value": "set"}]}], "backendRefs": to("v0")},
+    ]
+    chosen = rules[: 1 + number % 3]
+    return route(namespace, "r", "gw", chosen)
