@@ -23,6 +23,8 @@ RETRY_FIRST = 0.005
 """Seconds after a key's first failure; doubles with each further one."""
 RETRY_LIMIT = 1000.0
 """Seconds between retries of a key at most."""
+FAIR_RUN = 32
+"""Keys handed out without a wait after which the rest of the process has its turn."""
 
 
 class WorkQueue(Generic[K]):
@@ -47,6 +49,7 @@ class WorkQueue(Generic[K]):
         self._later: dict[K, Timer] = {}
         self._failures: dict[K, int] = {}
         self._getters: deque[asyncio.Future[None]] = deque()
+        self._run = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -102,6 +105,10 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """The next key, as soon as there is one; `done` must follow."""
+        self._run = self._run + 1 if self._waiting else 0
+        if self._run >= FAIR_RUN:
+            self._run = 0
+            await self._clock.sleep(0)  # reconciles that wait for nothing must not keep everybody else from running
         while not self._waiting:
             getter = asyncio.get_running_loop().create_future()
             self._getters.append(getter)
