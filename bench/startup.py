@@ -22,6 +22,7 @@ import psutil
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled once, as an installation is
 LIBRARIES = "import asyncio, aiohttp.web, uvloop, msgspec, prometheus_client, cryptography.x509, click"
 IDLE_SECONDS = 5.0
 
