@@ -30,6 +30,8 @@ from sampan.parts.node.images.store import ImageStore
 from sampan.testing.platform import Platform
 
 APPLICATION = """
+import os
+
 from aiohttp import web
 
 async def hello(request):
@@ -37,7 +39,7 @@ async def hello(request):
 
 app = web.Application()
 app.router.add_get("/", hello)
-web.run_app(app, port=8080, print=None)
+web.run_app(app, port=int(os.environ.get("BENCH_PORT", "8080")), print=None)
 """
 
 
@@ -105,11 +107,13 @@ def spawn_python(file: Path) -> float:
 
     times = []
     for _ in range(5):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, str(file)])
+        process = subprocess.Popen([sys.executable, str(file)], env={**os.environ, "BENCH_PORT": str(port)})
         while True:
             try:
-                socket.create_connection(("127.0.0.1", 8080), 0.1).close()
+                socket.create_connection(("127.0.0.1", port), 0.1).close()
                 break
             except OSError:
                 time.sleep(0.002)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from sampan.kube.types.duration import format_time
+from sampan.parts.node.errors import RuntimeLostError
 from sampan.parts.node.runtime.interface import Usage
 
 if TYPE_CHECKING:
@@ -90,7 +92,9 @@ class Statistics:
     async def run(self) -> None:
         """Sample regularly, so that whoever asks finds a rate: containers at rest cost one message and a few reads each."""
         while True:
-            await self.sample()
+            # without a runtime there is nothing to sample; the agent tells about that itself
+            with contextlib.suppress(RuntimeLostError):
+                await self.sample()
             await self._agent.clock.sleep(SAMPLE_EVERY)
 
     async def summary(self) -> dict[str, Any]:
