@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
@@ -174,7 +175,10 @@ class _Side(asyncio.Protocol):
         self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Reset the connection."""
+        """Reset the connection; closing alone would look like a server that said nothing."""
+        held = self._transport.get_extra_info("socket")
+        if held is not None and held.fileno() >= 0:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -1,0 +1,244 @@
+"""Forwarders in user space on real sockets: node ports, load balancers, and Services where the kernel cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import sampan.testing
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.kube.client.http import HttpClient
+from sampan.kube.objects import Object
+from sampan.kube.resources import ENDPOINT_SLICES, EVENTS, NETWORK_POLICIES, NODES, SERVICES
+from sampan.parts.network.datapath.forward import UDP_IDLE_SECONDS, ForwardPath
+from sampan.parts.network.services import Backends, Frontend
+
+Address = tuple[str, int]
+
+
+def _free(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.asynccontextmanager
+async def _echo(name: str = "") -> AsyncIterator[Address]:
+    """Says its name, then echoes until the end of input."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(name.encode())
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()
+    finally:
+        server.close()
+
+
+async def _say(host: str, port: int, data: bytes = b"") -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
+
+    async def send() -> None:
+        writer.write(data)
+        await writer.drain()
+        writer.write_eof()
+
+    answer, _ = await asyncio.gather(reader.read(), send())
+    writer.close()
+    return answer
+
+
+@pytest.fixture
+async def path() -> AsyncIterator[ForwardPath]:
+    clock = Clock()
+    async with Tasks(clock) as tasks:
+        made = ForwardPath(clock, tasks)
+        yield made
+        made.close()
+
+
+async def test_bytes_pass_whole_in_both_directions_and_ends_are_kept_apart(path: ForwardPath) -> None:
+    async with _echo() as server:
+        front = Frontend("127.0.0.1", _free(), "TCP")
+        await path.put(front, Backends((server,)))
+        data = os.urandom(3_000_000)
+        assert await _say(front.address, front.port, data) == data
+
+
+async def test_endpoints_change_under_an_open_port_and_none_means_refused(path: ForwardPath) -> None:
+    async with _echo("one") as one, _echo("two") as two:
+        front = Frontend("127.0.0.1", _free(), "TCP")
+        await path.put(front, Backends((one,)))
+        assert await _say(front.address, front.port) == b"one"
+        await path.put(front, Backends((two,)))
+        assert await _say(front.address, front.port) == b"two"
+        await path.put(front, Backends((one, two)))
+        assert {await _say(front.address, front.port) for _ in range(40)} == {b"one", b"two"}
+        await path.put(front, Backends((one, two), affinity=60))
+        assert len({await _say(front.address, front.port) for _ in range(20)}) == 1
+        await path.put(front, Backends(()))
+        with pytest.raises(ConnectionRefusedError):
+            await _say(front.address, front.port)
+
+
+async def test_an_endpoint_that_is_down_is_passed_over(path: ForwardPath) -> None:
+    async with _echo("alive") as alive:
+        front = Frontend("127.0.0.1", _free(), "TCP")
+        await path.put(front, Backends((("127.0.0.1", _free()), alive)))
+        assert {await _say(front.address, front.port) for _ in range(20)} == {b"alive"}
+        await path.put(front, Backends((("127.0.0.1", _free()),)))
+        with pytest.raises(ConnectionResetError):
+            await _say(front.address, front.port)
+
+
+async def test_datagrams_find_their_way_back() -> None:
+    clock = Clock()
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        async with Tasks(clock) as tasks:
+            path = ForwardPath(clock, tasks)
+            front = Frontend("127.0.0.1", _free(socket.SOCK_DGRAM), "UDP")
+            await path.put(front, Backends((server.getsockname(),)))
+            clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+            seen = []
+            for number, client in enumerate(clients):
+                client.setblocking(False)
+                client.connect((front.address, front.port))
+                await loop.sock_sendall(client, b"q%d" % number)
+                data, peer = await loop.sock_recvfrom(server, 100)
+                seen.append(peer)
+                await loop.sock_sendto(server, b"re:" + data, peer)
+                assert await loop.sock_recv(client, 100) == b"re:q%d" % number
+            assert len(set(seen)) == 2
+            # a client that was silent for long comes from another socket
+            clock.jump(UDP_IDLE_SECONDS + 1)
+            await loop.sock_sendall(clients[0], b"again")
+            data, peer = await loop.sock_recvfrom(server, 100)
+            await loop.sock_sendto(server, b"re:" + data, peer)
+            assert await loop.sock_recv(clients[0], 100) == b"re:again"
+            path.close()
+            for client in clients:
+                client.close()
+
+
+def _slice(service: str, *endpoints: Address) -> Object:
+    return {
+        "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}} for address, _ in endpoints],
+        "ports": [{"name": "http", "protocol": "TCP", "port": endpoints[0][1]}],
+    }
+
+
+async def _until(ask: Callable[[], Awaitable[Any]]) -> Any:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                if found := await ask():
+                    return found
+            except OSError:
+                pass
+            await asyncio.sleep(0.02)
+
+
+def _service(name: str, kind: str, port: int, **spec: Any) -> Object:
+    ports = [{"name": "http", "port": port}]
+    return {"metadata": {"name": name}, "spec": {"type": kind, "ports": ports, **spec}}
+
+
+async def _ingress(client: HttpClient, name: str) -> Any:
+    return ((await client.get(SERVICES, name, "default")).get("status") or {}).get("loadBalancer", {}).get("ingress")
+
+
+async def test_node_ports_and_load_balancers_on_the_host() -> None:
+    settings = {"kubernetes.store": "memory"}
+    async with (
+        sampan.testing.Platform(only=["kubernetes", "network"], settings=settings) as platform,
+        platform.client() as client,
+        _echo("hello") as server,
+    ):
+        port = _free()
+        made = await client.create(SERVICES, _service("web", "LoadBalancer", port), "default")
+        await client.create(ENDPOINT_SLICES, _slice("web", server), "default")
+        node_port = made["spec"]["ports"][0]["nodePort"]
+        assert await _until(lambda: _say("127.0.0.1", node_port)) == b"hello"
+        (given,) = await _until(lambda: _ingress(client, "web"))
+        assert given["ip"].startswith("127.77.")
+        assert await _until(lambda: _say(given["ip"], port)) == b"hello"
+
+        # the second one gets another address, so it may have the same port
+        await client.create(SERVICES, _service("other", "LoadBalancer", port), "default")
+        await client.create(ENDPOINT_SLICES, _slice("other", server), "default")
+        (second,) = await _until(lambda: _ingress(client, "other"))
+        assert second["ip"] != given["ip"]
+        assert await _until(lambda: _say(second["ip"], port)) == b"hello"
+
+        # no longer a load balancer: the address is given back
+        ports = [{"name": "http", "port": port}]
+        await client.update(SERVICES, {**made, "spec": {**made["spec"], "type": "ClusterIP", "ports": ports}} | {
+            "metadata": {"name": "web", "namespace": "default"}
+        })  # fmt: skip
+        await _until(lambda: _gone(client, "web"))
+        with pytest.raises(ConnectionRefusedError):
+            await _say(given["ip"], port)
+
+        # others' load balancers are left alone
+        await client.create(SERVICES, _service("theirs", "LoadBalancer", port, loadBalancerClass="x.io/y"), "default")
+
+        # a node port that something else has
+        for candidate in range(32700, 32600, -1):
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", candidate)):
+                clash = _service("clash", "NodePort", port)
+                clash["spec"]["ports"][0]["nodePort"] = candidate
+                await client.create(SERVICES, clash, "default")
+                await client.create(ENDPOINT_SLICES, _slice("clash", server), "default")
+                event = await _until(lambda: _event(client, "FailedToListen"))
+                assert f"127.0.0.1:{candidate}/TCP: the port is in use" in event["message"]
+                break
+        else:
+            pytest.fail("no node port is free")
+        assert not await _ingress(client, "theirs")
+
+
+async def _gone(client: HttpClient, name: str) -> bool:
+    return not await _ingress(client, name)
+
+
+async def _event(client: HttpClient, reason: str) -> Object | None:
+    events = await client.list(EVENTS, "default", field_selector=f"reason={reason}")
+    return events.items[0] if events.items else None
+
+
+async def test_without_ebpf_services_stand_on_loopback_and_policies_say_so() -> None:
+    settings = {"kubernetes.store": "memory", "network.data_path": "forward"}
+    async with (
+        sampan.testing.Platform(only=["kubernetes", "network"], settings=settings) as platform,
+        platform.client() as client,
+        _echo("hello") as server,
+    ):
+        port = _free()
+        service = await client.create(SERVICES, _service("web", "ClusterIP", port), "default")
+        await client.create(ENDPOINT_SLICES, _slice("web", server), "default")
+        annotations = {"sampan.dev/pods-cgroup": ""}
+        await client.create(NODES, {"metadata": {"name": "here", "annotations": annotations}})
+        shown = "127." + service["spec"]["clusterIP"].partition(".")[2]
+        assert await _until(lambda: _say(shown, port)) == b"hello"
+        await client.create(NETWORK_POLICIES, {"metadata": {"name": "deny"}, "spec": {"podSelector": {}}}, "default")
+        event = await _until(lambda: _event(client, "PolicyNotEnforced"))
+        assert event["involvedObject"]["name"] == "deny"
