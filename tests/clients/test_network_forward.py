@@ -16,8 +16,9 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client.http import HttpClient
 from sampan.kube.objects import Object
-from sampan.kube.resources import ENDPOINT_SLICES, EVENTS, NETWORK_POLICIES, NODES, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, EVENTS, NETWORK_POLICIES, NODES, SERVICES
 from sampan.parts.network.datapath.forward import UDP_IDLE_SECONDS, ForwardPath
+from sampan.parts.network.directory import SERVICE_NAME
 from sampan.parts.network.services import Backends, Frontend
 
 Address = tuple[str, int]
@@ -223,6 +224,38 @@ async def _gone(client: HttpClient, name: str) -> bool:
 async def _event(client: HttpClient, reason: str) -> Object | None:
     events = await client.list(EVENTS, "default", field_selector=f"reason={reason}")
     return events.items[0] if events.items else None
+
+
+async def test_endpoints_written_by_hand_lead_somewhere() -> None:
+    settings = {"kubernetes.store": "memory"}
+    async with (
+        sampan.testing.Platform(only=["kubernetes", "network"], settings=settings) as platform,
+        platform.client() as client,
+        _echo("hello") as server,
+    ):
+        made = await client.create(SERVICES, _service("manual", "NodePort", 80), "default")
+        ports = [{"name": "http", "port": server[1]}]
+        endpoints: Object = {
+            "metadata": {"name": "manual"},
+            "subsets": [{"addresses": [{"ip": server[0]}], "ports": ports}],
+        }
+        endpoints = await client.create(ENDPOINTS, endpoints, "default")
+        node_port = made["spec"]["ports"][0]["nodePort"]
+        assert await _until(lambda: _say("127.0.0.1", node_port)) == b"hello"
+        (mirror,) = (await client.list(ENDPOINT_SLICES, "default", label_selector=f"{SERVICE_NAME}=manual")).items
+        assert mirror["endpoints"] == [{"addresses": [server[0]], "conditions": {"ready": True}}]
+        assert mirror["metadata"]["ownerReferences"][0]["kind"] == "Endpoints"
+
+        await client.update(ENDPOINTS, {**endpoints, "subsets": []})
+
+        async def refused() -> bool:
+            try:
+                await _say("127.0.0.1", node_port)
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        assert await _until(refused)
 
 
 async def test_without_ebpf_services_stand_on_loopback_and_policies_say_so() -> None:

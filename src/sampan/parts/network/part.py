@@ -25,6 +25,7 @@ from sampan.kube.resources import SERVICES
 from sampan.parts.network.control import dns_service
 from sampan.parts.network.control.attachment import Attachment, is_loopback
 from sampan.parts.network.control.balancer import LoadBalancers
+from sampan.parts.network.control.mirroring import EndpointMirror
 from sampan.parts.network.control.policies import NetworkPolicies
 from sampan.parts.network.control.proxy import ServiceProxy
 from sampan.parts.network.datapath.forward import ForwardPath
@@ -121,7 +122,7 @@ class NetworkPart(Part[NetworkSettings]):
             return backends.reach == "external" and is_loopback(frontend.address)
 
         await proxy.use(self._host, for_host)
-        for controller in (proxy, policies, balancers, attachment):
+        for controller in (proxy, policies, balancers, EndpointMirror(control), attachment):
             await controller.start()
         count = gauge(context.metrics, "sampan_network_frontends", "Addresses and ports of Services.", ())
         count.set_function(lambda: len(proxy.frontends))
