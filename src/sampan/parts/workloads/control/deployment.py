@@ -16,7 +16,7 @@ from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, controller_of, copy, dig, owner_reference
 from sampan.kube.status import ApiError
 from sampan.kube.types.selectors import matches
-from sampan.parts.workloads import pods, rollout
+from sampan.parts.workloads import pods, rollout, statuses
 from sampan.parts.workloads.claims import claim
 from sampan.parts.workloads.overlay import Overlay
 from sampan.parts.workloads.rollout import DESIRED, MAXIMUM, REVISION, Scale, replicas
@@ -226,9 +226,12 @@ class DeploymentController(Controller):
         annotations = self._annotations(deployment, current, next_revision(old))
         min_ready = deployment["spec"].get("minReadySeconds") or 0
         if annotations != current or (new["spec"].get("minReadySeconds") or 0) != min_ready:
-            metadata["annotations"] = annotations
-            new["spec"]["minReadySeconds"] = min_ready
-            new.update(await self.client.update(REPLICA_SETS, new))
+            changed = {name: value for name, value in annotations.items() if current.get(name) != value}
+            patch = {
+                "metadata": {"uid": metadata["uid"], "annotations": changed},
+                "spec": {"minReadySeconds": min_ready},
+            }
+            new.update(await self.client.patch(REPLICA_SETS, metadata["name"], patch, metadata["namespace"]))
         await self._set_revision(deployment, annotations[REVISION])
 
     async def _set_revision(self, deployment: Object, revision: str) -> None:
@@ -247,9 +250,8 @@ class DeploymentController(Controller):
         wanted = _sizes(deployment)
         if count == before and wanted.items() <= annotations.items():
             return
-        metadata["annotations"] = {**annotations, **wanted}
-        replica_set["spec"]["replicas"] = count
-        replica_set.update(await self.client.update(REPLICA_SETS, replica_set))
+        patch = {"metadata": {"uid": metadata["uid"], "annotations": wanted}, "spec": {"replicas": count}}
+        replica_set.update(await self.client.patch(REPLICA_SETS, metadata["name"], patch, metadata["namespace"]))
         if count != before:
             direction = "up" if count > before else "down"
             message = f"Scaled {direction} replica set {metadata['name']} from {before} to {count}"
@@ -376,11 +378,10 @@ class DeploymentController(Controller):
 
     async def _write_status(self, deployment: Object, status: Object) -> None:
         cached = self.informer(DEPLOYMENTS).get(Key.of(deployment))
-        if cached is not None and (cached.get("status") or {}) == status:
+        if cached is None or cached["metadata"]["uid"] != deployment["metadata"]["uid"]:
             return
+        await statuses.write(self.client, DEPLOYMENTS, cached, status)
         deployment["status"] = status
-        written = await self.client.update(DEPLOYMENTS, deployment, subresource="status")
-        deployment["metadata"] = written["metadata"]
 
 
 def _sizes(deployment: Object) -> dict[str, str]:

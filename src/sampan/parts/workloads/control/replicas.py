@@ -16,7 +16,7 @@ from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, Resource, controller_of, copy
 from sampan.kube.status import ApiError
 from sampan.kube.types.selectors import matches
-from sampan.parts.workloads import pods
+from sampan.parts.workloads import pods, statuses
 from sampan.parts.workloads.claims import claim
 from sampan.parts.workloads.overlay import Overlay
 
@@ -149,8 +149,7 @@ class ReplicaController(Controller):
         if conditions:
             status["conditions"] = conditions
         if status != {name: value for name, value in old.items() if name in status or value}:
-            changed = {**owner, "status": status}
-            await self.client.update(self.resource, changed, subresource="status")
+            await statuses.write(self.client, self.resource, owner, status)
         if failure is not None:
             raise failure
         pending = [wait for wait in waits if wait]
