@@ -15,7 +15,7 @@ from sampan.kube.client.resources import CUSTOM_RESOURCE_DEFINITIONS, SERVICES
 from sampan.kube.control.interface import Informers, Queue
 from sampan.kube.objects import Key, Kind, Object, Resource, dig
 from sampan.parts.eventing.errors import UnresolvedError
-from sampan.parts.eventing.resources import host_of
+from sampan.parts.eventing.resources import TOPIC_GROUP, TOPIC_HOST, host_of
 
 BY_KIND = "eventing/kind"
 
@@ -101,6 +101,8 @@ class Addressing:
         if found is None:
             resource = self.resource_of(reference)
             raise UnresolvedError("NotFound", f'{resource.qualified} "{reference.get("name")}" not found')
+        if found["kind"] == "Topic" and found["apiVersion"].startswith(f"{TOPIC_GROUP}/"):
+            return f"http://{TOPIC_HOST}/{found['metadata']['namespace']}/{found['metadata']['name']}"
         if found["apiVersion"] == "v1" and found["kind"] == "Service":
             return f"http://{host_of(found['metadata']['name'], found['metadata']['namespace'])}"
         status = found.get("status") or {}

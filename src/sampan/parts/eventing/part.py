@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -29,12 +29,28 @@ from sampan.parts.eventing.addressing import Addressing
 from sampan.parts.eventing.admission import EventingAdmission
 from sampan.parts.eventing.configmaps import DEFAULTS, Config
 from sampan.parts.eventing.control.broker import BrokerController
+from sampan.parts.eventing.control.channels import (
+    ChannelController,
+    InMemoryChannelController,
+    SubscriptionController,
+)
 from sampan.parts.eventing.control.dataplane import Shared
+from sampan.parts.eventing.control.ping_source import PingSourceController
+from sampan.parts.eventing.control.rocketmq_source import RocketMQSourceController
+from sampan.parts.eventing.control.sink_binding import BindingAdmission, SinkBindingController
 from sampan.parts.eventing.control.trigger import TriggerController
 from sampan.parts.eventing.definitions import all_definitions
 from sampan.parts.eventing.dispatcher import Dispatcher
 from sampan.parts.eventing.fronts.ingress import Ingress
-from sampan.parts.eventing.resources import BROKERS, IN_MEMORY_CHANNELS, INGRESS_SERVICE, SYSTEM_NAMESPACE
+from sampan.parts.eventing.fronts.rocketmq_sink import RocketMQSink
+from sampan.parts.eventing.resources import (
+    BROKERS,
+    IN_MEMORY_CHANNELS,
+    INGRESS_SERVICE,
+    SYSTEM_NAMESPACE,
+    TOPIC_HOST,
+    TOPIC_SERVICE,
+)
 from sampan.parts.eventing.streams import Streams
 from sampan.parts.eventing.transport import ServiceResolver, Transport
 
@@ -62,6 +78,7 @@ class EventingPart(Part[EventingSettings]):
     _streams: Streams | None = None
     _transport: Transport | None = None
     _dispatcher: Dispatcher | None = None
+    _running_sources: Sequence[RocketMQSourceController | PingSourceController] = ()
 
     async def provision(self) -> None:
         context, client = self.context, self.context.get(Client)
@@ -78,7 +95,8 @@ class EventingPart(Part[EventingSettings]):
         maps = control.informers.informer(CONFIG_MAPS)
         await maps.wait_synced()
         config = Config(maps.get)
-        context.get(Admission).add(EventingAdmission(config))
+        admission = context.get(Admission)
+        admission.add(EventingAdmission(config))
         resolver, addressing = ServiceResolver(control.informers), Addressing(control.informers)
         self._streams = streams = Streams(
             lambda: context.listeners.address("messaging.grpc"),
@@ -96,9 +114,21 @@ class EventingPart(Part[EventingSettings]):
         )
         for cache in (resolver, addressing, brokers, channels):
             await cache.wait_synced()
-        await self._publish_service(shared.client)
+        for service in (INGRESS_SERVICE, TOPIC_SERVICE):
+            await self._publish_service(shared.client, service)
+        ingress.add(TOPIC_HOST, RocketMQSink(control.informers, streams, context.clock).take)
+        admission.add(BindingAdmission(control.informers))
         everything = Shared(control, addressing, streams, dispatcher, transport)
-        controllers: list[Controller] = [BrokerController(everything), TriggerController(everything)]
+        self._running_sources = [RocketMQSourceController(everything), PingSourceController(everything)]
+        controllers: list[Controller] = [
+            BrokerController(everything),
+            TriggerController(everything),
+            InMemoryChannelController(everything),
+            ChannelController(everything),
+            SubscriptionController(everything),
+            SinkBindingController(everything),
+            *self._running_sources,
+        ]
         for controller in controllers:
             await controller.start()
         self._server = HttpServer(ingress.handle, self._socket, context.clock)
@@ -112,6 +142,8 @@ class EventingPart(Part[EventingSettings]):
         if self._server is not None:
             await self._server.stop()
             self._server = None
+        for source in self._running_sources:
+            await source.close()
         if self._dispatcher is not None:
             await self._dispatcher.close()
         if self._transport is not None:
@@ -122,10 +154,10 @@ class EventingPart(Part[EventingSettings]):
     def status(self) -> dict[str, Any]:
         return {"subscribers": 0 if self._dispatcher is None else len(self._dispatcher)}
 
-    async def _publish_service(self, client: Client) -> None:
-        """The Service under which pods reach the ingress."""
+    async def _publish_service(self, client: Client, name: str) -> None:
+        """A Service under which pods reach the ingress."""
         host, port = self._socket.getsockname()[:2]
-        metadata = {"name": INGRESS_SERVICE, "namespace": SYSTEM_NAMESPACE}
+        metadata = {"name": name, "namespace": SYSTEM_NAMESPACE}
         service: Object = {
             "apiVersion": "v1",
             "kind": "Service",
@@ -136,7 +168,7 @@ class EventingPart(Part[EventingSettings]):
         endpoint_slice: Object = {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {**metadata, "labels": {"kubernetes.io/service-name": INGRESS_SERVICE}},
+            "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4",
             "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
             "ports": [{"name": "http", "port": port, "protocol": "TCP"}],

@@ -43,3 +43,9 @@ def host_of(service: str, namespace: str) -> str:
 
 
 INGRESS_HOST = host_of(INGRESS_SERVICE, SYSTEM_NAMESPACE)
+TOPIC_SERVICE = "rocketmq-sink"
+TOPIC_HOST = host_of(TOPIC_SERVICE, SYSTEM_NAMESPACE)
+TOPIC_GROUP = "messaging.sampan.dev"
+TOPICS = Resource(TOPIC_GROUP, "v1", "topics")
+JOB_SERVICE = "job-sink"
+JOB_HOST = host_of(JOB_SERVICE, SYSTEM_NAMESPACE)

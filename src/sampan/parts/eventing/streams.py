@@ -48,6 +48,8 @@ POLL = 20.0
 """Seconds a request for events waits for the first."""
 RETRY = (0.05, 2.0)
 """Seconds before the first and at most before further attempts to reach messaging."""
+LATER = (1.0, 60.0)
+"""Seconds until an event that was not handled comes again: at first, and at most."""
 
 
 class UnavailableError(EventingError):
@@ -359,7 +361,8 @@ class Consumer:
                 self._leases.pop(key, None)
                 self._acknowledge(lease.message)  # type: ignore[arg-type]
         if not done and self._leases.pop(key, None) is not None:
-            await self.extend(lease, 1.0)
+            message: Received = lease.message  # type: ignore[assignment]
+            await self.extend(lease, min(LATER[0] * 2.0 ** min(message.attempt - 1, 20), LATER[1]))
 
     # -- acknowledging
 
