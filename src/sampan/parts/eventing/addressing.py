@@ -70,7 +70,8 @@ class Addressing:
             UnresolvedError: the kind is unknown.
         """
         resource = self.resource_of(reference)
-        key = Key(reference.get("namespace") or namespace, reference.get("name") or "")
+        scope = "" if self._cluster_scoped(resource) else reference.get("namespace") or namespace
+        key = Key(scope, reference.get("name") or "")
         self._interested.setdefault((resource, key), {})[id(queue), asking] = (queue, asking)
         informer = self._informers.informer(resource)
         if resource not in self._watched:
@@ -95,6 +96,10 @@ class Addressing:
             return Resource(group, version, definition["spec"]["names"]["plural"])
         raise UnresolvedError("NotFound", f"nothing serves kind {kind.kind} of {kind.api_version or group}")
 
+    def _cluster_scoped(self, resource: Resource) -> bool:
+        definition = self._definitions.get(Key("", resource.qualified))
+        return definition is not None and definition["spec"]["scope"] == "Cluster"
+
     async def _reference(self, reference: Mapping[str, Any], namespace: str, queue: Queue, asking: Key) -> str:
         found = await self.get(reference, namespace, queue, asking)
         name = f"{reference.get('kind')} {reference.get('namespace') or namespace}/{reference.get('name')}"
@@ -102,7 +107,7 @@ class Addressing:
             resource = self.resource_of(reference)
             raise UnresolvedError("NotFound", f'{resource.qualified} "{reference.get("name")}" not found')
         if found["kind"] == "Topic" and found["apiVersion"].startswith(f"{TOPIC_GROUP}/"):
-            return f"http://{TOPIC_HOST}/{found['metadata']['namespace']}/{found['metadata']['name']}"
+            return f"http://{TOPIC_HOST}/{found['metadata']['name']}"
         if found["apiVersion"] == "v1" and found["kind"] == "Service":
             return f"http://{host_of(found['metadata']['name'], found['metadata']['namespace'])}"
         status = found.get("status") or {}

@@ -30,12 +30,15 @@ def inject(template: Object, wanted: Mapping[str, str]) -> bool:
     spec = template.get("spec") or {}
     for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
         before: list[dict[str, Any]] = container.get("env") or []
+        # an empty value is stored as none, so it is the values that are compared
+        present = {one["name"]: one.get("value") or "" for one in before if one.get("name") in NAMES}
+        if present == dict(wanted):
+            continue
+        changed = True
         after = [one for one in before if one.get("name") not in NAMES]
         after += [{"name": name, "value": value} for name, value in wanted.items()]
-        if sorted(before, key=str) != sorted(after, key=str):
-            changed = True
-            if after:
-                container["env"] = after
-            else:
-                container.pop("env", None)
+        if after:
+            container["env"] = after
+        else:
+            container.pop("env", None)
     return changed

@@ -1,6 +1,6 @@
 """The RocketMQ sink: events POSTed for a Topic or a RocketMQSink become messages, in CloudEvents' RocketMQ binding.
 
-``POST /<namespace>/<name>`` at the sink's host. In binary mode the message's body is the data and the attributes are properties
+``POST /<topic>`` or ``POST /<namespace>/<sink>`` at the sink's host. In binary mode the message's body is the data and the attributes are properties
 ``CE_<name>``; in structured mode (and for events without data, since a RocketMQ body is never empty) the body is the JSON event.
 202 means that the broker has stored the message.
 """
@@ -35,17 +35,20 @@ class RocketMQSink:
         if request.method != "POST":
             return web.Response(status=405, headers={"Allow": "POST"})
         parts = [part for part in request.path.split("/") if part]
-        if len(parts) != 2:
-            return web.Response(status=400, text="an event goes to /<namespace>/<name>\n")
+        if len(parts) not in (1, 2):
+            return web.Response(status=400, text="an event goes to /<topic> or /<namespace>/<sink>\n")
         event = cloudevents.decode(request.headers, body)
-        key = Key(parts[0], parts[1])
-        sink = self._sinks.get(key)
-        topic = self._topics.get(key)
-        if sink is None and topic is None:
-            return web.Response(status=404, text=f"there is no RocketMQSink or Topic {key}\n")
-        spec = (sink or topic or {}).get("spec") or {}
-        name = spec.get("topic") if sink is not None else spec.get("name") or key.name
-        await self._send(name or key.name, event, spec if sink is not None else {})
+        key = Key(*parts) if len(parts) == 2 else Key("", parts[0])
+        found = (self._sinks if len(parts) == 2 else self._topics).get(key)
+        if found is None:
+            return web.Response(
+                status=404, text=f"there is no {'RocketMQSink' if len(parts) == 2 else 'Topic'} {key}\n"
+            )
+        spec = found.get("spec") or {}
+        if len(parts) == 2:
+            await self._send(spec["topic"], event, spec)
+        else:
+            await self._send(spec.get("name") or key.name, event, {})
         return web.Response(status=202)
 
     async def _send(self, topic: str, event: Event, spec: dict[str, str]) -> None:
