@@ -16,9 +16,60 @@ import random
 import time
 from urllib.parse import urlsplit
 
-SAID = """来了来了 前排 哈哈哈哈哈 awesome!! 晚上好 主唱好帅 第一次看 这首是我的青春 泪目了 encore!! 灯光绝了 全场大合唱 chills 🔥🔥🔥
-上海的朋友在吗 广州报到 Berlin is watching hello from São Paulo 鼓手太强 solo!!! 舢板出发 row row row your boat 月亮好美 what a night
-再来一首 不要结束 明年再见 thank you ❤️ 6666666 笨蛋摄像 damn good 镜头给贝斯 这编曲神了 声音好听 好想在现场 名场面 下次一定 晚安""".split()
+SAID = [
+    "来了来了",
+    "前排",
+    "哈哈哈哈哈",
+    "awesome!!",
+    "晚上好",
+    "主唱好帅",
+    "第一次看",
+    "这首是我的青春",
+    "泪目了",
+    "encore!!",
+    "灯光绝了",
+    "全场大合唱",
+    "chills",
+    "🔥🔥🔥",
+    "上海的朋友在吗",
+    "广州报到",
+    "Berlin",
+    "is",
+    "watching",
+    "hello",
+    "from",
+    "São",
+    "Paulo",
+    "鼓手太强",
+    "solo!!!",
+    "舢板出发",
+    "row",
+    "row",
+    "row",
+    "your",
+    "boat",
+    "月亮好美",
+    "what",
+    "a",
+    "night",
+    "再来一首",
+    "不要结束",
+    "明年再见",
+    "thank",
+    "you",
+    "❤️",
+    "6666666",
+    "笨蛋摄像",
+    "damn",
+    "good",
+    "镜头给贝斯",
+    "这编曲神了",
+    "声音好听",
+    "好想在现场",
+    "名场面",
+    "下次一定",
+    "晚安",
+]
 NAMES = ["小船", "阿月", "Lin", "Max", "雨", "Zoë", "老王", "Kiki", "北风", "Ana", "Tomás", "77", "山海", "Mei"]
 COLOURS = ["#ffffff"] * 4 + ["#ffd27a", "#7fe3ff", "#ff9fb2", "#b6f09c"]
 WAVES = ((0.12, 0.05, 1.0), (0.5, 0.09, 2.2), (0.88, 0.06, 1.6))

@@ -154,8 +154,10 @@ class Web:
             )
             for comment in self._audience.recent:
                 writer.write(f"event: earlier\ndata: {comment}\n\n".encode())
+            told = 0
             while not gone.done():
-                writer.write(f"event: viewers\ndata: {len(self._audience.pages)}\n\n".encode())
+                if told != (told := len(self._audience.pages)):
+                    writer.write(f"event: viewers\ndata: {told}\n\n".encode())
                 await writer.drain()
                 waiting = asyncio.ensure_future(page.get())
                 await asyncio.wait({waiting, gone}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
@@ -165,6 +167,7 @@ class Web:
                         writer.write(f"data: {page.get_nowait()}\n\n".encode())
                 else:
                     waiting.cancel()
+                    writer.write(b": still here\n\n")
         finally:
             gone.cancel()
             self._audience.pages.discard(page)

@@ -1,7 +1,9 @@
 """``sampan demo``: a platform of its own, an application on it, and proof that it answers.
 
 It uses a temporary data directory and free ports, so it disturbs nothing and nothing is left of it. The application is
-reached the way a user's client would reach it: over the network, with the kubeconfig's certificate.
+``examples/danmaku`` of the source tree: bullet comments that go through gateway, topic, broker and a function that scales from
+zero. It is reached the way a browser would reach it. Without the source tree, without the parts it needs, or where pods have no
+network of their own, an object is stored and read back with the kubeconfig's certificate instead.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import signal
 import tempfile
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
@@ -17,6 +20,12 @@ import click
 from sampan import __version__
 from sampan.cli import options
 from sampan.kernel.errors import SampanError
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "danmaku"
+IMAGES = {"danmaku-web": "web", "danmaku-moderate": "moderate"}
+NEEDED = frozenset({"workloads", "node", "network", "traffic", "serving", "messaging", "eventing"})
+PATIENCE = 60.0
+"""Seconds the application has to answer."""
 
 
 class DemoError(SampanError):
@@ -55,6 +64,10 @@ async def _demo(
     from sampan.kernel.platform import Platform
     from sampan.parts import PARTS
 
+    application = (EXAMPLE / "danmaku.yaml").is_file()
+    if application:
+        await asyncio.to_thread(_build_images, folder)
+    began = perf_counter()
     platform = Platform(
         PARTS, folder, version=__version__, only=only, without=without, settings_file=config, flags=flags, logs="file"
     )
@@ -67,8 +80,10 @@ async def _demo(
         status = await platform.status()
         if status.state != "ready":
             raise DemoError(f"the platform is {status.state}")
-        click.echo(f"{len(status.parts)} parts are ready")
-        if platform.directory.kubeconfig.exists():
+        click.echo(f"{len(status.parts)} parts are ready after {perf_counter() - began:.1f} s")
+        if application and await _can_run_pods(platform):
+            click.echo(await _application(platform, began))
+        elif platform.directory.kubeconfig.exists():
             click.echo(await asyncio.to_thread(_show, folder, platform.directory.kubeconfig))
         if not check:
             click.echo("press Ctrl-C to end the demo")
@@ -114,3 +129,97 @@ def _show(folder: Path, kubeconfig: Path) -> str:
     if found["data"] != obj["data"]:
         raise DemoError(f"the object came back as {found['data']}")
     return f"configmap demo/demo was stored at revision {found['metadata']['resourceVersion']} and read back"
+
+
+# -- the application
+
+
+def _build_images(folder: Path) -> None:
+    from sampan.kernel.clock import Clock
+    from sampan.kernel.folder import DataDirectory
+    from sampan.parts.node.images.build import build
+    from sampan.parts.node.images.store import ImageStore
+
+    store = ImageStore(DataDirectory(folder).part("node") / "images")
+    store.open()
+    created = Clock().now().isoformat().replace("+00:00", "Z")
+    for name, directory in IMAGES.items():
+        build(store, EXAMPLE / directory, name, created=created)
+
+
+async def _can_run_pods(platform: Any) -> bool:
+    """The parts are there, and pods have addresses of their own (without, they do not see the cluster's names)."""
+    from sampan.kube.client import Client
+    from sampan.kube.client.resources import NODES
+
+    parts = (await platform.status()).parts
+    names = {part if isinstance(part, str) else part.name for part in parts}
+    if not names >= NEEDED:
+        return False
+    nodes = (await platform.get(Client).list(NODES)).items
+    conditions = [one for node in nodes for one in node["status"].get("conditions") or ()]
+    return any(one["type"] == "PodIsolation" and one["status"] == "True" for one in conditions)
+
+
+async def _application(platform: Any, began: float) -> str:
+    """Apply the example, wait until a comment comes back, and say what to try.
+
+    Raises:
+        DemoError: it does not come back.
+    """
+    await _apply(platform)
+    host, port = platform.listeners.address("gateway")
+    url = f"http://{host}:{port}"
+    try:
+        async with platform.clock.timeout(PATIENCE):
+            milliseconds = await _comment(platform.clock, url)
+    except TimeoutError:
+        raise DemoError(f"no comment came back from {url} within {PATIENCE:g} s") from None
+    return (
+        f"the application answers after {perf_counter() - began:.1f} s; a comment took {milliseconds:.0f} ms through "
+        "gateway, topic, broker and function\n"
+        f"  open      {url}/ in two windows and type\n"
+        f"  a crowd   python {EXAMPLE / 'crowd.py'} {url} --kubeconfig {platform.directory.kubeconfig}\n"
+        f"  look      kubectl --kubeconfig {platform.directory.kubeconfig} get ksvc,broker,trigger,pods"
+    )
+
+
+async def _apply(platform: Any) -> None:
+    import yaml
+
+    from sampan.kube.client import Client
+    from sampan.kube.objects import Kind
+    from sampan.kube.types.resource import TypeRegistry
+
+    client, types = platform.get(Client), platform.get(TypeRegistry)
+    for obj in yaml.safe_load_all((EXAMPLE / "danmaku.yaml").read_text()):
+        kind = types.find_kind(Kind.of(obj))
+        if kind is None:
+            raise DemoError(f"the platform does not know the kind {obj['kind']} of {obj['apiVersion']}")
+        if kind.namespaced:
+            obj["metadata"].setdefault("namespace", "default")
+        await client.apply(kind.resource, obj, field_manager="sampan-demo", force=True)
+
+
+async def _comment(clock: Any, url: str) -> float:
+    """Say something as a browser would, until it is seen on the live page; milliseconds the last one took."""
+    import json
+
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(f"{url}/live") as page:
+                    if page.status != 200:
+                        raise aiohttp.ClientPayloadError(f"the page answers {page.status}")
+                    began = perf_counter()
+                    comment = {"user": "demo", "text": f"ahoy {began}", "colour": "#ffd27a"}
+                    async with session.post(f"{url}/comments", data=json.dumps(comment)) as answer:
+                        if answer.status != 202:
+                            raise aiohttp.ClientPayloadError(f"a comment is answered {answer.status}")
+                    async for line in page.content:
+                        if comment["text"].encode() in line:
+                            return (perf_counter() - began) * 1000
+            except aiohttp.ClientError:
+                await clock.sleep(0.05)
