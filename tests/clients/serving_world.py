@@ -213,7 +213,8 @@ class PodPlayer(Controller):
         if server is not None:
             server.stopping = True
             if server.runner is not None:
-                await asyncio.sleep(0.2)  # the part of preStop
+                hooks = [dig(one, "lifecycle", "preStop", "sleep", "seconds") for one in pod["spec"]["containers"]]
+                await asyncio.sleep(max(filter(None, hooks), default=0))
                 await server.runner.cleanup()
                 server.runner = None
         await self.client.delete(PODS, pod["metadata"]["name"], pod["metadata"]["namespace"], grace_period=0)

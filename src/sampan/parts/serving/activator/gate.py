@@ -285,6 +285,10 @@ class Gate:
     async def _until_reachable(self, revision: _Revision, address: str, known_ready: bool) -> None:
         """Ask until the pod takes requests, tell Envoy its address, then let requests go there."""
         try:
+            if not revision.reachable:
+                # nobody is let through yet, so Envoy can learn the address while the pod still starts
+                revision.announced.add(address)
+                self._announce(revision)
             if not known_ready and not await self._takes_requests(revision, address):
                 return
             revision.announced.add(address)

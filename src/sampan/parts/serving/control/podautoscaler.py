@@ -27,6 +27,8 @@ ACTIVATION_GRACE = 30.0
 """Seconds beyond the progress deadline that an activation may take before it is given up."""
 DEPLOYMENT_SOON = 0.05
 """Seconds until a Deployment that was just created is looked for again."""
+STATUS_LATER = 0.05
+"""Seconds by which statuses stand back when a revision wakes: their writes would only delay those that lead to a pod."""
 NO_TRAFFIC = ("NoTraffic", "The target is not receiving traffic.")
 QUEUED = ("Queued", "Requests to the target are being buffered as resources are provisioned.")
 
@@ -105,6 +107,8 @@ class PodAutoscalerController(Controller):
                 wanted, again = self._to_zero(autoscaler, settings, conditions, current)
         if wanted != current:
             await self._scale(deployment, wanted)
+            if current == 0:
+                return STATUS_LATER
         self._judge(conditions, settings, wanted, decision, ready, current)
         mode = "Serve" if wanted > 0 and ready > 0 and decision.excess_burst_capacity >= 0 else "Proxy"
         if not conditions.is_true("Active"):

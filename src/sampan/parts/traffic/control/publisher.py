@@ -91,6 +91,7 @@ class Publisher:
         self._unreported = asyncio.Event()
         self._statuses: Statuses = {}
         self._waiting: list[asyncio.Future[None]] = []
+        self._announcing: dict[Key, asyncio.Future[None]] = {}
         self.generation = 0
         """How many configurations were published."""
 
@@ -117,21 +118,30 @@ class Publisher:
 
     async def complete(self) -> None:
         """Return when everything known now is published."""
-        done = asyncio.get_running_loop().create_future()
+        await self._next()
+
+    def _next(self) -> asyncio.Future[None]:
+        """The next publication, which has everything known now."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._dirty.set()
-        await done
+        return done
 
     async def announce(self, service: Key, endpoints: frozenset[tuple[str, int]]) -> None:
         """Send traffic of a Service to these addresses besides those of its EndpointSlices; on return Envoy knows them."""
         early: dict[Key, frozenset[tuple[str, int]]] = self._world.early  # type: ignore[assignment]
-        if early.get(service, frozenset()) == endpoints:
-            return
-        if endpoints:
-            early[service] = endpoints
-        else:
-            early.pop(service, None)
-        await self.complete()
+        if early.get(service, frozenset()) != endpoints:
+            if endpoints:
+                early[service] = endpoints
+            else:
+                early.pop(service, None)
+            self._announcing[service] = self._next()
+        # the same may have been announced a moment ago and still be on its way to Envoy
+        pending = self._announcing.get(service)
+        if pending is not None:
+            await asyncio.shield(pending)
+            if self._announcing.get(service) is pending:
+                del self._announcing[service]
 
     async def published(self) -> None:
         """Return once the first configuration is out."""
