@@ -231,6 +231,21 @@ async def test_a_new_process_takes_over_what_is_attached(node: Node) -> None:
         assert node.inside("a", lambda: _same(_refusal((VIP, 90)), "ECONNREFUSED")) == ""
 
 
+async def test_programs_that_the_node_attaches_anew_are_noticed(node: Node) -> None:
+    with closing(Server("api")) as server:
+        node.path.set(Frontend(VIP, 80, "TCP"), Backends((server.at,)))
+        assert node.path.stands()
+        # as a keeper does that starts again over the same cgroup
+        again = PodAddresses(node.root, node.level, node.range, ["10.244.0.0/16", "10.96.0.0/12"])
+        again.add(node.root / "a", node.pods[0])
+        assert not node.path.stands()
+        node.path.close()
+        node.path = node.attach()
+        assert node.path.stands()
+        node.path.set(Frontend(VIP, 80, "TCP"), Backends((server.at,)))
+        assert node.inside("a", lambda: _same(_call(), b"api")) == ""
+
+
 def _allow(port: int, *peers: str, protocol: str = "TCP") -> Allowance:
     return Allowance(protocol, port, port, frozenset(IPv4Network(peer) for peer in peers))
 
