@@ -244,3 +244,14 @@ def _parse_resolver(text: str) -> tuple[list[str], list[str], list[str]]:
         elif len(words) > 1 and words[0] == "options":
             options += words[1:]
     return servers, searches, options
+
+
+def awaited_port(spec: Object, image: Image) -> int:
+    """The port a built-in server listens on once it is up; 0 where the pod asks for something else than that server, or has
+    probes of its own.
+    """
+    own = any(spec.get(name) for name in ("command", "args", "readinessProbe", "startupProbe"))
+    if own or not image.builtin:
+        return 0
+    tcp = (name.partition("/")[0] for name in image.config.exposed_ports if name.endswith("/tcp"))
+    return int(next(tcp, 0))

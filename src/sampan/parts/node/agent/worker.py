@@ -43,6 +43,10 @@ HOOK_OVERRUN = 2.0
 """Seconds a container still gets after a preStop hook used up the grace period."""
 
 
+LISTEN_PATIENCE = 3.0
+"""Seconds a built-in server may take to listen before it counts as ready all the same."""
+
+
 class PodWorker:
     """Makes one pod real."""
 
@@ -332,8 +336,26 @@ class PodWorker:
             return
         state.started_up = not spec.get("startupProbe")
         state.ready = state.started_up and not spec.get("readinessProbe")
+        port = launching.awaited_port(spec, image)
+        if state.ready and port:
+            state.ready = False
+            name = f"listens-{state.name}"
+            self.agent.tasks.start(f"{self.key}/{name}", self._guarded(name, self._until_listening(state, spec, port)))
         self._start_probes(state)
         self.wake()
+
+    async def _until_listening(self, state: ContainerState, spec: Object, port: int) -> None:
+        """A stand-in takes a moment longer to listen than what it stands for; nobody should be sent there before."""
+        clock, identity = self.agent.clock, state.id
+        began = clock.monotonic()
+        handler = {"tcpSocket": {"port": port}}
+        while state.id == identity and state.running and clock.monotonic() - began < LISTEN_PATIENCE:
+            if (await self.agent.handlers.run(handler, identity, spec, self.state.address, 1.0)).ok:
+                break
+            await clock.sleep(0.01)
+        if state.id == identity and state.running:
+            state.ready = True
+            self.wake()
 
     async def _image(self, state: ContainerState, spec: Object) -> Image | None:
         agent, clock = self.agent, self.agent.clock
