@@ -168,6 +168,11 @@ class Rule:
     """``kind/namespace/name`` of the object it comes from, for access logs."""
     encoded: bytes | None = field(default=None, compare=False, repr=False)
     """The route's wire form, kept by ``envoy.routes`` so that an unchanged rule is encoded once."""
+    rank: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    """Sort key: the match's precedence, then ``order``."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", (*self.match.precedence(), self.order))
 
 
 @dataclass(slots=True)

@@ -57,9 +57,13 @@ def granted(world: World, origin: Origin, group: str, kind: str, target: Key) ->
 class Backends:
     """Resolves backend references into clusters, each made once."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, recipes: dict[str, Recipe] | None = None) -> None:
+        """``recipes``: how clusters were made before, for `again`; kept by the caller."""
         self._world = world
+        self._recipes = {} if recipes is None else recipes
         self.made: dict[str, Backend] = {}
+        self.used: set[str] = set()
+        """Clusters asked for; the caller empties it to see which a piece of work needs."""
         self.policies = TlsPolicies(world)
 
     def resolve(
@@ -80,13 +84,21 @@ class Backends:
             return Problem("BackendNotFound", f"{what} does not exist")
         return self.cluster(key, port, grpc=grpc, stream=stream)
 
+    def again(self, name: str) -> None:
+        """Make a cluster that was made before for Services that did not change since."""
+        if name not in self.made:
+            recipe = self._recipes[name]
+            self.cluster(recipe.service, recipe.port, grpc=recipe.grpc, stream=recipe.stream)
+
     def cluster(self, service: Key, port: Object, *, grpc: bool = False, stream: Stream | None = None) -> str:
         """The cluster of a Service port; one per protocol it is spoken to in."""
         protocol = "tcp" if stream else _protocol(port, grpc=grpc)
         number = port["port"]
         suffix = f"/{stream.lower()}" if stream else {"http1": "", "h2c": "/h2"}[protocol]
         name = f"{service.namespace}/{service.name}/{number}{suffix}"
+        self.used.add(name)
         if name not in self.made:
+            self._recipes[name] = Recipe(service, port, grpc, stream)
             tls, broken = self.policies.upstream_tls(service, port) if not stream else (None, False)
             affinity = dig(self._world.services.get(service), "spec", "sessionAffinity") == "ClientIP"
             self.made[name] = Backend(
@@ -98,6 +110,15 @@ class Backends:
                 affinity=affinity,
             )
         return name
+
+
+class Recipe(NamedTuple):
+    """How a cluster was asked for."""
+
+    service: Key
+    port: Object
+    grpc: bool
+    stream: Stream | None
 
 
 def _protocol(port: Mapping[str, Any], *, grpc: bool) -> str:

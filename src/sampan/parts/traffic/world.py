@@ -33,6 +33,8 @@ class World:
     secrets: Objects = field(default_factory=dict)
     config_maps: Objects = field(default_factory=dict)
     namespaces: Objects = field(default_factory=dict)
+    version: int = 0
+    """Counts changes of anything but routes and endpoints."""
     serverless_services: Objects = field(default_factory=dict)
     early: Mapping[Key, frozenset[tuple[str, int]]] = field(default_factory=dict)
     """Addresses of Services announced ahead of their EndpointSlices."""

@@ -21,7 +21,7 @@ from sampan.parts.traffic import resources
 from sampan.parts.traffic.envoy.build import Builder
 from sampan.parts.traffic.model import Certificate, Model
 from sampan.parts.traffic.places import Places
-from sampan.parts.traffic.references import Backends
+from sampan.parts.traffic.references import Backends, Recipe
 from sampan.parts.traffic.sources import ingress, knative
 from sampan.parts.traffic.sources.gateway_api import GatewaySource, Statuses
 from sampan.parts.traffic.world import World
@@ -83,6 +83,9 @@ class Publisher:
         self._recorder = EventRecorder(context.client, context.clock, context.tasks, "ingress-controller")
         self._warned: set[tuple[str, str]] = set()
         self._world = World()
+        self._recipes: dict[str, Recipe] = {}
+        self._compared: dict[tuple[Resource, Key], tuple[Object, Object]] = {}
+        """Statuses found to stand as wanted, with the objects they stand in."""
         self._gateways = GatewaySource(places)
         self._builder = Builder(gate_socket)
         self._dirty = asyncio.Event()
@@ -159,6 +162,8 @@ class Publisher:
                     return
             elif old is not None:
                 objects.pop(Key.of(old), None)
+            if not name.endswith("_routes"):
+                self._world.version += 1
             self._dirty.set()
 
         return changed
@@ -193,7 +198,7 @@ class Publisher:
             self._published.set()
 
     async def _publish(self) -> None:
-        backends = Backends(self._world)
+        backends = Backends(self._world, self._recipes)
         gateways = self._gateways.translate(self._world, backends)
         default = await self._default() if self._world.ingresses else None
         ingresses = ingress.translate(self._world, backends, self._address, *self._ports, default)
@@ -243,12 +248,17 @@ class Publisher:
                         condition |= {"status": "False", "reason": "Invalid", "message": f"{name}: {reason}"}
 
     async def _write(self, statuses: Statuses) -> None:
+        self._compared = {entry: known for entry, known in self._compared.items() if entry in statuses}
         for (resource, key), status in statuses.items():
             current: Object | None = getattr(self._world, _FIELDS[resource]).get(key)
             if current is None:
                 continue
+            before = self._compared.get((resource, key))
+            if before is not None and before[0] is status and before[1] is current:
+                continue
             wanted = self._with_times(status, current.get("status") or {})
             if wanted == {name: dig(current, "status", name) for name in wanted}:
+                self._compared[resource, key] = (status, current)
                 continue
             try:
                 await self._context.client.patch(

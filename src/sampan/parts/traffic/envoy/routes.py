@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 from sampan.parts.traffic.envoy import gate
@@ -51,18 +52,21 @@ def route_configuration(name: str, hosts: Iterable[Host]) -> bytes:
 
 def _virtual_host(name: str, domains: list[str], rules: Iterable[Rule]) -> bytes:
     head = schema.pack("envoy.config.route.v3.VirtualHost", {"name": name, "domains": domains})
-    return head + b"".join(schema.field(3, _encoded(rule)) for rule in rules)
+    return head + b"".join([rule.encoded or _encoded(rule) for rule in rules])
 
 
 def in_order(rules: Iterable[Rule]) -> list[Rule]:
     """Rules by precedence."""
-    return sorted(rules, key=lambda rule: (*rule.match.precedence(), rule.order))
+    return sorted(rules, key=_rank)
+
+
+_rank = attrgetter("rank")
 
 
 def _encoded(rule: Rule) -> bytes:
-    if rule.encoded is None:
-        object.__setattr__(rule, "encoded", schema.pack("envoy.config.route.v3.Route", route(rule)))
-    encoded: bytes = rule.encoded  # type: ignore[assignment]
+    """The rule as a field of a virtual host."""
+    encoded = schema.field(3, schema.pack("envoy.config.route.v3.Route", route(rule)))
+    object.__setattr__(rule, "encoded", encoded)
     return encoded
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.kube.types.selectors import matches
 from sampan.parts.traffic import resources
-from sampan.parts.traffic.model import Listener, Target, intersect
+from sampan.parts.traffic.model import Listener, Rule, Target, intersect
 from sampan.parts.traffic.places import Place, Places
 from sampan.parts.traffic.references import GROUP, Backends, Origin, Problem, certificate, client_authority
 from sampan.parts.traffic.sources.routes import Translated, grpc_rules, http_rules
@@ -82,6 +82,32 @@ class Socket:
         return self.usable and has_certificate and bool(self.kinds)
 
 
+Placed = tuple[list[list[Rule]], tuple[Target, ...] | None]
+"""Rules for every copy of a listener, or the targets of a stream."""
+
+
+class Placement(NamedTuple):
+    """A route on one listener of a Gateway."""
+
+    gateway: Key
+    position: int
+    hosts: list[str]
+    rules: list[list[Rule]]
+    """For every copy of the listener."""
+    targets: tuple[Target, ...] | None
+    """For streams."""
+
+
+@dataclass(slots=True)
+class Attachment:
+    """What became of a route: kept as long as neither it nor what it depends on changes."""
+
+    route: Object
+    status: Object | None
+    placements: list[Placement]
+    clusters: frozenset[str]
+
+
 @dataclass(slots=True)
 class Result:
     """Listeners and statuses."""
@@ -98,6 +124,8 @@ class GatewaySource:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._memo: dict[tuple[str, Key, Place | None], tuple[Object, tuple[Any, ...], Translated]] = {}
+        self._attachments: dict[tuple[str, Key], Attachment] = {}
+        self._version = -1
 
     def translate(self, world: World, backends: Backends) -> Result:
         """Everything the Gateway API objects of a world ask for."""
@@ -111,6 +139,9 @@ class GatewaySource:
             if gateway["spec"]["gatewayClassName"] in classes:
                 sockets[key] = [self._socket(world, gateway, spec) for spec in gateway["spec"].get("listeners") or ()]
                 _find_conflicts(sockets[key])
+        # a route is attached anew when it changed, or anything but routes and endpoints did
+        known = self._attachments if self._version == world.version else {}
+        self._attachments, self._version = {}, world.version
         for kind, routes, resource in (
             ("HTTPRoute", world.http_routes, resources.HTTP_ROUTES),
             ("GRPCRoute", world.grpc_routes, resources.GRPC_ROUTES),
@@ -119,14 +150,13 @@ class GatewaySource:
             ("UDPRoute", world.udp_routes, resources.UDP_ROUTES),
         ):
             for key, route in sorted(routes.items(), key=_age):
-                parents = self._attach(world, backends, sockets, kind, key, route)
-                kept = [
-                    one
-                    for one in dig(route, "status", "parents", default=[])
-                    if one.get("controllerName") != CONTROLLER
-                ]
-                if parents or len(kept) != len(dig(route, "status", "parents", default=[])):
-                    result.statuses[resource, key] = {"parents": kept + parents}
+                attachment = known.get((kind, key))
+                if attachment is None or attachment.route is not route:
+                    attachment = self._attach(world, backends, sockets, kind, key, route)
+                self._attachments[kind, key] = attachment
+                self._apply(attachment, backends, sockets, kind, key)
+                if attachment.status is not None:
+                    result.statuses[resource, key] = attachment.status
         for key, served in sockets.items():
             result.statuses[resources.GATEWAYS, key] = self._gateway_status(world.gateways[key], served)
             result.listeners += [listener for socket in served if socket.programmed for _, listener in socket.served]
@@ -239,28 +269,52 @@ class GatewaySource:
         kind: str,
         key: Key,
         route: Object,
-    ) -> list[Object]:
-        """Attach a route to every parent of ours; the entries of its ``status.parents``."""
-        parents = []
+    ) -> Attachment:
+        """Attach a route to every parent of ours."""
+        parents: list[Object] = []
+        placements: list[Placement] = []
+        backends.used = set()
         generation = route["metadata"].get("generation", 0)
         for reference in route["spec"].get("parentRefs") or ():
             if (reference.get("group", GROUP), reference.get("kind", "Gateway")) != (GROUP, "Gateway"):
                 continue
-            served = sockets.get(Key(reference.get("namespace") or key.namespace, reference["name"]))
+            parent = Key(reference.get("namespace") or key.namespace, reference["name"])
+            served = sockets.get(parent)
             if served is None:
                 continue
             accepted, usable = self._find_sockets(world, served, reference, kind, key, route)
-            conditions = [accepted]
             if kind in ("HTTPRoute", "GRPCRoute"):
-                conditions = self._attach_rules(backends, kind, key, route, accepted, usable)
+                conditions, placed = self._place_rules(backends, kind, key, route, accepted, usable)
             else:
-                conditions.append(self._forward_stream(backends, kind, key, route, usable))
+                resolved, targets = self._stream_targets(backends, kind, key, route)
+                conditions = [accepted, resolved]
+                placed = [([], targets) for _ in usable]
             if conditions[0].status:
-                for socket, _ in usable:
-                    socket.attached.add((kind, key))
+                for (socket, hosts), (rules, to) in zip(usable, placed, strict=True):
+                    placements.append(Placement(parent, served.index(socket), hosts, rules, to))
             entry = {"parentRef": dict(reference), "controllerName": CONTROLLER}
             parents.append({**entry, "conditions": [one.at(generation) for one in conditions]})
-        return parents
+        before = dig(route, "status", "parents", default=[])
+        kept = [one for one in before if one.get("controllerName") != CONTROLLER]
+        status = {"parents": kept + parents} if parents or len(kept) != len(before) else None
+        return Attachment(route, status, placements, frozenset(backends.used))
+
+    def _apply(
+        self, attachment: Attachment, backends: Backends, sockets: Mapping[Key, list[Socket]], kind: str, key: Key
+    ) -> None:
+        """Put a route on its listeners."""
+        for name in attachment.clusters:
+            backends.again(name)
+        for placement in attachment.placements:
+            socket = sockets[placement.gateway][placement.position]
+            socket.attached.add((kind, key))
+            for position, (_, listener) in enumerate(socket.served):
+                for host in placement.hosts if kind != "TCPRoute" and kind != "UDPRoute" else [""]:
+                    if placement.targets is None:
+                        listener.host(host).rules.extend(placement.rules[position])
+                    else:
+                        # of several routes the oldest keeps the port or name
+                        listener.targets.setdefault(host, placement.targets)
 
     def _find_sockets(
         self,
@@ -292,7 +346,7 @@ class GatewaySource:
             return Condition("Accepted", False, "NoMatchingListenerHostname", "no listener shares a host name"), []
         return Condition("Accepted", True, "Accepted"), found
 
-    def _attach_rules(
+    def _place_rules(
         self,
         backends: Backends,
         kind: str,
@@ -300,17 +354,19 @@ class GatewaySource:
         route: Object,
         accepted: Condition,
         usable: list[tuple[Socket, list[str]]],
-    ) -> list[Condition]:
-        """Add an HTTP or gRPC route's rules to its hosts; the route's conditions."""
+    ) -> tuple[list[Condition], list[Placed]]:
+        """An HTTP or gRPC route's conditions, and its rules for every copy of every listener."""
         translated = self._rules(backends, kind, key, route, None)
-        for socket, hosts in usable:
-            for place, listener in socket.served:
-                rules = translated.rules
-                if translated.redirects:
-                    rules = self._rules(backends, kind, key, route, place, listener.protocol == "HTTPS").rules
-                for host in hosts:
-                    listener.host(host).rules.extend(rules)
-        return _route_conditions(accepted, translated)
+        placed: list[Placed] = []
+        for socket, _ in usable:
+            rules = [translated.rules] * len(socket.served)
+            if translated.redirects:
+                rules = [
+                    self._rules(backends, kind, key, route, place, listener.protocol == "HTTPS").rules
+                    for place, listener in socket.served
+                ]
+            placed.append((rules, None))
+        return _route_conditions(accepted, translated), placed
 
     def _rules(
         self, backends: Backends, kind: str, key: Key, route: Object, place: Place | None, secure: bool = False
@@ -325,30 +381,22 @@ class GatewaySource:
             self._memo[kind, key, place] = (route, shape, fresh)
         return fresh
 
-    def _forward_stream(
-        self, backends: Backends, kind: str, key: Key, route: Object, usable: list[tuple[Socket, list[str]]]
-    ) -> Condition:
-        """Targets of a TLS, TCP or UDP route: its first rule's backends."""
+    def _stream_targets(
+        self, backends: Backends, kind: str, key: Key, route: Object
+    ) -> tuple[Condition, tuple[Target, ...]]:
+        """Whether a TLS, TCP or UDP route's references resolve, and its targets: its first rule's backends."""
         origin = Origin(GROUP, kind, key.namespace)
-        problem: Problem | None = None
+        resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
         targets = []
         rules = route["spec"].get("rules") or [{}]
         for reference in rules[0].get("backendRefs") or ():
-            resolved = backends.resolve(origin, reference, stream="UDP" if kind == "UDPRoute" else "TCP")
+            cluster = backends.resolve(origin, reference, stream="UDP" if kind == "UDPRoute" else "TCP")
             weight = 1 if reference.get("weight") is None else int(reference["weight"])
-            if isinstance(resolved, Problem):
-                problem = resolved
-                targets.append(Target("", weight))
-            else:
-                targets.append(Target(resolved, weight))
-        for socket, hosts in usable:
-            for _, listener in socket.served:
-                for host in hosts if kind == "TLSRoute" else [""]:
-                    # of several routes the oldest keeps the port or name
-                    listener.targets.setdefault(host, tuple(targets))
-        if problem is not None:
-            return Condition("ResolvedRefs", False, *problem)
-        return Condition("ResolvedRefs", True, "ResolvedRefs")
+            if isinstance(cluster, Problem):
+                resolved = Condition("ResolvedRefs", False, *cluster)
+                cluster = ""
+            targets.append(Target(cluster, weight))
+        return resolved, tuple(targets)
 
     # -- policies
 
@@ -356,6 +404,8 @@ class GatewaySource:
         self, world: World, backends: Backends, sockets: Mapping[Key, list[Socket]], result: Result
     ) -> None:
         """``status.ancestors`` of BackendTLSPolicies: one entry a Gateway that reaches the Service."""
+        if not world.backend_tls_policies:
+            return
         reaching = _gateways_by_service(world, sockets)
         for key, policy in world.backend_tls_policies.items():
             generation = policy["metadata"].get("generation", 0)
