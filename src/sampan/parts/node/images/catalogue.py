@@ -114,6 +114,8 @@ def _entries() -> dict[str, StandIn]:
         "nginx/nginx": _web("nginx"),
         "nginxinc/nginx-unprivileged": _web("nginx"),
         "e2e-test-images/nginx": _web("nginx"),
+        "nginx-slim": _web("nginx"),
+        "google_containers/nginx-slim": _web("nginx"),
         "library/httpd": _web("httpd"),
         "e2e-test-images/httpd": _web("httpd"),
         "e2e-test-images/agnhost": _AGNHOST,
