@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -149,3 +150,42 @@ async def test_pods_reach_services_by_name_and_policies_hold() -> None:
 
         await client.delete(SERVICES, "web", "default")
         await _settled(lambda: asker.ask("web"), ["gaierror"])
+
+
+async def test_pods_that_share_the_hosts_addresses_reach_services_by_name() -> None:
+    if not _may_bind_low_ports():
+        pytest.skip("port 53 needs root or net.ipv4.ip_unprivileged_port_start")
+    settings = {**SETTINGS, "node.tier": "T2"}
+    async with (
+        sampan.testing.Platform(only=ONLY, settings=settings) as platform,
+        platform.client() as client,
+    ):
+        asker = Asker(client)
+        pod = _pod("web", SERVE.replace("''", "__import__('os').environ['POD_IP']"))
+        pod["spec"]["containers"][0]["env"] = [
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        ]
+        await client.create(PODS, pod, "default")
+        ports = [{"name": "http", "port": 8000, "targetPort": 8080}]
+        service: Object = {"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": ports}}
+        made = await client.create(SERVICES, service, "default")
+        await _until_pod(client, "web", "Running")
+        shown = "127." + made["spec"]["clusterIP"].partition(".")[2]
+        await _settled(
+            lambda: asker.ask("web", "http://web:8000/", f"http://{shown}:8001/"),
+            [f"['{shown}']", "200", "ConnectionRefusedError"],
+        )
+        environment = "import os; open('/dev/termination-log', 'w').write(os.environ['KUBERNETES_SERVICE_PORT'])"
+        await client.create(PODS, _pod("environment", environment), "default")
+        done = await _until_pod(client, "environment", "Succeeded", "Failed")
+        message = done["status"]["containerStatuses"][0]["state"]["terminated"]["message"]
+        assert message == platform.address("kubernetes").rpartition(":")[2]
+
+
+def _may_bind_low_ports() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.96.0.10", 53))
+        except OSError:
+            return False
+    return True

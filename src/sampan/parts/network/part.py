@@ -22,6 +22,7 @@ from sampan.kernel.telemetry import gauge
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key
 from sampan.kube.resources import SERVICES
+from sampan.parts.network import loopback_address
 from sampan.parts.network.control import dns_service
 from sampan.parts.network.control.attachment import Attachment, is_loopback
 from sampan.parts.network.control.balancer import LoadBalancers
@@ -133,7 +134,7 @@ class NetworkPart(Part[NetworkSettings]):
         """The address of a Service that clients are told: itself, or where its forwarder listens."""
         if self._attachment is None or self._attachment.mode != "forward" or is_loopback(address):
             return address
-        return "127." + address.partition(".")[2]
+        return loopback_address(address)
 
     def _own_range(self) -> str:
         """Platforms side by side must not take each other's addresses."""

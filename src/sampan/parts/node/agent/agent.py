@@ -32,6 +32,7 @@ from sampan.kube.resources import (
 )
 from sampan.kube.status import ApiError
 from sampan.kube.types.duration import format_micro_time
+from sampan.parts.network import loopback_address
 from sampan.parts.node.agent import node_object
 from sampan.parts.node.agent.handlers import Handlers
 from sampan.parts.node.agent.payload import PodFacts, audiences
@@ -291,15 +292,19 @@ class Agent:
     def dns(self) -> str:
         """The cluster's DNS server, or "" where there is none."""
         service = self._stores["services"].get(Key("kube-system", "kube-dns"))
-        address = dig(service, "spec", "clusterIP", default="")
-        return "" if address == "None" else str(address)
+        address = str(dig(service, "spec", "clusterIP", default="None"))
+        if address == "None":
+            return ""
+        return address if self.runtime.tier == "T1" else loopback_address(address)
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
         """A ConfigMap, Secret, claim or volume from the caches."""
         return self._stores[kind].get(Key(namespace, name))
 
     def services(self) -> list[Object]:
-        return self._stores["services"].objects()
+        """Services as this node's pods reach them."""
+        found = self._stores["services"].objects()
+        return found if self.runtime.tier == "T1" else [_on_loopback(service) for service in found]
 
     def after(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> None:
         """Call back later, on the platform's clock."""
@@ -507,3 +512,15 @@ def _sources(pod: Object) -> set[str]:
             if part := source.get("secret"):
                 names.add(part.get("secretName") or part.get("name", ""))
     return names
+
+
+def _on_loopback(service: Object) -> Object:
+    """A Service as pods without addresses of their own reach it: by a forwarder on a loopback address."""
+    spec, metadata = service["spec"], service["metadata"]
+    if spec.get("clusterIP") in (None, "", "None"):
+        return service
+    if (metadata["namespace"], metadata["name"]) == ("default", "kubernetes"):
+        # the API server is on this machine's own loopback; its port there needs no rights, as the Service's would
+        ports = [{**port, "port": port["targetPort"]} for port in spec["ports"]]
+        return {**service, "spec": {**spec, "clusterIP": "127.0.0.1", "ports": ports}}
+    return {**service, "spec": {**spec, "clusterIP": loopback_address(spec["clusterIP"])}}
