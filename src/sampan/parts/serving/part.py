@@ -123,7 +123,12 @@ class ServingPart(Part[ServingSettings]):
         gateway = self.context.listeners.address("gateway")
         port = "" if gateway is None or gateway[1] == 80 else f":{gateway[1]}"
         routes = self.context.get(ControlContext).informers.informer(ROUTES).objects()
-        urls = {str(Key.of(one)): f"{url}{port}" for one in routes if (url := dig(one, "status", "url"))}
+        # a cluster-local name is nothing a person can open from here
+        urls = {
+            str(Key.of(one)): f"{url}{port}"
+            for one in routes
+            if (url := dig(one, "status", "url")) and not url.endswith(".svc.cluster.local")
+        }
         return {**self._gate.status(), **({"urls": urls} if urls else {})}
 
 
