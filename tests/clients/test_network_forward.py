@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 import sampan.testing
 from sampan.kernel.clock import Clock
@@ -106,36 +107,79 @@ async def test_an_endpoint_that_is_down_is_passed_over(path: ForwardPath) -> Non
             await _say(front.address, front.port)
 
 
+class _Datagrams(asyncio.DatagramProtocol):
+    """Keeps what comes, and answers it where ``answers`` says so."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self.answers = answers
+        self.got: asyncio.Queue[tuple[bytes, Address]] = asyncio.Queue()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        self.got.put_nowait((data, addr))
+        if self.answers:
+            self.transport.sendto(b"re:" + data, addr)
+
+
+async def _datagrams(clock: Clock, path: ForwardPath) -> None:
+    loop = asyncio.get_running_loop()
+    place, server = await loop.create_datagram_endpoint(lambda: _Datagrams(answers=True), local_addr=("127.0.0.1", 0))
+    front = Frontend("127.0.0.1", _free(socket.SOCK_DGRAM), "UDP")
+    await path.put(front, Backends((place.get_extra_info("sockname"),)))
+    clients = []
+    seen = []
+
+    async def ask(transport: Any, client: _Datagrams, data: bytes) -> None:
+        transport.sendto(data)
+        async with asyncio.timeout(10):
+            seen.append((await server.got.get())[1])
+            assert (await client.got.get())[0] == b"re:" + data
+
+    for _ in range(2):
+        clients.append(
+            await loop.create_datagram_endpoint(
+                lambda: _Datagrams(answers=False), remote_addr=(front.address, front.port)
+            )
+        )
+        await ask(*clients[-1], b"first")
+    await ask(*clients[0], b"second")
+    assert seen[0] != seen[1]
+    assert seen[0] == seen[2]
+    # a client that was silent for long comes from another socket
+    clock.jump(UDP_IDLE_SECONDS + 1)
+    await ask(*clients[0], b"again")
+    for transport, _ in clients:
+        transport.close()
+    place.close()
+
+
 async def test_datagrams_find_their_way_back() -> None:
     clock = Clock()
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("127.0.0.1", 0))
-        server.setblocking(False)
+    async with Tasks(clock) as tasks:
+        path = ForwardPath(clock, tasks)
+        await _datagrams(clock, path)
+        path.close()
+
+
+@pytest.mark.parametrize("what", ["bytes", "changes", "down", "datagrams"])
+def test_the_same_on_the_platforms_own_event_loop(what: str) -> None:
+    async def run() -> None:
+        clock = Clock()
         async with Tasks(clock) as tasks:
             path = ForwardPath(clock, tasks)
-            front = Frontend("127.0.0.1", _free(socket.SOCK_DGRAM), "UDP")
-            await path.put(front, Backends((server.getsockname(),)))
-            clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
-            seen = []
-            for number, client in enumerate(clients):
-                client.setblocking(False)
-                client.connect((front.address, front.port))
-                await loop.sock_sendall(client, b"q%d" % number)
-                data, peer = await loop.sock_recvfrom(server, 100)
-                seen.append(peer)
-                await loop.sock_sendto(server, b"re:" + data, peer)
-                assert await loop.sock_recv(client, 100) == b"re:q%d" % number
-            assert len(set(seen)) == 2
-            # a client that was silent for long comes from another socket
-            clock.jump(UDP_IDLE_SECONDS + 1)
-            await loop.sock_sendall(clients[0], b"again")
-            data, peer = await loop.sock_recvfrom(server, 100)
-            await loop.sock_sendto(server, b"re:" + data, peer)
-            assert await loop.sock_recv(clients[0], 100) == b"re:again"
+            if what == "bytes":
+                await test_bytes_pass_whole_in_both_directions_and_ends_are_kept_apart(path)
+            elif what == "changes":
+                await test_endpoints_change_under_an_open_port_and_none_means_refused(path)
+            elif what == "down":
+                await test_an_endpoint_that_is_down_is_passed_over(path)
+            else:
+                await _datagrams(clock, path)
             path.close()
-            for client in clients:
-                client.close()
+
+    uvloop.run(run())
 
 
 def _slice(service: str, *endpoints: Address) -> Object:

@@ -156,7 +156,8 @@ class _Side(asyncio.Protocol):
     def __init__(self, opened: Callable[[_Side], None] | None) -> None:
         self._opened = opened
         self._other: _Side | None = None
-        self._lost = False
+        self._ended = self._lost = False
+        self._early: list[bytes] = []
         self.peer = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -172,6 +173,11 @@ class _Side(asyncio.Protocol):
         if self._lost:
             other.abort()
             return
+        if self._early:
+            other._transport.write(b"".join(self._early))
+            self._early.clear()
+        if self._ended:
+            other._transport.write_eof()
         self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -184,10 +190,19 @@ class _Side(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._other is not None:
             self._other._transport.write(data)
+        else:  # uvloop may read once although it was told to pause
+            self._early.append(data)
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        if self._other is not None and not self._other._lost:
-            self._other._transport.write_eof()
+        """This direction is done; the connection is when both are."""
+        self._ended = True
+        other = self._other
+        if other is not None and not other._lost:
+            if other._ended:
+                other._transport.close()
+                return False
+            other._transport.write_eof()
         return True
 
     def pause_writing(self) -> None:
