@@ -150,9 +150,9 @@ class JobController(Controller):
         finished = [*succeeded, *failed]
         if finished:
             if newly_succeeded:
-                uncounted["succeeded"] = [*uncounted.get("succeeded", ()), *newly_succeeded]
+                uncounted["succeeded"] = _joined(uncounted.get("succeeded"), newly_succeeded)
             if newly_failed:
-                uncounted["failed"] = [*uncounted.get("failed", ()), *newly_failed]
+                uncounted["failed"] = _joined(uncounted.get("failed"), newly_failed)
             self._note_indexes(job, tally)
             if tally.fail_job:
                 pods.set_condition(
@@ -365,6 +365,11 @@ def _target(job: Object) -> Outcome | None:
         if condition is not None and condition["status"] == "True":
             return Outcome(final, condition["reason"], condition["message"])
     return None
+
+
+def _joined(noted: list[str] | None, new: list[str]) -> list[str]:
+    """Without repeats: a pod may have been noted by a write whose answer was lost."""
+    return list(dict.fromkeys([*(noted or ()), *new]))
 
 
 def _finalizers(pod: Object) -> list[str]:
