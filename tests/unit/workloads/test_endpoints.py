@@ -154,6 +154,62 @@ async def test_a_meddled_slice_is_put_right(cluster: Cluster) -> None:
     assert len((await slice_of(cluster))["endpoints"]) == 1
 
 
+async def test_what_is_right_is_not_written_again(cluster: Cluster) -> None:
+    await cluster.create(SERVICES, service([{"port": 80}]))
+    await cluster.create(PODS, pod())
+    await cluster.settle()
+    before = cluster.store.revision
+    await cluster.patch(PODS, "p", {"metadata": {"annotations": {"note": "x"}}})
+    await cluster.settle()
+    assert cluster.store.revision == before + 1
+
+
+def written(name: str = "db", **metadata: Any) -> Object:
+    addresses = {"addresses": [{"ip": "10.1.2.3"}, {"ip": "fd00::1"}], "notReadyAddresses": [{"ip": "10.1.2.4"}]}
+    return {
+        "metadata": {"name": name, **metadata},
+        "subsets": [{**addresses, "ports": [{"name": "sql", "port": 5432}]}],
+    }
+
+
+async def test_endpoints_written_by_hand_are_mirrored(cluster: Cluster) -> None:
+    outside = {"metadata": {"name": "db"}, "spec": {"ports": [{"name": "sql", "port": 5432}]}}
+    await cluster.create(SERVICES, outside)
+    await cluster.create(ENDPOINTS, written())
+    await cluster.settle()
+    slices = {one["addressType"]: one for one in await cluster.list(ENDPOINT_SLICES)}
+    assert slices["IPv4"]["metadata"]["labels"] == {
+        "kubernetes.io/service-name": "db",
+        "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io",
+    }
+    assert slices["IPv4"]["endpoints"] == [
+        {"addresses": ["10.1.2.3"], "conditions": {"ready": True}},
+        {"addresses": ["10.1.2.4"], "conditions": {"ready": False}},
+    ]
+    assert slices["IPv6"]["ports"] == [{"name": "sql", "protocol": "TCP", "port": 5432}]
+    before = cluster.store.revision
+    await cluster.patch(SERVICES, "db", {"metadata": {"labels": {"x": "y"}}})
+    await cluster.settle()
+    assert cluster.store.revision == before + 1
+    await cluster.patch(
+        ENDPOINTS, "db", {"subsets": [{"addresses": [{"ip": "10.9.9.9"}], "ports": [{"name": "sql", "port": 5432}]}]}
+    )
+    await cluster.settle()
+    (left,) = await cluster.list(ENDPOINT_SLICES)
+    assert left["endpoints"][0]["addresses"] == ["10.9.9.9"]
+    await cluster.client.delete(ENDPOINTS, "db", "default")
+    await cluster.settle()
+    assert await cluster.names(ENDPOINT_SLICES) == []
+
+
+async def test_mirroring_may_be_declined(cluster: Cluster) -> None:
+    await cluster.create(SERVICES, {"metadata": {"name": "db"}, "spec": {"ports": [{"port": 5432}]}})
+    await cluster.create(ENDPOINTS, written(labels={"endpointslice.kubernetes.io/skip-mirror": "true"}))
+    await cluster.create(ENDPOINTS, written("lease", annotations={"control-plane.alpha.kubernetes.io/leader": "{}"}))
+    await cluster.settle()
+    assert await cluster.names(ENDPOINT_SLICES) == []
+
+
 # -- slicing by value
 
 PORTS = [{"name": "", "port": 80, "protocol": "TCP"}]

@@ -45,7 +45,7 @@ def endpoint_groups(service: Object, backing: Sequence[Object], zones: Mapping[s
         ports = resolve_ports(service, pod)
         if not ports and service["spec"].get("ports"):
             continue
-        group = groups.setdefault(_ports_key(ports), Group(ports))
+        group = groups.setdefault(ports_key(ports), Group(ports))
         group.endpoints.append(endpoint(service, pod, zones))
     return list(groups.values()) or [Group([])]
 
@@ -107,7 +107,8 @@ def _reference(pod: Object) -> Object:
     return {"kind": "Pod", "namespace": metadata["namespace"], "name": metadata["name"], "uid": metadata["uid"]}
 
 
-def _ports_key(ports: Sequence[Object]) -> bytes:
+def ports_key(ports: Sequence[Object]) -> bytes:
+    """The ports as a dictionary key."""
     return msgspec.json.encode(list(ports), order="deterministic")
 
 
@@ -116,9 +117,9 @@ def plan_slices(groups: Sequence[Group], existing: Sequence[Object]) -> SlicePla
     plan = SlicePlan()
     by_ports: dict[bytes, list[Object]] = {}
     for one in existing:
-        by_ports.setdefault(_ports_key(one.get("ports") or []), []).append(one)
+        by_ports.setdefault(ports_key(one.get("ports") or []), []).append(one)
     for group in groups:
-        candidates = by_ports.pop(_ports_key(group.ports), [])
+        candidates = by_ports.pop(ports_key(group.ports), [])
         _fit(group, candidates, plan)
     leftovers = [one for some in by_ports.values() for one in some]
     # an emptied service keeps its slice object; upstream likewise repurposes before it creates

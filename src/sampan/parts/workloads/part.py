@@ -21,6 +21,7 @@ from sampan.parts.workloads.control.disruption import DisruptionController
 from sampan.parts.workloads.control.endpoints import EndpointsController
 from sampan.parts.workloads.control.finished_ttl import FinishedTTLController
 from sampan.parts.workloads.control.job import JobController
+from sampan.parts.workloads.control.mirroring import MirroringController
 from sampan.parts.workloads.control.node_lifecycle import NodeLifecycleController, TaintEvictionController
 from sampan.parts.workloads.control.pod_gc import PodGarbageController
 from sampan.parts.workloads.control.replicas import ReplicaSetController, ReplicationControllerController
@@ -37,6 +38,7 @@ CONTROLLERS: tuple[type[Controller], ...] = (
     CronJobController,
     FinishedTTLController,
     EndpointsController,
+    MirroringController,
     DisruptionController,
     AutoscalerController,
     NodeLifecycleController,
