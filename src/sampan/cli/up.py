@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -58,6 +59,7 @@ def command(
 def _run(
     data_dir: Path, only: str | None, without: str | None, config: Path | None, flags: tuple[str, ...], report: _Report
 ) -> None:
+    gc.disable()  # until it is ready: nearly everything that is made until then stays
     import uvloop
 
     from sampan.kernel.platform import Platform
@@ -80,6 +82,8 @@ def _run(
             loop.add_signal_handler(number, platform.ask_to_stop)
         try:
             await platform.start()
+            gc.freeze()
+            gc.enable()
             if platform.ready:
                 report.ready(platform_lines(data_dir, platform.listeners.addresses()))
             await platform.wait()

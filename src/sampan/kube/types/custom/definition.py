@@ -8,7 +8,7 @@ from typing import Any
 from sampan.kube.objects import Object
 from sampan.kube.types import names
 from sampan.kube.types.custom.columns import JsonPathError, json_path
-from sampan.kube.types.custom.structure import check_schema
+from sampan.kube.types.custom.structure import check_schema, is_shipped
 from sampan.kube.types.problems import Problems
 
 APPROVAL = "api-approved.kubernetes.io"
@@ -40,7 +40,7 @@ def check(definition: Object, problems: Problems) -> None:
             "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
         )
     _names(given, problems)
-    _versions(spec.get("versions") or [], problems)
+    _versions(definition["metadata"].get("name") or "", spec.get("versions") or [], problems)
     _conversion(spec.get("conversion") or {}, problems)
 
 
@@ -120,7 +120,7 @@ def _names(given: Mapping[str, Any], problems: Problems) -> None:
             problems.invalid_all(f"spec.names.{field}[{index}]", value, names.dns_label_1035(value))
 
 
-def _versions(versions: list[Mapping[str, Any]], problems: Problems) -> None:
+def _versions(name: str, versions: list[Mapping[str, Any]], problems: Problems) -> None:
     known = [version.get("name") for version in versions]
     if len(set(known)) != len(known):
         problems.invalid("spec.versions", known, "must contain unique version names")
@@ -133,7 +133,9 @@ def _versions(versions: list[Mapping[str, Any]], problems: Problems) -> None:
             problems.invalid(
                 f"{path}.deprecationWarning", version["deprecationWarning"], "can only be set for deprecated versions"
             )
-        check_schema((version.get("schema") or {}).get("openAPIV3Schema"), f"{path}.schema.openAPIV3Schema", problems)
+        schema = (version.get("schema") or {}).get("openAPIV3Schema")
+        if not is_shipped(name, str(version.get("name")), schema):
+            check_schema(schema, f"{path}.schema.openAPIV3Schema", problems)
         _scale((version.get("subresources") or {}).get("scale"), f"{path}.subresources.scale", problems)
         for place, column in enumerate(version.get("additionalPrinterColumns") or ()):
             _column(column, f"{path}.additionalPrinterColumns[{place}]", problems)
