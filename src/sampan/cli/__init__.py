@@ -59,11 +59,13 @@ class _Commands(click.Group):
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sampan", message="%(version)s")
-def sampan() -> None:
+@click.option("--data-dir", type=click.Path(file_okay=False), help="The platform's data directory, for every command.")
+@click.option("--ports", type=click.Choice(["default", "auto"]), help="auto: free ports instead of the upstream's own.")
+def sampan(data_dir: str | None, ports: str | None) -> None:
     """The whole cloud-native stack on one machine.
 
     `sampan up` brings it up; `sampan status` shows what runs and where it listens. Several platforms live beside each other,
-    each with its own --data-dir (or SAMPAN_DATA_DIR) and --ports auto.
+    each with its own --data-dir (or SAMPAN_DATA_DIR) and --ports auto; both may stand before or after the command.
     """
 
 

@@ -17,12 +17,24 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("SAMPAN_DATA_DIR") or Path.home() / ".sampan")
 
 
+def _before(name: str) -> str | None:
+    """The option of this name that was given before the command."""
+    context = click.get_current_context(silent=True)
+    given: str | None = None if context is None else context.find_root().params.get(name)
+    return given
+
+
+def _data_dir() -> Path:
+    given = _before("data_dir")
+    return Path(given) if given else default_data_dir()
+
+
 def data_dir(command: F) -> F:
     """``--data-dir``."""
     return click.option(
         "--data-dir",
         type=click.Path(file_okay=False, path_type=Path),
-        default=default_data_dir,
+        default=_data_dir,
         show_default="SAMPAN_DATA_DIR or ~/.sampan",
         help="The platform's data directory.",
         callback=lambda _context, _parameter, path: path.expanduser().absolute(),
@@ -41,6 +53,7 @@ def choices(command: F) -> F:
             click.option(
                 "--ports",
                 type=click.Choice(["default", "auto"]),
+                default=lambda: _before("ports"),
                 help="default: the upstream's own port numbers; auto: free ones.",
             ),
             click.option("--only", metavar="PARTS", help="Run only these parts (comma-separated) and what they need."),

@@ -23,7 +23,7 @@ from sampan.kube.access.interface import APISERVER, MASTER, Admission, Authorize
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.interface import Informers
-from sampan.kube.resources import CUSTOM_RESOURCE_DEFINITIONS
+from sampan.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, PODS
 from sampan.kube.types.resource import TypeRegistry
 
 if TYPE_CHECKING:
@@ -186,8 +186,23 @@ class KubePart(Part[KubeSettings]):
         self._server.booted = True
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
         await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
-        # nobody waits for it, but the first pod's token should not either
-        self.context.tasks.start("signing key", asyncio.to_thread(self._gates.tokens.prepare))
+        self.context.tasks.start("signing key", self._prepare_tokens())
+
+    async def _prepare_tokens(self) -> None:
+        """Load the signing key as soon as there is a pod, ahead of its token; before, it is ten megabytes for nothing."""
+        assert self._store is not None
+        assert self._gates is not None
+        kind = self._types.find(PODS)
+        assert kind is not None
+        pods = kind.prefix()
+        if not self._store.count(pods):
+            seen = asyncio.Event()
+            unsubscribe = self._store.subscribe(pods, lambda _: seen.set())
+            try:
+                await seen.wait()
+            finally:
+                unsubscribe()
+        await asyncio.to_thread(self._gates.tokens.prepare)
 
     async def drain(self) -> None:
         """End watches and finish requests."""

@@ -111,3 +111,11 @@ def test_status_shows_a_failed_part_with_its_reason() -> None:
     assert "+3600 s from the machine's  frozen" in text
     assert "messaging        failed    process 0  3 restarts  no room" in text
     assert "kubernetes               127.0.0.1:6443" in text
+
+
+def test_the_data_directory_may_stand_before_or_after_the_command(tmp_path: Path) -> None:
+    for arguments in (("--data-dir", str(tmp_path), "status"), ("status", "--data-dir", str(tmp_path))):
+        assert f"no platform is running on {tmp_path};" in run(*arguments).output
+    nearer = run("--data-dir", "/elsewhere", "status", "--data-dir", str(tmp_path))
+    assert f"running on {tmp_path};" in nearer.output
+    assert str(tmp_path) in str(run("--data-dir", str(tmp_path), "clock", "show").exception)

@@ -13,7 +13,9 @@ from sampan.kube.types.custom.structure import check_schema, is_shipped, trust_s
 from sampan.kube.types.problems import Problems
 
 MODULES = [
-    one.name for one in pkgutil.walk_packages(sampan.parts.__path__, "sampan.parts.") if one.name.endswith(".definitions")
+    one.name
+    for one in pkgutil.walk_packages(sampan.parts.__path__, "sampan.parts.")
+    if one.name.endswith(".definitions")
 ]
 
 

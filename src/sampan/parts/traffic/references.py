@@ -7,9 +7,6 @@ import binascii
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.traffic.model import Backend, Certificate, UpstreamTls
 from sampan.parts.traffic.world import World
@@ -195,6 +192,8 @@ def _age(item: tuple[Key, Object]) -> tuple[str, Key]:
 
 def authority_bundle(world: World, key: Key) -> bytes | Problem:
     """The PEM bundle of CA certificates in a ConfigMap's ``ca.crt``."""
+    from cryptography import x509  # eight megabytes that most platforms never need
+
     text = dig(world.config_maps.get(key), "data", "ca.crt")
     if not text:
         return Problem("InvalidCACertificateRef", f"ConfigMap {key} does not exist or has no ca.crt")
@@ -246,6 +245,9 @@ def certificate(world: World, origin: Origin, reference: Mapping[str, Any]) -> C
 
 def read_certificate(key: Key, secret: Mapping[str, Any]) -> Certificate | Problem:
     """Certificate and key of a ``kubernetes.io/tls`` Secret, checked to be a pair Envoy will take."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
     data = secret.get("data") or {}
     try:
         chain, private = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
@@ -27,7 +27,7 @@ SECRET = TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 @cache
 def pool() -> descriptor_pool.DescriptorPool:
     """The private pool with every shipped file."""
-    data = resources.files(__package__).joinpath("schema.binpb.gz").read_bytes()
+    data = Path(__file__).with_name("schema.binpb.gz").read_bytes()
     files = descriptor_pb2.FileDescriptorSet.FromString(gzip.decompress(data))
     private = descriptor_pool.DescriptorPool()
     for file in files.file:
