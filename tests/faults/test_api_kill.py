@@ -32,6 +32,13 @@ def up(data: Path) -> int:
     return int((data / "lock").read_text())
 
 
+def down(data: Path) -> None:
+    """Stop what may still run."""
+    subprocess.run(
+        [sys.executable, "-m", "sampan", "down", "--data-dir", str(data)], check=True, stdout=subprocess.DEVNULL
+    )
+
+
 async def write(data: Path, run: int, known: Known, doubtful: dict[str, set[str]], pid: int, enough: int) -> int:
     """Write with several clients at once until enough is acknowledged, then kill; returns the acknowledgements."""
     acknowledged = 0
@@ -106,6 +113,7 @@ async def check(data: Path, known: Known, doubtful: dict[str, set[str]], since: 
 async def test_kills_lose_nothing_that_was_acknowledged_over_http(tmp_path: Path) -> None:
     data, chance = tmp_path / "data", random.Random(11)
     known: Known = {}
+    resumed: Known = {}
     doubtful: dict[str, set[str]] = {}
     since, total = 0, 0
     for run in range(KILLS + 1):
@@ -120,6 +128,6 @@ async def test_kills_lose_nothing_that_was_acknowledged_over_http(tmp_path: Path
             if run < KILLS:
                 total += await write(data, run, known, doubtful, pid, chance.choice([1, 40, 200, 560]))
         finally:
-            subprocess.run([sys.executable, "-m", "sampan", "down", "--data-dir", str(data)], check=True)
+            await asyncio.to_thread(down, data)
     assert total >= KILLS
     print(f"{total} acknowledged writes, {KILLS} kills")

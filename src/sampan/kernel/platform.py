@@ -24,6 +24,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from sampan.kernel import steering, telemetry
+from sampan.kernel.admin import AdminServer
 from sampan.kernel.certificates import Authority
 from sampan.kernel.clock import Clock, Timeline, machine_time
 from sampan.kernel.errors import SampanError, SettingsError
@@ -331,11 +332,9 @@ class Platform:
                 for need in run.needs:
                     need.dependents.append(run)
 
-    _admin: Any = None
+    _admin: AdminServer | None = None
 
     async def _serve_admin(self) -> None:
-        from sampan.kernel.admin import AdminServer
-
         self._admin = AdminServer(self)
         await self._admin.start()
 

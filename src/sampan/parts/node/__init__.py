@@ -1,1 +1,13 @@
 """The node agent: pods as processes, probes, logs, exec, images, volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def tier_here(scratch: Path) -> tuple[str, str]:
+    """The isolation tier (``T1`` to ``T3``) a node would have on this machine, tried out in throw-away processes under the folder
+    ``scratch``, and what keeps it from a better one. Forks, so for a process without threads; Linux only."""
+    from sampan.parts.node.runtime.tiers import tier_here
+
+    return tier_here(scratch)
