@@ -500,3 +500,55 @@ def test_a_configmap_nobody_can_read_is_refused(world: World) -> None:
         "patch", "cm", "config-autoscaler", "-n", "knative-serving", "--type=merge", "-p", bad, fails=True
     )
     assert "stable-window" in complaint
+
+
+# -- sized by an HPA and by the time of day
+
+
+def test_the_hpa_class_makes_a_horizontal_pod_autoscaler_and_never_sleeps(world: World) -> None:
+    prefix = "autoscaling.knative.dev/"
+    annotations = {
+        f"{prefix}class": f"hpa.{prefix}"[:-1],
+        f"{prefix}metric": "cpu",
+        f"{prefix}target": "70",
+        f"{prefix}max-scale": "4",
+    }
+    world.apply(service("metered", annotations=annotations))
+    world.ready("metered")
+    spec = world.object("hpa", "metered-00001")["spec"]
+    assert spec["scaleTargetRef"]["name"] == "metered-00001-deployment"
+    assert spec["maxReplicas"] == 4
+    assert spec["metrics"][0]["resource"] == {
+        "name": "cpu",
+        "target": {"type": "Utilization", "averageUtilization": 70},
+    }
+    world.pass_time(200, 5)
+    assert len(world.servers("metered")) == 1
+
+
+def test_scheduled_bounds_follow_the_clock_and_the_configmap(world: World) -> None:
+    def jobs(replicas: int) -> dict[str, Any]:
+        slices = [{"timeSlice": "00:00:00", "replicas": replicas}]
+        made = [{"name": "all-day", "schedule": "* * *", "timeseries": slices}]
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "cron-autoscaler"},
+            "data": {"jobs": json.dumps(made)},
+        }
+
+    annotations = {
+        "autoscaling.knative.dev/class": "ppa.autoscaling.knative.dev",
+        "alicloud.autoscaling.knative.dev/metric-target": "cpu:50,memory:50",
+        "autoscaling.knative.dev/maxScale": "5",
+    }
+    follows = {"annotations": {"alicloud.autoscaling.service.knative.dev/timeseries": "cron-autoscaler"}}
+    world.apply(jobs(3), service("timed", annotations=annotations, metadata=follows))
+    world.ready("timed")
+    assert [one["resource"]["name"] for one in world.object("hpa", "timed-00001")["spec"]["metrics"]] == [
+        "cpu",
+        "memory",
+    ]
+    world.until(lambda: len(world.servers("timed")) == 3 or world.pass_time(20))
+    world.apply(jobs(9))
+    world.until(lambda: world.object("hpa", "timed-00001")["spec"]["minReplicas"] == 5)

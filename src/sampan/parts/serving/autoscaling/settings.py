@@ -241,7 +241,7 @@ def read(annotations: Mapping[str, str], container_concurrency: int, cluster: Cl
         return value
 
     autoscaler_class = found.get("class", cluster.pod_autoscaler_class)
-    metric = found.get("metric", "cpu" if autoscaler_class == HPA else "concurrency")
+    metric = found.get("metric", "cpu" if autoscaler_class in (HPA, PPA) else "concurrency")
     minimum, maximum = scale("min-scale", cluster.min_scale), scale("max-scale", cluster.max_scale)
     if maximum and minimum > maximum:
         raise SettingError(PREFIX + "max-scale", f"max-scale={maximum} is less than min-scale={minimum}")

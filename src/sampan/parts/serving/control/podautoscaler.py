@@ -7,6 +7,7 @@ HPA class leaves the sizing to a HorizontalPodAutoscaler.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
 
 from sampan.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
@@ -16,12 +17,13 @@ from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import ensure
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.parts.serving import keys, names
+from sampan.parts.serving.autoscaling import schedule
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.kpa import Decision, activators, within_bounds
 from sampan.parts.serving.autoscaling.scaler import TICK, Scaler
 from sampan.parts.serving.autoscaling.settings import RevisionSettings, duration
 from sampan.parts.serving.configmaps import Config, everything
-from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES
+from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, SERVICES
 
 ACTIVATION_GRACE = 30.0
 """Seconds beyond the progress deadline that an activation may take before it is given up."""
@@ -29,6 +31,10 @@ DEPLOYMENT_SOON = 0.05
 """Seconds until a Deployment that was just created is looked for again."""
 STATUS_LATER = 0.05
 """Seconds by which statuses stand back when a revision wakes: their writes would only delay those that lead to a pod."""
+TIMESERIES = "alicloud.autoscaling.service.knative.dev/timeseries"
+"""On a Service: the ConfigMap with its time series."""
+METRIC_TARGET = "alicloud.autoscaling.knative.dev/metric-target"
+"""On a revision: ``cpu:50`` or ``cpu:50,memory:50``, percent of what is requested."""
 NO_TRAFFIC = ("NoTraffic", "The target is not receiving traffic.")
 QUEUED = ("Queued", "Requests to the target are being buffered as resources are provisioned.")
 
@@ -51,6 +57,7 @@ class PodAutoscalerController(Controller):
             Owns(SERVERLESS_SERVICES, "PodAutoscaler"),
             Owns(HORIZONTAL_POD_AUTOSCALERS, "PodAutoscaler"),
             Watches(PODS, _autoscaler_of),
+            Watches(CONFIG_MAPS, self._on_schedule),
         ]
 
     async def reconcile(self, key: Key) -> float | None:
@@ -236,7 +243,12 @@ class PodAutoscalerController(Controller):
         conditions: ConditionSet,
         ready: int,
     ) -> float | None:
-        hpa = await ensure(self, HORIZONTAL_POD_AUTOSCALERS, autoscaler, horizontal(autoscaler, settings))
+        minimum, again = settings.min_scale, None
+        if settings.autoscaler_class == autoscaling.PPA:
+            minimum, again = self._scheduled(autoscaler, settings, int(deployment["spec"].get("replicas", 1)))
+        # the HPA is ours alone: bounds that are taken back must go
+        wanted_hpa = horizontal(autoscaler, settings, minimum)
+        hpa = await ensure(self, HORIZONTAL_POD_AUTOSCALERS, autoscaler, wanted_hpa)
         wanted = int(dig(hpa, "status", "desiredReplicas", default=0) or deployment["spec"].get("replicas", 1))
         threshold = max(1, settings.min_scale)
         if ready >= threshold:
@@ -248,7 +260,39 @@ class PodAutoscalerController(Controller):
         sks = await self._serverless_service(autoscaler, mode, 2)
         conditions.mirror("SKSReady", sks.get("status"))
         await self._write(autoscaler, conditions, wanted, ready)
-        return None
+        return again
+
+    def _scheduled(self, autoscaler: Object, settings: RevisionSettings, current: int) -> tuple[int, float | None]:
+        """The least pods now by the Service's time series, and when to look again. Without its ConfigMap the scale stays."""
+        namespace = autoscaler["metadata"]["namespace"]
+        owner = dig(autoscaler, "metadata", "labels", keys.SERVICE)
+        service = self.informer(SERVICES).get(Key(namespace, owner)) if owner else None
+        name = dig(service, "metadata", "annotations", TIMESERIES)
+        if not name:
+            return settings.min_scale, None
+        config_map = self.informer(CONFIG_MAPS).get(Key(namespace, name))
+        if config_map is None:
+            return current, None
+        data: dict[str, str] = config_map.get("data") or {}
+        now = self.clock.now()
+        try:
+            amount = schedule.replicas(data, now)
+            again = schedule.next_change(data, now)
+        except schedule.ScheduleError as error:
+            self.recorder.event(autoscaler, "Warning", "InvalidSchedule", f'ConfigMap "{name}": {error}')
+            return current, None
+        minimum = max(settings.min_scale, amount or 0)
+        return min(minimum, settings.max_scale or minimum), again
+
+    def _on_schedule(self, config_map: Object) -> list[Key]:
+        """Autoscalers of Services that follow this ConfigMap."""
+        if schedule.JOBS not in (config_map.get("data") or {}):
+            return []
+        namespace, name = Key.of(config_map)
+        found = self.informer(SERVICES).objects(namespace)
+        services = {one["metadata"]["name"] for one in found if dig(one, "metadata", "annotations", TIMESERIES) == name}
+        autoscalers = self.informer(POD_AUTOSCALERS).objects(namespace)
+        return [Key.of(one) for one in autoscalers if dig(one, "metadata", "labels", keys.SERVICE) in services]
 
     async def _write(self, autoscaler: Object, conditions: ConditionSet, wanted: int, ready: int) -> None:
         status: Object = copy(autoscaler.get("status") or {})
@@ -262,10 +306,47 @@ class PodAutoscalerController(Controller):
             await self.client.update(POD_AUTOSCALERS, {**autoscaler, "status": status}, subresource="status")
 
 
-def horizontal(autoscaler: Object, settings: RevisionSettings) -> Object:
-    """The HorizontalPodAutoscaler of an HPA-class revision."""
+def horizontal(autoscaler: Object, settings: RevisionSettings, minimum: int) -> Object:
+    """The HorizontalPodAutoscaler of a revision of the classes that leave sizing to one; ``minimum`` 0 leaves it out."""
     metadata = autoscaler["metadata"]
     annotated = metadata.get("annotations") or {}
+    targets = annotated.get(METRIC_TARGET)
+    if settings.autoscaler_class == autoscaling.PPA and targets:
+        metrics = [_utilization(*part.split(":", 1)) for part in targets.replace(" ", "").split(",") if ":" in part]
+    else:
+        metrics = [_metric(settings, annotated)]
+    spec: Object = {
+        "scaleTargetRef": autoscaler["spec"]["scaleTargetRef"],
+        "maxReplicas": settings.max_scale or 2**31 - 1,
+        "metrics": metrics,
+    }
+    spec["minReplicas"] = max(1, minimum)
+    if autoscaling.PREFIX + "window" in annotated:
+        seconds = int(settings.window)
+        spec["behavior"] = {
+            "scaleUp": {"stabilizationWindowSeconds": seconds},
+            "scaleDown": {"stabilizationWindowSeconds": seconds},
+        }
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "labels": dict(metadata.get("labels") or {}),
+            "annotations": dict(annotated),
+        },
+        "spec": spec,
+    }
+
+
+def _utilization(name: str, percent: str) -> Object:
+    target = {"type": "Utilization", "averageUtilization": math.ceil(float(percent))}
+    return {"type": "Resource", "resource": {"name": name, "target": target}}
+
+
+def _metric(settings: RevisionSettings, annotated: Mapping[str, str]) -> Object:
+    """The one metric of the HPA class."""
     target = float(annotated.get(autoscaling.PREFIX + "target") or (80 if settings.metric == "cpu" else settings.total))
     if settings.metric == "cpu":
         metric: Object = {
@@ -288,30 +369,7 @@ def horizontal(autoscaler: Object, settings: RevisionSettings) -> Object:
                 "target": {"type": "AverageValue", "averageValue": f"{math.ceil(target)}"},
             },
         }
-    spec: Object = {
-        "scaleTargetRef": autoscaler["spec"]["scaleTargetRef"],
-        "maxReplicas": settings.max_scale or 2**31 - 1,
-        "metrics": [metric],
-    }
-    if settings.min_scale:
-        spec["minReplicas"] = settings.min_scale
-    if autoscaling.PREFIX + "window" in annotated:
-        seconds = int(settings.window)
-        spec["behavior"] = {
-            "scaleUp": {"stabilizationWindowSeconds": seconds},
-            "scaleDown": {"stabilizationWindowSeconds": seconds},
-        }
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "labels": dict(metadata.get("labels") or {}),
-            "annotations": dict(annotated),
-        },
-        "spec": spec,
-    }
+    return metric
 
 
 def _autoscaler_of(pod: Object) -> list[Key]:
