@@ -334,6 +334,22 @@ def test_a_limit_of_one_is_never_exceeded(world: World) -> None:
     assert max(one.most for one in world.player.servers.values() if one.environment.get("K_SERVICE") == "single") == 1
 
 
+def test_a_smaller_scale_spares_the_pod_that_works(world: World) -> None:
+    scale = {
+        "autoscaling.knative.dev/initial-scale": "3",
+        "autoscaling.knative.dev/target-utilization-percentage": "100",
+    }
+    world.apply(service("tasks", spec={"containerConcurrency": 1}, annotations=scale))
+    world.ready("tasks")
+    world.until(lambda: len(world.servers("tasks")) == 3)
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(world.get, "tasks.default.localhost", "/?seconds=8")
+        world.until(lambda: [one for one in world.servers("tasks") if one.now])
+        world.until(lambda: world.pass_time(20, 2) or len(world.servers("tasks")) == 1)
+        assert [one.now for one in world.servers("tasks")] == [1]
+        assert task.result().status_code == 200
+
+
 def test_clients_that_go_away_free_their_place(world: World) -> None:
     world.apply(
         service("fleeting", spec={"containerConcurrency": 1}, annotations={"autoscaling.knative.dev/max-scale": "1"})

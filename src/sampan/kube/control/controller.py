@@ -32,6 +32,8 @@ K = TypeVar("K", bound=Hashable)
 
 QUICK_CONFLICTS = 3
 """Conflicts in a row after which a key is retried at once; further ones back off."""
+LASTING_CONFLICTS = 10
+"""Conflicts in a row from which on they are logged as a warning."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,9 @@ async def _work(
             queue.forget(key)
         else:
             result, delay = "error", queue.retry(key)
-            log.warning("%s: %s failed, retrying in %.3g s: %s", name, key, delay, error, extra={"object": str(key)})
+            # that somebody else wrote first is everyday life while an object is being made; only when it lasts is it news
+            level = logging.DEBUG if error.conflict and queue.failures(key) < LASTING_CONFLICTS else logging.WARNING
+            log.log(level, "%s: %s failed, retrying in %.3g s: %s", name, key, delay, error, extra={"object": str(key)})
     except Exception:
         result, delay = "error", queue.retry(key)
         log.exception("%s: %s failed, retrying in %.3g s", name, key, delay, extra={"object": str(key)})

@@ -85,6 +85,7 @@ class ServingPart(Part[ServingSettings]):
             await controller.start()
         plane.loads.subscribe(self._served)
         self._gate = Gate(context, plane, self._autoscalers.scaler)
+        self._autoscalers.busy = self._gate.busy
         await self._gate.start()
         await plane.follow_knative()
 

@@ -96,6 +96,7 @@ class Gate:
         self._rounds: list[dict[str, int]] = []
         """Requests under way by pod, one entry a load report of this audit."""
         self._round: dict[str, int] = {}
+        self._last_round: dict[str, int] = {}
 
     async def start(self) -> None:
         """Listen, and follow what there is."""
@@ -130,9 +131,12 @@ class Gate:
         }
 
     def busy(self, key: Key) -> dict[str, int]:
-        """Requests under way by pod address, of a revision that limits them."""
+        """Requests under way by pod IP: exact where the revision limits them, else as Envoy reported last."""
         revision = self._revisions.get(key)
-        return {} if revision is None else {pod.rpartition(":")[0]: n for pod, n in revision.throttle.in_flight.items()}
+        if revision is None:
+            return {}
+        counts = revision.throttle.in_flight if revision.throttle.limit else self._last_round
+        return {_split(pod)[0]: counts.get(pod, 0) for pod in revision.alive}
 
     # -- requests
 
@@ -219,7 +223,7 @@ class Gate:
     def _audit(self) -> None:
         """A load report is complete; after enough of them, take back places that were not used in any."""
         self._rounds.append(self._round)
-        self._round = {}
+        self._last_round, self._round = self._round, {}
         if len(self._rounds) < AUDIT_ROUNDS:
             return
         rounds, self._rounds = self._rounds, []

@@ -7,7 +7,7 @@ HPA class leaves the sizing to a HorizontalPodAutoscaler.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from sampan.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
@@ -31,6 +31,7 @@ DEPLOYMENT_SOON = 0.05
 """Seconds until a Deployment that was just created is looked for again."""
 STATUS_LATER = 0.05
 """Seconds by which statuses stand back when a revision wakes: their writes would only delay those that lead to a pod."""
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 TIMESERIES = "alicloud.autoscaling.service.knative.dev/timeseries"
 """On a Service: the ConfigMap with its time series."""
 METRIC_TARGET = "alicloud.autoscaling.knative.dev/metric-target"
@@ -49,6 +50,8 @@ class PodAutoscalerController(Controller):
         super().__init__(context)
         self._config = config
         self.scaler = Scaler(self.clock, self.queue.add)
+        self.busy: Callable[[Key], Mapping[str, int]] = lambda _: {}
+        """Requests under way by pod IP; the gate knows."""
 
     def sources(self) -> list[Source]:
         return [
@@ -112,6 +115,8 @@ class PodAutoscalerController(Controller):
             wanted = within_bounds(max(0, decision.pods), settings, reachable=reachable, initialized=initialized)
             if wanted == 0 and current > 0:
                 wanted, again = self._to_zero(autoscaler, settings, conditions, current)
+        if 0 < wanted < current:
+            await self._spare_busy_pods(autoscaler)
         if wanted != current:
             await self._scale(deployment, wanted)
             if current == 0:
@@ -187,6 +192,17 @@ class PodAutoscalerController(Controller):
                 conditions.true("Active")
         elif not (decision.pods < 0 and conditions.get("Active")[0] == "False" and current == 0):
             conditions.unknown("Active", *QUEUED)
+
+    async def _spare_busy_pods(self, autoscaler: Object) -> None:
+        """Let the pods with the fewest requests under way go first: a long task is not cut off by a smaller scale."""
+        metadata = autoscaler["metadata"]
+        busy = self.busy(Key.of(autoscaler))
+        labels = {keys.REVISION_UID: dig(metadata, "labels", keys.REVISION_UID, default="")}
+        for pod in self.informer(PODS).objects(metadata["namespace"], labels):
+            cost = str(busy.get(dig(pod, "status", "podIP", default=""), 0))
+            if dig(pod, "metadata", "annotations", DELETION_COST, default="0") != cost:
+                patch = {"metadata": {"annotations": {DELETION_COST: cost}}}
+                await self.client.patch(PODS, pod["metadata"]["name"], patch, metadata["namespace"])
 
     async def _scale(self, deployment: Object, replicas: int) -> None:
         metadata = deployment["metadata"]
