@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -274,3 +275,27 @@ def test_a_terminating_endpoint_serves_while_it_is_the_last(gw: Bench) -> None:
     gw.apply(other)
     gw.until(lambda: gw.ask(address).backend == "v2")
     assert {gw.ask(address).backend for _ in range(5)} == {"v2"}
+
+
+def test_metrics_have_envoys_names_and_the_admin_interface_stays_closed(gw: Bench, web: str) -> None:
+    gw.ask(web)
+    host, _, port = gw.platform.address("gateway.metrics").partition(":")
+    answer = gw.ask(host, path="/metrics", port=int(port))
+    assert answer.status == 200
+    assert b"envoy_http_downstream_rq_total" in answer.body
+    assert b'envoy_cluster_upstream_rq_xx{envoy_response_code_class="2"' in answer.body
+    for path in ("/quitquitquit", "/config_dump", "/stats"):
+        assert gw.ask(host, path=path, port=int(port)).status == 404
+
+
+def test_requests_are_in_the_platforms_log(gw: Bench, web: str) -> None:
+    gw.ask(web, "logged.com", "/seen?a=b")
+
+    def look() -> dict[str, Any] | None:
+        lines = (gw.platform.data_dir / "logs" / "gateway.jsonl").read_text().splitlines()
+        found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        return next((one for one in found if one["host"] == "logged.com"), None)
+
+    seen = gw.until(look)
+    assert (seen["method"], seen["path"], seen["status"]) == ("GET", "/seen?a=b", 200)
+    assert (seen["route"], seen["cluster"]) == ("httproute/protocols/r", "protocols/v1/8080")

@@ -21,6 +21,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.status import ApiError
 from sampan.parts.traffic import definitions, resources
+from sampan.parts.traffic.access import AccessLog
 from sampan.parts.traffic.control.publisher import Publisher
 from sampan.parts.traffic.dataplane import DataPlane
 from sampan.parts.traffic.envoy.gate import SLOT_LOG
@@ -31,7 +32,6 @@ from sampan.parts.traffic.sources import gateway_api, ingress
 from sampan.parts.traffic.xds.server import ControlPlane
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger("sampan.traffic.access")
 
 
 KNATIVE_WAIT = 10.0
@@ -49,6 +49,9 @@ class TrafficSettings(PartSettings):
     internal_port: Annotated[
         int, msgspec.Meta(description="port that serves cluster-local names of Knative Services.")
     ] = 9081
+    metrics_port: Annotated[
+        int, msgspec.Meta(description="Port that serves Envoy's statistics to Prometheus, under `/metrics`.")
+    ] = 19001
     workers: Annotated[int, msgspec.Meta(description="Envoy worker threads.", ge=1)] = 2
     load_interval: Annotated[float, msgspec.Meta(description="Seconds between Envoy's load reports.", gt=0)] = 0.5
     drain_seconds: Annotated[float, msgspec.Meta(description="Seconds requests under way have at a stop.", ge=0)] = 5.0
@@ -65,6 +68,7 @@ class TrafficPart(Part[TrafficSettings]):
     _envoy: Envoy
     _publisher: Publisher
     _plane: DataPlane
+    _access_log: AccessLog
     _came_up = False
     _asked_to_stop = False
 
@@ -96,8 +100,12 @@ class TrafficPart(Part[TrafficSettings]):
             concurrency=settings.workers,
             sockets=context.sockets,
         )
+        self._access_log = AccessLog(context.root / "logs" / "gateway.jsonl", context.clock)
         await self._envoy.find()
         choose = context.listeners.choose
+        metrics = self._envoy.port("gateway.metrics", settings.metrics_port, choose)
+        context.listeners.record("gateway.metrics", settings.host, metrics)
+        self._envoy.metrics = (settings.host, metrics)
         internal = self._envoy.port("gateway.internal", settings.internal_port, choose)
         context.listeners.record("gateway.internal", settings.host, internal)
         plane = self._plane = DataPlane(context.sockets / "traffic-gate.sock", (settings.host, internal))
@@ -130,6 +138,7 @@ class TrafficPart(Part[TrafficSettings]):
         )
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)
+        context.tasks.keep("access log", self._access_log.run)
         await self._publisher.start()
         if self._envoy.adopted:
             # it serves; it must not be told less than it knows before everything is known again
@@ -193,12 +202,14 @@ class TrafficPart(Part[TrafficSettings]):
                 await self._envoy.stop()
         if hasattr(self, "_control_plane"):
             await self._control_plane.stop()
+        if hasattr(self, "_access_log"):
+            await self._access_log.flush()
 
     def _access(self, log_name: str, batch: Any) -> None:
         if log_name == SLOT_LOG:
             self._plane.slots(batch)
         else:
-            _log_access(batch)
+            self._access_log.take(batch)
 
     def status(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"envoy": self._envoy.pid, "published": self._publisher.generation}
@@ -235,20 +246,3 @@ def _class(api_version: str, kind: str, field: str, controller: str) -> dict[str
         "metadata": {"name": "sampan", "annotations": annotations},
         "spec": {field: controller},
     }
-
-
-def _log_access(batch: Any) -> None:
-    for entry in batch.http_logs.log_entry:
-        request, response = entry.request, entry.response
-        access_log.info(
-            "%s %s %d",
-            request.path,
-            request.authority,
-            response.response_code.value,
-            extra={
-                "route": entry.common_properties.route_name,
-                "cluster": entry.common_properties.upstream_cluster,
-                "user_agent": request.user_agent,
-                "bytes": response.response_body_bytes,
-            },
-        )

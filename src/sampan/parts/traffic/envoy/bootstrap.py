@@ -7,10 +7,12 @@ from typing import Any
 
 NODE_CLUSTER = "sampan"
 XDS_CLUSTER = "sampan-xds"
+ADMIN_CLUSTER = "sampan-admin"
+STATISTICS = "/stats/prometheus"
 
 
-def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, Any]:
-    """An Envoy bootstrap in JSON form: delta ADS, load reports, a locked-down admin socket."""
+def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path, metrics: tuple[str, int]) -> dict[str, Any]:
+    """An Envoy bootstrap in JSON form: delta ADS, load reports, a locked-down admin socket whose statistics alone are open."""
     http2 = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {
@@ -37,7 +39,19 @@ def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, A
             "load_stats_config": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}
         },
         "static_resources": {
+            "listeners": [_metrics_listener(*metrics)],
             "clusters": [
+                {
+                    "name": ADMIN_CLUSTER,
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "load_assignment": {
+                        "cluster_name": ADMIN_CLUSTER,
+                        "endpoints": [
+                            {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(admin_socket)}}}}]}
+                        ],
+                    },
+                },
                 {
                     "name": XDS_CLUSTER,
                     "type": "STATIC",
@@ -51,8 +65,8 @@ def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, A
                             {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(xds_socket)}}}}]}
                         ],
                     },
-                }
-            ]
+                },
+            ],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -66,4 +80,35 @@ def bootstrap(node_id: str, xds_socket: Path, admin_socket: Path) -> dict[str, A
                 }
             ]
         },
+    }
+
+
+def _metrics_listener(host: str, port: int) -> dict[str, Any]:
+    """Prometheus statistics, and nothing else of the admin interface."""
+    action = {"cluster": ADMIN_CLUSTER, "prefix_rewrite": STATISTICS}
+    manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "metrics",
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+            }
+        ],
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "metrics",
+                    "domains": ["*"],
+                    "routes": [{"match": {"path": path}, "route": action} for path in (STATISTICS, "/metrics")],
+                }
+            ]
+        },
+    }
+    return {
+        "name": "metrics",
+        "address": {"socket_address": {"address": host, "port_value": port}},
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
     }

@@ -85,6 +85,8 @@ class Envoy:
         self._state = _State(0, 0, [])
         self.restarts = 0
         self.adopted = False
+        self.metrics = ("127.0.0.1", 0)
+        """Where Prometheus finds Envoy's statistics; to be set before `start`."""
         self.xds_socket = (sockets or directory) / "traffic-xds.sock"
         self.admin_socket = (sockets or directory) / "traffic-envoy.sock"
 
@@ -253,7 +255,7 @@ class Envoy:
     def _prepare(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self.admin_socket.unlink(missing_ok=True)
-        content = bootstrap(self._node_id, self.xds_socket, self.admin_socket)
+        content = bootstrap(self._node_id, self.xds_socket, self.admin_socket, self.metrics)
         write_atomic(self._directory / "bootstrap.json", msgspec.json.encode(content), durable=False)
 
     def _write_state(self) -> None:

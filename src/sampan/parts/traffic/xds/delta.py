@@ -42,6 +42,8 @@ class _Sent:
     type_url: str
     versions: dict[str, str]
     removed: tuple[str, ...]
+    before: dict[str, str]
+    """What the Envoy held of these resources: what it goes on with if it refuses."""
 
 
 @dataclass(slots=True)
@@ -106,6 +108,7 @@ class Stream:
     def update(self, snapshot: Snapshot, types: Iterable[str] = TYPES, *, removals: bool) -> list[Response]:
         """Move to a snapshot: its changes in these types, and what it no longer has when ``removals``."""
         self._snapshot = snapshot
+        self.rejected = {key: why for key, why in self.rejected.items() if key[1] in snapshot.of(key[0])}
         responses = []
         for type_url in types:
             subscription = self._subscriptions.get(type_url)
@@ -123,7 +126,7 @@ class Stream:
         subscription = self._subscriptions[type_url]
         candidates: Iterable[Resource]
         if among is not None:
-            candidates = [current[name] for name in among if name in current]
+            candidates = [current[name] for name in sorted(among) if name in current]
         elif subscription.wildcard:
             candidates = current.values()
         else:
@@ -138,6 +141,7 @@ class Stream:
     def _send(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> Response:
         nonce = str(next(self._nonces))
         subscription = self._subscriptions[type_url]
+        before = {one.name: subscription.held[one.name] for one in resources if one.name in subscription.held}
         for one in resources:
             if type_url == schema.CLUSTER and one.name in subscription.held:
                 self._forget_endpoints(one.name)
@@ -145,7 +149,7 @@ class Stream:
         for name in removed:
             subscription.held.pop(name, None)
         versions = {one.name: one.version for one in resources}
-        self._pending[nonce] = _Sent(type_url, versions, tuple(removed))
+        self._pending[nonce] = _Sent(type_url, versions, tuple(removed), before)
         return Response(type_url, nonce, resources, removed)
 
     def _forget_endpoints(self, cluster: str) -> None:
@@ -160,24 +164,30 @@ class Stream:
         if sent is None:
             return []
         if request.error is None:
-            for name, version in sent.versions.items():
-                refused = self.rejected.get((sent.type_url, name))
-                if refused is not None and refused[0] != version:
-                    del self.rejected[sent.type_url, name]
+            for name in (*sent.versions, *sent.removed):
+                self.rejected.pop((sent.type_url, name), None)
             return []
-        held = self._subscriptions[sent.type_url].held
-        for name in sent.versions:
-            held.pop(name, None)
+        if not sent.versions:
+            return []
+        held, current = self._subscriptions[sent.type_url].held, self._snapshot.of(sent.type_url)
+        for name, version in sent.versions.items():
+            if held.get(name) == version:  # nothing newer is on its way
+                held.pop(name)
+                if name in sent.before:
+                    held[name] = sent.before[name]
+        again: list[Response] = []
         if len(sent.versions) == 1:
             ((name, version),) = sent.versions.items()
             self.rejected[sent.type_url, name] = (version, request.error)
-            return []
-        current = self._snapshot.of(sent.type_url)
-        again = [
-            self._send(sent.type_url, [current[name]], [])
-            for name, version in sent.versions.items()
-            if name in current and current[name].version == version
-        ]
+        else:
+            again += [
+                self._send(sent.type_url, [current[name]], [])
+                for name, version in sent.versions.items()
+                if name in current and current[name].version == version
+            ]
+        gone = [name for name in sent.removed if name not in current]
+        if gone:
+            again.append(self._send(sent.type_url, [], gone))
         if sent.type_url == schema.CLUSTER and schema.ENDPOINTS in self._subscriptions:
             due = self._changes(schema.ENDPOINTS, self._snapshot.of(schema.ENDPOINTS), None)
             if due:

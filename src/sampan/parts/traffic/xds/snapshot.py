@@ -44,18 +44,3 @@ class Snapshot:
     def merged(self, newer: Snapshot) -> Snapshot:
         """Everything of both; ``newer`` wins. What Envoy holds between the additions and the removals of a push."""
         return Snapshot({type_url: {**self.of(type_url), **newer.of(type_url)} for type_url in TYPES})
-
-    def without(self, rejected: Mapping[tuple[str, str], str], last_good: Snapshot) -> Snapshot:
-        """The snapshot with rejected versions (``(type, name)`` to version) replaced by the last accepted ones."""
-        changed: dict[str, dict[str, Resource]] = {}
-        for type_url in TYPES:
-            resources = dict(self.of(type_url))
-            for (kind, name), version in rejected.items():
-                if kind == type_url and name in resources and resources[name].version == version:
-                    good = last_good.of(type_url).get(name)
-                    if good is not None and good.version != version:
-                        resources[name] = good
-                    else:
-                        del resources[name]
-            changed[type_url] = resources
-        return Snapshot(changed)

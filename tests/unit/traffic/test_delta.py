@@ -1,0 +1,155 @@
+"""The delta stream as a playbook, and any sequence of what an Envoy may do against a model of it."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sampan.parts.traffic.xds import schema
+from sampan.parts.traffic.xds.delta import Request, Response, Stream
+from sampan.parts.traffic.xds.snapshot import TYPES, Resource, Snapshot
+
+
+def snapshot(**content: str) -> Snapshot:
+    """Clusters, endpoints and routes with these names and contents."""
+    resources = [Resource.of(name, text.encode()) for name, text in content.items()]
+    return Snapshot.build({schema.CLUSTER: resources, schema.ENDPOINTS: resources, schema.ROUTES: resources})
+
+
+def names(responses: list[Response]) -> list[tuple[str, list[str], list[str]]]:
+    return [
+        (one.type_url.rpartition(".")[2], sorted(resource.name for resource in one.resources), sorted(one.removed))
+        for one in responses
+    ]
+
+
+def test_a_wildcard_gets_everything_and_an_empty_answer_where_there_is_nothing() -> None:
+    assert names(Stream(snapshot(a="1", b="1")).request(Request(schema.CLUSTER))) == [("Cluster", ["a", "b"], [])]
+    assert names(Stream(Snapshot()).request(Request(schema.CLUSTER))) == [("Cluster", [], [])]
+
+
+def test_an_unknown_name_is_said_to_be_gone_and_sent_once_it_exists() -> None:
+    stream = Stream(snapshot(a="1"))
+    assert names(stream.request(Request(schema.ROUTES, ("a", "x")))) == [("RouteConfiguration", ["a"], ["x"])]
+    assert names(stream.update(snapshot(a="1", x="1"), removals=True)) == [("RouteConfiguration", ["x"], [])]
+
+
+def test_only_changes_are_sent_and_removals_only_when_asked() -> None:
+    stream = Stream(snapshot(a="1", b="1"))
+    stream.request(Request(schema.CLUSTER))
+    assert stream.update(snapshot(a="1", b="1"), removals=True) == []
+    assert names(stream.update(snapshot(a="2"), removals=False)) == [("Cluster", ["a"], [])]
+    assert names(stream.update(snapshot(a="2"), removals=True)) == [("Cluster", [], ["b"])]
+
+
+def test_asking_again_gets_the_resource_again() -> None:
+    stream = Stream(snapshot(a="1"))
+    stream.request(Request(schema.ENDPOINTS, ("a",)))
+    assert names(stream.request(Request(schema.ENDPOINTS, ("a",)))) == [("ClusterLoadAssignment", ["a"], [])]
+
+
+def test_a_reconnecting_envoy_is_sent_what_changed_meanwhile() -> None:
+    old = Resource.of("a", b"1")
+    stream = Stream(snapshot(a="1", b="1"))
+    first = Request(schema.CLUSTER, initial_versions={"a": old.version, "gone": "v"})
+    assert names(stream.request(first)) == [("Cluster", ["b"], [])]
+    assert names(stream.update(snapshot(a="1", b="1"), removals=True)) == [("Cluster", [], ["gone"])]
+
+
+def test_a_replaced_cluster_is_followed_by_its_endpoints() -> None:
+    stream = Stream(snapshot(a="1", b="1"))
+    stream.request(Request(schema.CLUSTER))
+    stream.request(Request(schema.ENDPOINTS, ("a", "b")))
+    newer = snapshot(a="1", b="1")
+    clusters = {**newer.of(schema.CLUSTER), "a": Resource.of("a", b"2")}
+    newer = Snapshot({**newer.resources, schema.CLUSTER: clusters})
+    assert names(stream.update(newer, removals=False)) == [
+        ("Cluster", ["a"], []),
+        ("ClusterLoadAssignment", ["a"], []),
+    ]
+
+
+def test_a_refused_response_is_taken_apart_and_the_bad_one_left_out_until_it_changes() -> None:
+    stream = Stream(snapshot(good="1", bad="1"))
+    (response,) = stream.request(Request(schema.ROUTES, ("good", "bad")))
+    again = stream.request(Request(schema.ROUTES, nonce=response.nonce, error="no"))
+    assert names(again) == [("RouteConfiguration", ["good"], []), ("RouteConfiguration", ["bad"], [])]
+    stream.request(Request(schema.ROUTES, nonce=again[0].nonce))
+    stream.request(Request(schema.ROUTES, nonce=again[1].nonce, error="bad is bad"))
+    assert stream.pending == frozenset()
+    assert {name: why for (_, name), (_, why) in stream.rejected.items()} == {"bad": "bad is bad"}
+    assert stream.update(snapshot(good="1", bad="1"), removals=True) == []
+    (repaired,) = stream.update(snapshot(good="1", bad="2"), removals=True)
+    stream.request(Request(schema.ROUTES, nonce=repaired.nonce))
+    assert stream.rejected == {}
+
+
+class Envoy:
+    """What an Envoy does with responses: it takes everything but resources whose content is ``bad``."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.has: dict[str, dict[str, str]] = {type_url: {} for type_url in TYPES}
+        self.queue: list[Response] = []
+
+    def answer(self) -> None:
+        """Take the oldest response and acknowledge or refuse it."""
+        response = self.queue.pop(0)
+        bad = [one for one in response.resources if one.data == b"bad"]
+        if not bad:
+            for one in response.resources:
+                self.has[response.type_url][one.name] = one.data.decode()
+            for name in response.removed:
+                self.has[response.type_url].pop(name, None)
+        error = "bad" if bad else None
+        self.queue += self.stream.request(Request(response.type_url, nonce=response.nonce, error=error))
+
+
+CONTENT = st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["1", "2", "bad"]), max_size=4)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), CONTENT),
+        st.tuples(st.just("answer"), st.just({})),
+        st.tuples(st.just("subscribe"), CONTENT),
+        st.tuples(st.just("unsubscribe"), CONTENT),
+    ),
+    max_size=20,
+)
+
+
+@given(STEPS)
+@settings(deadline=None)
+def test_any_sequence_ends_with_envoy_holding_what_it_wants(steps: list[tuple[str, dict[str, str]]]) -> None:
+    stream = Stream(Snapshot())
+    envoy = Envoy(stream)
+    envoy.queue += stream.request(Request(schema.CLUSTER))
+    wanted: set[str] = set()
+    current: dict[str, str] = {}
+    for kind, content in steps:
+        if kind == "publish":
+            current = content
+            envoy.queue += stream.update(snapshot(**content), removals=True)
+        elif kind == "answer" and envoy.queue:
+            envoy.answer()
+        elif kind == "subscribe" and content:
+            wanted |= content.keys()
+            envoy.queue += stream.request(Request(schema.ROUTES, tuple(content)))
+        elif kind == "unsubscribe" and wanted & content.keys():
+            gone = wanted & content.keys()
+            wanted -= gone
+            for name in gone:
+                envoy.has[schema.ROUTES].pop(name, None)
+            envoy.queue += stream.request(Request(schema.ROUTES, unsubscribe=tuple(gone)))
+    for _ in range(200):
+        if not envoy.queue:
+            break
+        envoy.answer()
+    assert stream.pending == frozenset()
+    good = {name: text for name, text in current.items() if text != "bad"}
+    held = envoy.has[schema.CLUSTER]
+    assert {name: held.get(name) for name in good} == good
+    assert held.keys() <= current.keys()
+    for name in wanted & good.keys():
+        assert envoy.has[schema.ROUTES].get(name) == good[name]
+    refused = {name for (type_url, name), _ in stream.rejected.items() if type_url == schema.CLUSTER}
+    assert {name for name, text in current.items() if text == "bad"} <= refused
