@@ -1,0 +1,112 @@
+"""kill -9 of the platform while pods speak through a Service: not one connection fails, before, during or after."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sampan.kernel import detached
+from sampan.kernel.folder import DataDirectory
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: Services by eBPF"),
+]
+
+SERVE = "import http.server as h; h.HTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()"
+ASK = """
+import sys, time, urllib.request
+while True:
+    try:
+        found = urllib.request.urlopen("http://%s:8000/", timeout=5).status
+    except OSError as error:
+        found = repr(error)
+    with open("/results/seen", "a") as file:
+        print(found, file=file)
+    time.sleep(0.02)
+"""
+
+
+def _pod(name: str, command: str, **spec: Any) -> dict[str, Any]:
+    container = {"name": "c", "image": "python", "command": ["python", "-c", command], **spec.pop("container", {})}
+    metadata = {"name": name, "labels": {"app": name}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container], **spec}}
+
+
+@pytest.fixture
+def sampan(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    data = tmp_path / "data"
+
+    def run(*arguments: str, stdin: str = "") -> str:
+        environment = {
+            **os.environ,
+            "SAMPAN_DATA_DIR": str(data),
+            "SAMPAN_PLATFORM_PORTS": "auto",
+            "KUBECONFIG": str(data / "kubeconfig"),
+        }
+        if arguments[0] == "kubectl":
+            arguments = (str(Path(sysconfig.get_path("scripts")) / "kubectl"), *arguments[1:])
+        else:
+            arguments = (sys.executable, "-m", "sampan", *arguments)
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=60, input=stdin)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    yield run
+    if holder := DataDirectory(data).holder():
+        psutil.Process(holder).kill()
+    detached.end_all(DataDirectory(data).run)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_connections_through_a_service_outlive_the_platform(sampan: Callable[..., str], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    up = ["up", "--detach", "--only", "kubernetes,workloads,node,network"]
+    sampan(*up)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 8000, "targetPort": 8080}]},
+    }
+    probe = {"readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1}}
+    for one in (service, _pod("web", SERVE, container=probe)):
+        sampan("kubectl", "apply", "-f", "-", stdin=json.dumps(one))
+    sampan("kubectl", "wait", "--for=condition=Ready", "pod/web", "--timeout=30s")
+    address = json.loads(sampan("kubectl", "get", "service", "web", "-o", "json"))["spec"]["clusterIP"]
+    mounts = {"volumeMounts": [{"name": "results", "mountPath": "/results"}]}
+    volumes = [{"name": "results", "hostPath": {"path": str(results)}}]
+    asker = _pod("asker", ASK.replace("%s", address), container=mounts, volumes=volumes)
+    sampan("kubectl", "apply", "-f", "-", stdin=json.dumps(asker))
+    seen = results / "seen"
+
+    def lines() -> list[str]:
+        return seen.read_text().split() if seen.exists() else []
+
+    _until(lambda: len(lines()) > 20)
+    os.kill(json.loads(sampan("status", "--json"))["pid"], signal.SIGKILL)
+    dead = len(lines())
+    _until(lambda: len(lines()) > dead + 20)  # nobody is there
+    sampan(*up)
+    alive = len(lines())
+    _until(lambda: len(lines()) > alive + 20)
+    assert set(lines()) == {"200"}
+    sampan("down")
