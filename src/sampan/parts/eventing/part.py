@@ -25,17 +25,24 @@ from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.definitions import install
 from sampan.kube.objects import Object, Resource
 from sampan.kube.status import ApiError
+from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.eventing.addressing import Addressing
 from sampan.parts.eventing.admission import EventingAdmission
 from sampan.parts.eventing.configmaps import DEFAULTS, Config
+from sampan.parts.eventing.control.api_server_source import ApiServerSourceController
 from sampan.parts.eventing.control.broker import BrokerController
 from sampan.parts.eventing.control.channels import (
     ChannelController,
     InMemoryChannelController,
     SubscriptionController,
 )
+from sampan.parts.eventing.control.container_source import ContainerSourceController
 from sampan.parts.eventing.control.dataplane import Shared
+from sampan.parts.eventing.control.event_types import EventTypeController
+from sampan.parts.eventing.control.flows import ParallelController, SequenceController
+from sampan.parts.eventing.control.job_sink import JobSinkController
 from sampan.parts.eventing.control.ping_source import PingSourceController
+from sampan.parts.eventing.control.rocketmq_sink import RocketMQSinkController
 from sampan.parts.eventing.control.rocketmq_source import RocketMQSourceController
 from sampan.parts.eventing.control.sink_binding import BindingAdmission, SinkBindingController
 from sampan.parts.eventing.control.trigger import TriggerController
@@ -47,6 +54,8 @@ from sampan.parts.eventing.resources import (
     BROKERS,
     IN_MEMORY_CHANNELS,
     INGRESS_SERVICE,
+    JOB_HOST,
+    JOB_SERVICE,
     SYSTEM_NAMESPACE,
     TOPIC_HOST,
     TOPIC_SERVICE,
@@ -78,7 +87,7 @@ class EventingPart(Part[EventingSettings]):
     _streams: Streams | None = None
     _transport: Transport | None = None
     _dispatcher: Dispatcher | None = None
-    _running_sources: Sequence[RocketMQSourceController | PingSourceController] = ()
+    _running_sources: Sequence[RocketMQSourceController | PingSourceController | ApiServerSourceController] = ()
 
     async def provision(self) -> None:
         context, client = self.context, self.context.get(Client)
@@ -114,19 +123,32 @@ class EventingPart(Part[EventingSettings]):
         )
         for cache in (resolver, addressing, brokers, channels):
             await cache.wait_synced()
-        for service in (INGRESS_SERVICE, TOPIC_SERVICE):
+        for service in (INGRESS_SERVICE, TOPIC_SERVICE, JOB_SERVICE):
             await self._publish_service(shared.client, service)
         ingress.add(TOPIC_HOST, RocketMQSink(control.informers, streams, context.clock).take)
         admission.add(BindingAdmission(control.informers))
         everything = Shared(control, addressing, streams, dispatcher, transport)
-        self._running_sources = [RocketMQSourceController(everything), PingSourceController(everything)]
+        self._running_sources = [
+            RocketMQSourceController(everything),
+            PingSourceController(everything),
+            ApiServerSourceController(everything, context.get(TypeRegistry)),
+        ]
+        event_types, job_sinks = EventTypeController(everything, config), JobSinkController(everything)
+        ingress.add(JOB_HOST, job_sinks.take)
+        ingress.on_event(event_types.observe)
         controllers: list[Controller] = [
             BrokerController(everything),
             TriggerController(everything),
             InMemoryChannelController(everything),
             ChannelController(everything),
             SubscriptionController(everything),
+            SequenceController(everything),
+            ParallelController(everything),
             SinkBindingController(everything),
+            ContainerSourceController(everything),
+            event_types,
+            job_sinks,
+            RocketMQSinkController(everything),
             *self._running_sources,
         ]
         for controller in controllers:

@@ -217,7 +217,7 @@ def ping_source(obj: Object, old: Object | None, found: Findings, config: Config
     if zone := spec.get("timezone"):
         try:
             ZoneInfo(zone)
-        except (OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             found.invalid(zone, "spec.timezone", f"unknown time zone {zone}")
     if spec.get("data") and spec.get("dataBase64"):
         found.one_of("both", "spec.data", "spec.dataBase64")
