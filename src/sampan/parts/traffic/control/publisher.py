@@ -75,7 +75,10 @@ class Publisher:
     ) -> None:
         self._context = context
         self._control_plane = control_plane
+        self._places = places
         self._address = places.shared
+        self._told: dict[tuple[str, str], str] = {}
+        """Refused versions that are in the log."""
         self._ports = (http_port, https_port)
         self._internal_port = internal_port
         self._default_certificate = default_certificate
@@ -236,16 +239,17 @@ class Publisher:
 
     def _report_rejections(self, statuses: Statuses) -> None:
         """What passed our own checks and Envoy still refuses is told where it belongs: on the Gateway."""
-        for (type_url, name), (_, reason) in self._control_plane.rejected().items():
-            log.error("Envoy refuses %s %s: %s", type_url.rpartition(".")[2], name, reason)
-            if type_url != schema.LISTENER and type_url != schema.ROUTES:
-                continue
-            for (resource, _), status in statuses.items():
-                if resource != resources.GATEWAYS:
-                    continue
-                for condition in status["conditions"]:
-                    if condition["type"] == "Programmed":
-                        condition |= {"status": "False", "reason": "Invalid", "message": f"{name}: {reason}"}
+        rejected = self._control_plane.rejected()
+        for (type_url, name), (version, reason) in rejected.items():
+            if self._told.get((type_url, name)) != version:
+                log.error("Envoy refuses %s %s: %s", type_url.rpartition(".")[2], name, reason)
+        self._told = {key: version for key, (version, _) in rejected.items()}
+        for (type_url, name), (_, reason) in rejected.items():
+            if type_url in (schema.LISTENER, schema.ROUTES):
+                for (resource, key), status in statuses.items():
+                    if resource == resources.GATEWAYS:
+                        spec = self._world.gateways[key]["spec"]
+                        refuse(status, spec, self._places, name, reason)
 
     async def _write(self, statuses: Statuses) -> None:
         self._compared = {entry: known for entry, known in self._compared.items() if entry in statuses}
@@ -287,6 +291,24 @@ class Publisher:
                 earlier: Object = next(same, {})
                 _date(entry["conditions"], earlier.get("conditions"), stamp)
         return dated
+
+
+def refuse(status: Object, spec: Object, places: Places, name: str, reason: str) -> None:
+    """Tell in a Gateway's status that Envoy refuses the listener (or its routes) of this name, if it is the Gateway's."""
+    address = status["addresses"][0]["value"]
+    place = name.removeprefix("udp/").partition("/")[0]
+    ports = {one["name"]: places.own(address, one["port"]).port for one in spec["listeners"]}
+    hit = [one for one in status["listeners"] if f"{address}:{ports.get(one['name'])}" == place]
+    changes = {"Programmed": {"status": "False", "reason": "Invalid", "message": reason}}
+    if "bind" in reason:
+        changes["Accepted"] = {"status": "False", "reason": "PortUnavailable", "message": reason}
+    for listener in hit:
+        for condition in listener["conditions"]:
+            condition |= changes.get(condition["type"], {})
+    if hit and len(hit) == len(status["listeners"]):
+        for condition in status["conditions"]:
+            if condition["type"] == "Programmed":
+                condition |= changes["Programmed"]
 
 
 def _same_wish(old: Object, new: Object) -> bool:
