@@ -7,6 +7,7 @@ play by annotations::
     play/start-after: "0.2"     seconds (machine time) until the server listens
     play/pull: "false"          the image cannot be pulled
     play/exit: "3"              the container ends with this code at once
+    play/grpc: "true"           a gRPC server (`Echo`) instead of a web server
     play/ready: "false"         runs and listens, but is never reported ready
 """
 
@@ -16,12 +17,14 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import requests
 from aiohttp import WSMsgType, web
 
@@ -45,6 +48,7 @@ class PodServer:
     name: str
     environment: dict[str, str]
     runner: web.AppRunner | None = None
+    grpc: grpc.aio.Server | None = None
     now: int = 0
     most: int = 0
     """The most requests it ever had at once."""
@@ -100,6 +104,23 @@ class PodServer:
         return socket
 
 
+class Echo(grpc.GenericRpcHandler):
+    """``/echo/Once`` gives back what it gets, ``/echo/Stream`` every message of a stream."""
+
+    def service(self, call: Any) -> Any:
+        if call.method == "/echo/Once":
+            return grpc.unary_unary_rpc_method_handler(self._once)
+        return grpc.stream_stream_rpc_method_handler(self._stream)
+
+    async def _once(self, request: bytes, _: Any) -> bytes:
+        return request
+
+    async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for message in messages:
+            yield message
+        context.set_trailing_metadata((("seen", "all"),))
+
+
 class PodPlayer(Controller):
     """The node ``worker``."""
 
@@ -121,6 +142,14 @@ class PodPlayer(Controller):
         await self.client.create(NODES, {"metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}}})
         await self._beat()
         self.context.tasks.keep("pod-player-heartbeat", self._heartbeat)
+
+    async def close(self) -> None:
+        """End the servers that still run."""
+        for server in self.servers.values():
+            if server.grpc is not None:
+                await server.grpc.stop(None)
+            if server.runner is not None:
+                await server.runner.cleanup()
 
     async def _heartbeat(self) -> None:
         while True:
@@ -177,7 +206,14 @@ class PodPlayer(Controller):
         running = {"running": {"startedAt": self._stamp()}}
         await self._report(pod, "Running", address, running, ready=False)
         await asyncio.sleep(float(play.get("play/start-after", 0)))
-        server.runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=5)
+        if "play/grpc" in play:
+            server.grpc = grpc.aio.server()
+            server.grpc.add_generic_rpc_handlers([Echo()])
+            server.grpc.add_insecure_port(f"{address}:{container['ports'][0]['containerPort']}")
+            await server.grpc.start()
+            await self._report(pod, "Running", address, running, ready=True)
+            return
+        server.runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=2)
         await server.runner.setup()
         await web.TCPSite(server.runner, address, container["ports"][0]["containerPort"]).start()
         if play.get("play/ready") != "false":
@@ -212,6 +248,8 @@ class PodPlayer(Controller):
             return
         if server is not None:
             server.stopping = True
+            if server.grpc is not None:
+                await server.grpc.stop(1)
             if server.runner is not None:
                 hooks = [dig(one, "lifecycle", "preStop", "sleep", "seconds") for one in pod["spec"]["containers"]]
                 await asyncio.sleep(max(filter(None, hooks), default=0))
@@ -322,7 +360,11 @@ def serving_world(home: Path, **options: Any) -> Iterator[World]:
             await player.register()
             return player
 
-        yield World(platform, platform.run(start()), Command(kubectl(), platform.kubeconfig, home))
+        player = platform.run(start())
+        try:
+            yield World(platform, player, Command(kubectl(), platform.kubeconfig, home))
+        finally:
+            platform.run(player.close())
 
 
 def _parts() -> set[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 import requests
 
@@ -418,6 +419,20 @@ def test_a_websocket_wakes_a_service_and_passes(world: World) -> None:
             pass
         one.sendall(bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi")
         assert reader.read(2 + len("echo hi"))[2:] == b"echo hi"
+
+
+def test_grpc_wakes_a_service_and_passes_with_streams_and_trailers(world: World) -> None:
+    port = {"ports": [{"name": "h2c", "containerPort": 8080}]}
+    play = {"play/grpc": "true"}
+    world.apply(service("echo", spec={"containerConcurrency": 5}, annotations=play, container=port))
+    world.ready("echo")
+    world.sleep_to_zero("echo")
+    options = (("grpc.default_authority", "echo.default.localhost"),)
+    with grpc.insecure_channel(world.gateway, options=options) as channel:
+        assert channel.unary_unary("/echo/Once")(b"hi", timeout=20) == b"hi"
+        stream = channel.stream_stream("/echo/Stream")(iter([b"1", b"2", b"3"]), timeout=20)
+        assert list(stream) == [b"1", b"2", b"3"]
+        assert ("seen", "all") in stream.trailing_metadata()
 
 
 def test_who_waits_too_long_gets_504(world: World) -> None:

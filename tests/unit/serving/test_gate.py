@@ -1,0 +1,171 @@
+"""The gate's socket, its way of asking pods, and the audit of places whose end was not reported."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sampan.kernel.clock import Clock
+from sampan.kube.objects import Key, Object
+from sampan.parts.serving.activator.gate import AUDIT_ROUNDS, Gate
+from sampan.parts.serving.activator.readiness import Question, answers, question
+from sampan.parts.serving.activator.socket import Reply, listen
+from sampan.parts.traffic import ClusterLoad, Load
+
+
+class Asked:
+    """What a socket asked for, answered by the test."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Reply] = {}
+        self.gone: list[str] = []
+
+    def __call__(self, path: str, reply: Reply) -> Callable[[], None] | None:
+        if path.startswith("/now"):
+            reply(200, "", {"x-slot": "1"})
+            return None
+        self.open[path] = reply
+        return lambda: self.gone.append(path)
+
+
+async def test_questions_are_answered_at_once_or_later_on_one_connection(tmp_path: Path) -> None:
+    asked = Asked()
+    server = await listen(tmp_path / "gate", asked)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
+    writer.write(b"GET /now/a HTTP/1.1\r\nhost: gate\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-slot: 1\r\n\r\n"
+    for piece in (b"GET /lat", b"er/b HTTP/1.1\r\nhost: g", b"ate\r\n\r\n"):
+        writer.write(piece)
+        await asyncio.sleep(0.01)
+    asked.open["/later/b"](503, "pending request queue full", {})
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert await reader.readexactly(26) == b"pending request queue full"
+    writer.close()
+    server.close()
+
+
+async def test_who_closes_the_connection_leaves_the_line(tmp_path: Path) -> None:
+    asked = Asked()
+    server = await listen(tmp_path / "gate", asked)
+    _, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
+    writer.write(b"GET /later/b HTTP/1.1\r\n\r\n")
+    while not asked.open:
+        await asyncio.sleep(0.001)
+    writer.close()
+    while not asked.gone:
+        await asyncio.sleep(0.001)
+    assert asked.gone == ["/later/b"]
+    asked.open["/later/b"](200, "", {})  # an answer that comes too late harms nobody
+    server.close()
+
+
+async def test_what_is_no_question_is_refused(tmp_path: Path) -> None:
+    server = await listen(tmp_path / "gate", Asked())
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
+    writer.write(b"POST / HTTP/1.1\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    server.close()
+
+
+def revision(probe: Mapping[str, Any]) -> Object:
+    return {"spec": {"containers": [{"image": "x", "ports": [{"containerPort": 3000}], "readinessProbe": probe}]}}
+
+
+@pytest.mark.parametrize(
+    ("probe", "asked"),
+    [
+        ({"tcpSocket": {"port": 0}}, Question(3000, "")),
+        ({"tcpSocket": {"port": 4000}}, Question(4000, "")),
+        ({"httpGet": {"path": "/healthz"}}, Question(3000, "/healthz")),
+        (
+            {"httpGet": {"port": 4000, "httpHeaders": [{"name": "A", "value": "b"}]}},
+            Question(4000, "/", (("A", "b"),)),
+        ),
+        ({"exec": {"command": ["true"]}}, None),
+        ({"grpc": {"port": 0}}, None),
+        ({"httpGet": {"scheme": "HTTPS"}}, None),
+        ({"tcpSocket": {"port": 0}, "initialDelaySeconds": 5}, None),
+    ],
+)
+def test_the_users_probe_tells_what_to_ask(probe: Mapping[str, Any], asked: Question | None) -> None:
+    assert question(revision(probe)) == asked
+
+
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (302, True), (404, False), (503, False)])
+async def test_a_pod_that_answers_otherwise_than_with_success_is_not_ready(status: int, ready: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert await answers(Question(port, "/"), "127.0.0.1") is ready
+    assert await answers(Question(port, ""), "127.0.0.1")
+    server.close()
+    await server.wait_closed()
+    assert not await answers(Question(port, ""), "127.0.0.1")
+
+
+class Informers:
+    """No pods."""
+
+    def informer(self, resource: object) -> Informers:
+        return self
+
+    def indexed(self, index: str, value: str) -> list[Object]:
+        return []
+
+
+class Context:
+    clock = Clock()
+    informers = Informers()
+
+
+def made_gate(limit: int) -> Gate:
+    gate = Gate(Context(), None, None)  # type: ignore[arg-type]
+    one = revision({"tcpSocket": {"port": 0}})
+    one["metadata"] = {"namespace": "default", "name": "r", "uid": "u"}
+    one["spec"]["containerConcurrency"] = limit
+    gate._revision_changed(None, one)
+    gate._revisions[Key("default", "r")].throttle.set_pods({"10.0.0.1:3000"})
+    return gate
+
+
+def report(gate: Gate, in_progress: int) -> None:
+    load = Load(in_progress, 0, 0, 0)
+    gate._loaded(ClusterLoad("default/r/80", 0.5, load, {("10.0.0.1", 3000): load}))
+    gate._audit()
+
+
+def test_a_place_that_no_load_report_shows_in_use_is_taken_back() -> None:
+    gate = made_gate(2)
+    for _ in range(2):
+        gate._ask("/default/r", lambda *_: None)
+    throttle = gate._revisions[Key("default", "r")].throttle
+    assert throttle.busy == 2
+    for _ in range(AUDIT_ROUNDS):
+        report(gate, 1)
+    assert throttle.busy == 2  # given during this audit: too young to judge
+    for _ in range(AUDIT_ROUNDS):
+        report(gate, 1)
+    assert throttle.busy == 1  # one is under way in every report, the other in none
+
+
+def test_places_in_use_are_never_taken_back() -> None:
+    gate = made_gate(2)
+    gate._ask("/default/r", lambda *_: None)
+    for _ in range(5 * AUDIT_ROUNDS):
+        report(gate, 1)
+    assert gate._revisions[Key("default", "r")].throttle.busy == 1
+
+
+def test_a_revision_nobody_knows_is_404() -> None:
+    told: list[int] = []
+    assert made_gate(0)._ask("/default/other", lambda status, *_: told.append(status)) is None
+    assert told == [404]
