@@ -340,13 +340,18 @@ class Platform:
 
     async def _lower_runs(self) -> None:
         """Stop the runs, each after everything that needs it."""
-        left = dict(self._runs)
-        while left:
-            needed = {need.name for run in left.values() for need in run.needs}
-            last = [run for name, run in left.items() if name not in needed]
-            for run in last:
-                del left[run.name]
-            await asyncio.gather(*(run.stop() for run in last))
+        down = {name: asyncio.Event() for name in self._runs}
+
+        async def lower(run: Run) -> None:
+            for other in self._runs.values():
+                if run in other.needs:
+                    await down[other.name].wait()
+            try:
+                await run.stop()
+            finally:
+                down[run.name].set()
+
+        await asyncio.gather(*(lower(run) for run in self._runs.values()))
 
     def _broken(self, error: BaseException) -> None:
         """Supervision itself failed: nothing is looked after any more, so the platform ends."""

@@ -268,9 +268,11 @@ class Run(ABC):
 
     async def _bounded(self, what: str, work: Coroutine[Any, Any, object], seconds: float) -> None:
         """Do ``work`` of an ending; what goes wrong is logged, for the ending goes on."""
+        began = self.around.machine.monotonic()
         try:
             async with self.around.machine.timeout(seconds):
                 await work
+            log.debug("%s took %.2f s to %s", self.name, self.around.machine.monotonic() - began, what)
         except TimeoutError:
             log.warning("%s did not %s within %g s", self.name, what, seconds)
         except Exception:

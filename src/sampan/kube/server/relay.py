@@ -31,7 +31,12 @@ def forwarded(request: web.BaseRequest) -> list[tuple[str, str]]:
 async def relay(
     request: web.BaseRequest, answer: aiohttp.ClientResponse, extra: Mapping[str, str]
 ) -> web.StreamResponse:
-    """Stream a backend's answer to the client; ``extra`` headers replace its own."""
+    """Stream a backend's answer to the client; ``extra`` headers replace its own.
+
+    Where the backend breaks off, so does the client's connection: there is no other way to say it in the middle of an answer.
+    """
+    from aiohttp import ClientPayloadError
+
     response = web.StreamResponse(status=answer.status)
     replaced = {name.lower() for name in extra}
     for name, value in answer.headers.items():
@@ -39,7 +44,12 @@ async def relay(
             response.headers.add(name, value)
     response.headers.update(extra)
     await response.prepare(request)
-    async for block in answer.content.iter_any():
-        await response.write(block)
+    try:
+        async for block in answer.content.iter_any():
+            await response.write(block)
+    except ClientPayloadError:
+        if request.transport is not None:
+            request.transport.abort()
+        return response
     await response.write_eof()
     return response

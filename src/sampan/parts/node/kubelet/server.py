@@ -73,7 +73,7 @@ class KubeletServer:
         add("GET", "/metrics/resource", self._resource)
         add("GET", "/metrics/cadvisor", self._cadvisor)
         add("GET", "/metrics", self._own_metrics)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.SockSite(self._runner, listener, ssl_context=tls).start()
 
