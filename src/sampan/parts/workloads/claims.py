@@ -15,6 +15,14 @@ from sampan.kube.status import ApiError
 from sampan.kube.types.selectors import matches
 
 
+ORPHANS = "without-controller"
+"""The index of objects without a controller, by namespace: among thousands of owned pods there are few."""
+
+
+def _without_controller(obj: Object) -> list[str]:
+    return [obj["metadata"].get("namespace") or ""] if controller_of(obj) is None else []
+
+
 async def claim(
     controller: Controller,
     resource: Resource,
@@ -33,8 +41,10 @@ async def claim(
             await _release(controller, resource, dependent, uid)
     if owner["metadata"].get("deletionTimestamp"):
         return claimed
-    for orphan in informer.select(owner["metadata"]["namespace"], selector):
-        if controller_of(orphan) is None and not orphan["metadata"].get("deletionTimestamp"):
+    informer.add_index(ORPHANS, _without_controller)
+    for orphan in informer.indexed(ORPHANS, owner["metadata"]["namespace"]):
+        free = not orphan["metadata"].get("deletionTimestamp")
+        if free and matches(selector, orphan["metadata"].get("labels") or {}):
             adopted = await _adopt(controller, resource, orphan, owner)
             if adopted is not None:
                 claimed.append(adopted)
