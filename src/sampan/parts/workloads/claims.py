@@ -14,7 +14,6 @@ from sampan.kube.objects import Object, Resource, controller_of, owner_reference
 from sampan.kube.status import ApiError
 from sampan.kube.types.selectors import matches
 
-
 ORPHANS = "without-controller"
 """The index of objects without a controller, by namespace: among thousands of owned pods there are few."""
 
