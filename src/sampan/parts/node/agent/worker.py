@@ -90,11 +90,13 @@ class PodWorker:
     def adopt(self, address: str, containers: list[Container]) -> None:
         """Pick up what runs since before an agent restart."""
         self.state.sandbox, self.state.address = True, address
+        known: dict[str, Object] = {}
         for status in [
             *dig(self.pod, "status", "containerStatuses", default=()),
             *dig(self.pod, "status", "initContainerStatuses", default=()),
         ]:
             state = self.state.containers.get(status["name"])
+            known[(status.get("containerID") or "").rpartition("/")[2]] = status
             if state is not None:
                 state.restarts = status.get("restartCount", 0)
                 state.last = _ended(dig(status, "lastState", "terminated"))
@@ -113,9 +115,10 @@ class PodWorker:
                 self._note_exit(container)
             else:
                 state.running, state.ended = True, None
-                spec = self.spec_of(state.name)
-                state.started_up = not spec.get("startupProbe")
-                state.ready = state.started_up and not spec.get("readinessProbe")
+                # what was ready stays so until a probe says otherwise: an agent's restart takes nothing out of Services
+                spec, status = self.spec_of(state.name), known.get(container.id, {})
+                state.started_up = not spec.get("startupProbe") or bool(status.get("started"))
+                state.ready = state.started_up and (not spec.get("readinessProbe") or bool(status.get("ready")))
                 self._start_probes(state)
         mains = [state for state in self.state.containers.values() if state.role == "main"]
         self.state.initialized = any(state.id for state in mains)
