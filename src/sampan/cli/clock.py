@@ -53,7 +53,9 @@ def show(data_dir: Path) -> None:
     _show(ask(DataDirectory(data_dir).run, "GET", "/clock"))
 
 
-@command.command("jump", context_settings={"ignore_unknown_options": True})
+@command.command(
+    "jump", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]}
+)  # -1h is no help
 @click.argument("duration", type=Duration())
 @click.pass_obj
 def jump(data_dir: Path, duration: float) -> None:

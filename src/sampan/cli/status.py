@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from sampan.cli import NOT_RUNNING, options
 from sampan.kernel.admin import NotRunningError, ask
 from sampan.kernel.folder import DataDirectory
 
+INDENT = 28
+"""Columns before what a part tells, where it takes more than a line."""
 COLOURS = {"ready": "green", "failed": "red", "degraded": "yellow"}
 
 
@@ -27,7 +31,8 @@ def command(data_dir: Path, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     else:
-        for line in describe(status):
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        for line in describe(status, width):
             click.echo(line)
     if status["state"] in ("stopped", "crashed"):
         raise click.exceptions.Exit(NOT_RUNNING)
@@ -53,8 +58,8 @@ def read(data_dir: Path) -> dict[str, Any]:
     return {"state": "stopped", **gone}
 
 
-def describe(status: dict[str, Any]) -> list[str]:
-    """A status as lines for a person."""
+def describe(status: dict[str, Any], width: int = 0) -> list[str]:
+    """A status as lines for a person; what a part tells is broken into lines of ``width`` columns (0: not broken)."""
     state = status["state"]
     if state == "stopped":
         return [f"no platform is running on {status['data_dir']}; start one with `sampan up`"]
@@ -73,8 +78,17 @@ def describe(status: dict[str, Any]) -> list[str]:
         restarts = f"  {part['restarts']} restarts" if part["restarts"] else ""
         error = f"  {part['error']}" if part["error"] and part["state"] != "ready" else ""
         coloured = click.style(f"{part['state']:<9}", fg=COLOURS.get(part["state"]))
-        facts = "  ".join(f"{name}={value}" for name, value in part["facts"].items() if name != "urls")
-        lines.append(f"  {part['name']:<16} {coloured} process {part['process']}{restarts}{error}  {facts}".rstrip())
+        process = f"  process {part['process']}" if part["process"] not in (0, status["pid"]) else ""
+        told = [f"{name}={value}" for name, value in part["facts"].items() if name != "urls"]
+        lines.append(f"  {part['name']:<16} {coloured}{process}{restarts}{error}".rstrip())
+        used = len(click.unstyle(lines[-1]))
+        for fact in told:
+            if width and used + 2 + len(fact) > width:
+                lines.append(" " * INDENT + fact)
+                used = INDENT + len(fact)
+            else:
+                lines[-1] += f"  {fact}"
+                used += 2 + len(fact)
     if status["addresses"]:
         lines.append("listening")
         lines += [f"  {name:<24} {address}" for name, address in status["addresses"].items()]
