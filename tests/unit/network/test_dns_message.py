@@ -101,6 +101,7 @@ def test_additional_records_are_left_out_without_a_mark() -> None:
         (b"\0\1\1\0\0\1\0\0\0\0\0\0" + b"\x3fabc", 1),
         (b"\0\1\1\0\0\1\0\0\0\0\0\0" + (b"\x3f" + b"a" * 63) * 5 + b"\0\0\1\0\1", 1),
     ],
+    ids=["empty", "short", "reply", "two questions", "pointer to itself", "cut label", "long name"],
 )
 def test_what_is_no_query_is_refused(wire: bytes, code: int | None) -> None:
     with pytest.raises(MessageError) as caught:
