@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from sampan.kube.client.http import HttpClient
 from sampan.kube.client.resources import (
@@ -218,7 +219,7 @@ async def test_a_job_sink_starts_one_job_an_event(platform: Platform) -> None:
         secret = await client.get(SECRETS, job["metadata"]["name"], "default")
         assert json.loads(base64.b64decode(secret["data"]["event"]))["data"] == {"n": 1}
         where = f"http://{platform.address('eventing.ingress')}/namespaces/default/name/work/sources/%2Fshop/ids/same"
-        async with session.get(where, headers={"Host": JOB_HOST}) as response:
+        async with session.get(URL(where, encoded=True), headers={"Host": JOB_HOST}) as response:
             assert response.status == 202
 
 

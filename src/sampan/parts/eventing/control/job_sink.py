@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from aiohttp import web
@@ -55,7 +55,8 @@ class JobSinkController(Controller):
 
     async def take(self, request: web.BaseRequest, body: bytes) -> web.Response:
         """Answer what is addressed to the sinks' host."""
-        parts = [part for part in request.path.split("/") if part]
+        # a source may have slashes of its own, so the path is divided before it is decoded
+        parts = [unquote(part) for part in request.raw_path.partition("?")[0].split("/") if part]
         if request.method == "GET" and len(parts) == 8:
             return await self._look(Key(parts[1], parts[3]), parts[5], parts[7])
         if request.method != "POST":
