@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from sampan.kube.client.http import HttpClient
@@ -27,6 +30,7 @@ from sampan.parts.eventing.resources import (
     CHANNELS,
     CONTAINER_SOURCES,
     EVENT_TYPES,
+    GITHUB_SOURCES,
     JOB_HOST,
     JOB_SINKS,
     PARALLELS,
@@ -221,6 +225,55 @@ async def test_a_job_sink_starts_one_job_an_event(platform: Platform) -> None:
         where = f"http://{platform.address('eventing.ingress')}/namespaces/default/name/work/sources/%2Fshop/ids/same"
         async with session.get(URL(where, encoded=True), headers={"Host": JOB_HOST}) as response:
             assert response.status == 202
+
+
+async def test_a_github_source_makes_its_webhook_and_takes_only_signed_calls(platform: Platform) -> None:
+    calls: list[tuple[str, str, dict[str, Any]]] = []
+
+    async def api(request: web.BaseRequest) -> web.Response:
+        """GitHub's API, as far as webhooks are made and deleted."""
+        body = await request.read()
+        calls.append((request.method, request.path, json.loads(body or b"{}")))
+        assert request.headers["Authorization"] == "Bearer token"
+        return web.json_response({"id": 77}, status=201) if request.method == "POST" else web.Response(status=204)
+
+    server = TestServer(web.Application())
+    server.app.router.add_route("*", "/{path:.*}", api)
+    async with platform.client() as client, receiver() as sink, server, aiohttp.ClientSession() as session:
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "github"},
+            "stringData": {"access": "token", "secret": "hush"},
+        }
+        await client.create(SECRETS, secret, "default")
+        spec = {
+            "ownerAndRepository": "boats/sampan",
+            "eventTypes": ["issues"],
+            "accessToken": {"secretKeyRef": {"name": "github", "key": "access"}},
+            "secretToken": {"secretKeyRef": {"name": "github", "key": "secret"}},
+            "githubAPIURL": str(server.make_url("/")),
+            "sink": {"uri": sink.url},
+        }
+        await make(client, GITHUB_SOURCES, "GitHubSource", "boats", **spec)
+        made = await ready(client, GITHUB_SOURCES, "boats")
+        assert made["status"]["webhookIDKey"] == "77"
+        ((method, path, hook),) = calls
+        assert (method, path, hook["events"]) == ("POST", "/repos/boats/sampan/hooks", ["issues"])
+        url, body = hook["config"]["url"], b'{"issue": {"number": 12}}'
+        headers = {"X-GitHub-Event": "issues", "X-GitHub-Delivery": "d-1"}
+        signed = {"X-Hub-Signature-256": f"sha256={hmac.new(b'hush', body, 'sha256').hexdigest()}"}
+        for more, status in (({}, 401), ({"X-Hub-Signature": "sha1=00"}, 401), (signed, 202)):
+            async with session.post(url, data=body, headers={**headers, **more}) as response:
+                assert response.status == status
+        (got,) = await sink.wait(1)
+        assert (got["type"], got["subject"], got["id"]) == ("dev.knative.source.github.issues", "12", "d-1")
+        assert got["source"] == "https://github.com/boats/sampan"
+        await client.delete(GITHUB_SOURCES, "boats", "default")
+        async with asyncio.timeout(20):
+            while len(calls) < 2:
+                await asyncio.sleep(0.02)
+        assert calls[1][:2] == ("DELETE", "/repos/boats/sampan/hooks/77")
 
 
 async def test_event_types_appear_where_the_feature_is_on(platform: Platform) -> None:

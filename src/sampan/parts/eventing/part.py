@@ -40,6 +40,7 @@ from sampan.parts.eventing.control.container_source import ContainerSourceContro
 from sampan.parts.eventing.control.dataplane import Shared
 from sampan.parts.eventing.control.event_types import EventTypeController
 from sampan.parts.eventing.control.flows import ParallelController, SequenceController
+from sampan.parts.eventing.control.github_source import PREFIX, GitHubSourceController
 from sampan.parts.eventing.control.job_sink import JobSinkController
 from sampan.parts.eventing.control.ping_source import PingSourceController
 from sampan.parts.eventing.control.rocketmq_sink import RocketMQSinkController
@@ -72,6 +73,9 @@ class EventingSettings(PartSettings):
     max_event_bytes: Annotated[
         int, msgspec.Meta(description="Largest event that is taken; messaging's limit for a body is above it.", ge=1024)
     ] = 1_048_576
+    public_url: Annotated[
+        str, msgspec.Meta(description="Address under which GitHub reaches the ingress; empty: where it listens.")
+    ] = ""
 
 
 class EventingPart(Part[EventingSettings]):
@@ -135,6 +139,9 @@ class EventingPart(Part[EventingSettings]):
         ]
         event_types, job_sinks = EventTypeController(everything, config), JobSinkController(everything)
         ingress.add(JOB_HOST, job_sinks.take)
+        host, port = self._socket.getsockname()[:2]
+        github = GitHubSourceController(everything, context.settings.public_url or f"http://{host}:{port}")
+        ingress.add(f"/{PREFIX}", github.take)
         ingress.on_event(event_types.observe)
         controllers: list[Controller] = [
             BrokerController(everything),
@@ -148,6 +155,7 @@ class EventingPart(Part[EventingSettings]):
             ContainerSourceController(everything),
             event_types,
             job_sinks,
+            github,
             RocketMQSinkController(everything),
             *self._running_sources,
         ]

@@ -70,7 +70,7 @@ class Ingress:
         self._seconds = histogram(metrics, "event_store_seconds", "Seconds until an event was on disk")
 
     def add(self, host: str, take: Take) -> None:
-        """Let ``take(request, body)`` answer what is addressed to a host."""
+        """Let ``take(request, body)`` answer what is addressed to a host, or (``/name``) to longer paths that begin so."""
         self._others[host] = take
 
     def on_event(self, observe: Observe) -> None:
@@ -81,7 +81,7 @@ class Ingress:
         """Answer one request."""
         host = (request.host or "").partition(":")[0].lower()
         try:
-            if other := self._others.get(host) or self._others.get("/" + request.path.split("/")[1]):
+            if other := self._others.get(host) or self._others.get(_prefix(request.path)):
                 return await other(request, await self._body(request))
             if request.method == "OPTIONS":
                 return web.Response(headers=WEBHOOK)
@@ -165,6 +165,12 @@ class Ingress:
     def _answered(self, key: Key, code: int, why: str = "") -> web.Response:
         self._count.labels(str(key), str(code)).inc()
         return web.Response(status=code, headers=ALLOW) if not why else _refused(code, why)
+
+
+def _prefix(path: str) -> str:
+    """The first segment of a path longer than any broker's."""
+    parts = path.split("/", 3)
+    return f"/{parts[1]}" if len(parts) > 3 and parts[3] else ""
 
 
 def passed_headers(headers: Mapping[str, str]) -> dict[str, str]:
