@@ -271,7 +271,8 @@ def main() -> None:
     chosen = arguments.parse_args()
     with Platform(only=["traffic"]) as platform:
         asyncio.run(measure_changes(platform, chosen.routes, chosen.changes))
-    with Platform(only=["traffic"]) as platform:
+    # without access logs, as the nginx beside it
+    with Platform(only=["traffic"], settings={"traffic.access_log": False}) as platform:
         asyncio.run(make_gateway(platform))
         measure_throughput(platform, chosen.seconds, chosen.turns)
 

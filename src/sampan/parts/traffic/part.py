@@ -54,6 +54,9 @@ class TrafficSettings(PartSettings):
     ] = 19001
     workers: Annotated[int, msgspec.Meta(description="Envoy worker threads.", ge=1)] = 2
     load_interval: Annotated[float, msgspec.Meta(description="Seconds between Envoy's load reports.", gt=0)] = 0.5
+    access_log: Annotated[bool, msgspec.Meta(description="Whether each request is a line of `logs/gateway.jsonl`.")] = (
+        True
+    )
     drain_seconds: Annotated[float, msgspec.Meta(description="Seconds requests under way have at a stop.", ge=0)] = 5.0
 
 
@@ -134,7 +137,15 @@ class TrafficPart(Part[TrafficSettings]):
         shared = context.get(ControlContext)
         control = ControlContext(shared.client, shared.informers, shared.clock, context.tasks)
         self._publisher = Publisher(
-            control, self._control_plane, places, http, https, plane.gate_socket, internal, self._default_certificate
+            control,
+            self._control_plane,
+            places,
+            http,
+            https,
+            plane.gate_socket,
+            internal,
+            self._default_certificate,
+            settings.access_log,
         )
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)

@@ -72,6 +72,7 @@ class Publisher:
         gate_socket: Path,
         internal_port: int,
         default_certificate: Callable[[], Certificate],
+        access_log: bool = True,
     ) -> None:
         self._context = context
         self._control_plane = control_plane
@@ -90,7 +91,7 @@ class Publisher:
         self._compared: dict[tuple[Resource, Key], tuple[Object, Object]] = {}
         """Statuses found to stand as wanted, with the objects they stand in."""
         self._gateways = GatewaySource(places)
-        self._builder = Builder(gate_socket)
+        self._builder = Builder(gate_socket, access_log=access_log)
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
         self.knative_followed = asyncio.Event()

@@ -13,14 +13,15 @@ from sampan.parts.traffic.xds.snapshot import Resource, Snapshot
 class Builder:
     """Builds snapshots and keeps the encoding of backends that did not change."""
 
-    def __init__(self, gate_socket: Path) -> None:
+    def __init__(self, gate_socket: Path, *, access_log: bool = True) -> None:
+        self._access_log = access_log
         self._gate = Resource.of(gate.CLUSTER, schema.resource(schema.CLUSTER, gate.cluster(gate_socket)))
         self._backends: dict[str, tuple[Backend, Resource, Resource]] = {}
 
     def build(self, model: Model) -> Snapshot:
         """The snapshot of a model."""
         self._backends = {name: self._encode(name, backend) for name, backend in model.backends.items()}
-        built = listeners.build(model.listeners)
+        built = listeners.build(model.listeners, access_log=self._access_log)
         return Snapshot.build(
             {
                 schema.CLUSTER: [self._gate, *(cluster for _, cluster, _ in self._backends.values())],

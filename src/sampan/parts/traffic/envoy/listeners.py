@@ -40,7 +40,8 @@ MISDIRECTED = Rule(Match(EVERYTHING), Respond(421), name="misdirected")
 class Built:
     """Resources of all listeners."""
 
-    def __init__(self) -> None:
+    def __init__(self, access_log: bool) -> None:
+        self.access_log = access_log
         self.listeners: list[Resource] = []
         self.routes: list[Resource] = []
         self.secrets: dict[str, Resource] = {}
@@ -48,9 +49,9 @@ class Built:
         """Route configurations by their content."""
 
 
-def build(listeners: Iterable[Listener]) -> Built:
+def build(listeners: Iterable[Listener], *, access_log: bool = True) -> Built:
     """Envoy listeners, route configurations and secrets for the model's listeners."""
-    built = Built()
+    built = Built(access_log)
     by_socket: dict[tuple[str, int, bool], list[Listener]] = defaultdict(list)
     for listener in listeners:
         by_socket[listener.address, listener.port, listener.protocol == "UDP"].append(listener)
@@ -80,7 +81,7 @@ def _add_http(built: Built, address: str, port: int, sharing: Sequence[Listener]
     name = f"{address}:{port}"
     hosts = [host for group in _groups(sharing) for host in _merged(_isolated(group, sharing))]
     routes_name = _add_routes(built, name, hosts)
-    chain = {"filters": [_connection_manager(name, routes_name, tls=False)]}
+    chain = {"filters": [_connection_manager(name, routes_name, built, sharing)]}
     _add_listener(built, name, address, port, [chain])
 
 
@@ -173,7 +174,7 @@ def _https_chain(built: Built, name: str, group: Sequence[Listener], sharing: Se
     routes_name = _add_routes(built, f"{name}/{pattern}", hosts)
     return {
         **_server_names(pattern),
-        "filters": [_connection_manager(name, routes_name, tls=True)],
+        "filters": [_connection_manager(name, routes_name, built, group)],
         "transportSocket": _downstream_tls(built, group, ["h2", "http/1.1"]),
     }
 
@@ -299,7 +300,7 @@ def _add_listener(
     built.listeners.append(Resource.of(name, schema.resource(schema.LISTENER, content)))
 
 
-def _connection_manager(name: str, routes_name: str, *, tls: bool) -> dict[str, Any]:
+def _connection_manager(name: str, routes_name: str, built: Built, sharing: Sequence[Listener]) -> dict[str, Any]:
     """One HTTP connection manager. Envoy's default timeouts would end idle streams, so they are off here; rules set theirs."""
     cors = {
         "name": "envoy.filters.http.cors",
@@ -320,12 +321,14 @@ def _connection_manager(name: str, routes_name: str, *, tls: bool) -> dict[str, 
             },
         ),
     }
+    # even a log that its filter keeps silent costs every request something
+    gated = any(listener.owner == "knative" for listener in sharing)
     typed = schema.any_of(
         _HCM,
         statPrefix=name,
         rds={"routeConfigName": routes_name, "configSource": _FROM_CONTROL_PLANE},
         httpFilters=[cors, gate.http_filter(), router],
-        accessLog=[access_log, gate.slot_log()],
+        accessLog=[*([access_log] if built.access_log else []), *([gate.slot_log()] if gated else [])],
         useRemoteAddress=True,
         normalizePath=True,
         streamIdleTimeout="0s",

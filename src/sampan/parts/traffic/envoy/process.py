@@ -204,7 +204,13 @@ class Envoy:
         base_id_path = self._directory / "base-id"
         if replacing:
             epoch = self._state.epoch + 1
-            identity = ["--base-id", str(self._state.base_id), "--restart-epoch", str(epoch)]
+            identity = [
+                "--skip-hot-restart-parent-stats",
+                "--base-id",
+                str(self._state.base_id),
+                "--restart-epoch",
+                str(epoch),
+            ]
         else:
             epoch, identity = 0, ["--use-dynamic-base-id", "--base-id-path", str(base_id_path)]
         await asyncio.to_thread(self._prepare)
