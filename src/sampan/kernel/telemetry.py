@@ -15,6 +15,7 @@ buffer, the oldest dropped and counted.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import queue
@@ -22,7 +23,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -237,6 +238,23 @@ def record_fields(record: logging.LogRecord, clock: Clock) -> dict[str, Any]:
     return fields
 
 
+def append_whole(file: io.FileIO, block: bytes) -> None:
+    """Append all of ``block`` or, where there is no room for it, nothing: half a line would spoil the next one.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    before = os.fstat(file.fileno()).st_size
+    try:
+        left = memoryview(block)
+        while left:
+            left = left[file.write(left) or 0 :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(before)
+        raise
+
+
 class JsonLines(logging.Handler):
     """Writes records as JSON lines to a size-rotated file, on a thread of its own."""
 
@@ -270,7 +288,7 @@ class JsonLines(logging.Handler):
         super().close()
 
     def _write(self) -> None:
-        file: IO[bytes] | None = None
+        file: io.FileIO | None = None
         ended = False
         while not ended:
             lines = [self._queue.get()]
@@ -279,9 +297,8 @@ class JsonLines(logging.Handler):
             ended = None in lines
             block = b"".join(line for line in lines if line is not None)
             try:
-                file = file or self._path.open("ab")
-                file.write(block)
-                file.flush()
+                file = file or io.FileIO(self._path, "ab")
+                append_whole(file, block)
                 if file.tell() >= self._limit:
                     file.close()
                     file = None
@@ -289,8 +306,9 @@ class JsonLines(logging.Handler):
             except OSError as error:
                 # a full disk must not stop the platform; the loss is counted and said where a person may see it
                 self.dropped += len(lines)
-                sys.stderr.write(f"cannot write {self._path}: {error}\n")
-                file = None
+                with suppress(OSError):  # it may lead to the same disk
+                    sys.stderr.write(f"cannot write {self._path}: {error}\n")
+                    sys.stderr.flush()
         if file is not None:
             file.close()
 

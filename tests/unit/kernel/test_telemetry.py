@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,47 @@ hexadecimal = st.text("0123456789abcdef", min_size=1)
 def test_any_traceparent_is_parsed_or_refused_without_an_error(text: str) -> None:
     context = SpanContext.parse(text)
     assert context is None or SpanContext.parse(context.traceparent()) == context
+
+
+class SmallDisk(io.FileIO):
+    """A file with room for so many bytes."""
+
+    room = 0
+
+    def write(self, data: object) -> int:
+        block = bytes(data)[: self.room]  # type: ignore[call-overload]
+        if not block:
+            raise OSError(errno.ENOSPC, "full")
+        self.room -= len(block)
+        return super().write(block)
+
+
+def test_a_line_for_which_there_is_no_room_leaves_no_half_behind(tmp_path: Path) -> None:
+    with SmallDisk(tmp_path / "log", "ab") as file:
+        file.room = 12
+        telemetry.append_whole(file, b"first\n")
+        with pytest.raises(OSError, match="full"):
+            telemetry.append_whole(file, b"the second\n")
+        file.room = 100
+        telemetry.append_whole(file, b"third\n")
+    assert (tmp_path / "log").read_bytes() == b"first\nthird\n"
+
+
+def test_logging_survives_a_full_disk_that_also_holds_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    path = tmp_path / "core.jsonl"
+    path.symlink_to("/dev/full")
+    handler = telemetry.JsonLines(path, Clock(FROZEN))
+    for number in range(3):
+        handler.emit(logging.makeLogRecord({"msg": "lost"}))
+        while handler.dropped <= number:
+            assert handler._thread.is_alive()
+            time.sleep(0.001)
+    handler.close()
+    assert handler.dropped == 3
