@@ -91,6 +91,7 @@ class Gate:
         self._held: dict[str, _Held] = {}
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
+        self._stopped = False
         self._probes = 0
         self._epoch = 0
         self._rounds: list[dict[str, int]] = []
@@ -116,6 +117,7 @@ class Gate:
 
     async def stop(self) -> None:
         """Stop answering; who waits is told to come again."""
+        self._stopped = True
         for revision in self._revisions.values():
             revision.throttle.dismiss()
         if self._server is not None:
@@ -243,7 +245,8 @@ class Gate:
 
     def _revision_changed(self, old: Object | None, new: Object | None) -> None:
         one = new or old
-        assert one is not None
+        if one is None or self._stopped:
+            return
         key = Key.of(one)
         known = self._revisions.get(key)
         if known is not None and (new is None or known.uid != new["metadata"]["uid"]):
@@ -264,7 +267,7 @@ class Gate:
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         pod = new or old
         name = dig(pod, "metadata", "labels", keys.REVISION)
-        if pod is None or not name:
+        if pod is None or not name or self._stopped:
             return
         revision = self._revisions.get(Key(pod["metadata"]["namespace"], name))
         if revision is None or revision.uid != pod["metadata"]["labels"].get(keys.REVISION_UID):
