@@ -109,7 +109,12 @@ class Platform:
         self._options: dict[str, Any] = {
             "only": only,
             "without": without,
-            "flags": ["platform.ports=auto", *(_flag(name, value) for name, value in (settings or {}).items())],
+            # a test that is killed must leave no Envoy behind
+            "flags": [
+                "platform.ports=auto",
+                *(["traffic.outlive=false"] if "traffic" in parts else []),
+                *(_flag(name, value) for name, value in (settings or {}).items()),
+            ],
             "one_process": one_process,
         }
         self._data_dir = data_dir

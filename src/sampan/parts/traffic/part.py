@@ -54,6 +54,9 @@ class TrafficSettings(PartSettings):
     ] = 19001
     workers: Annotated[int, msgspec.Meta(description="Envoy worker threads.", ge=1)] = 2
     load_interval: Annotated[float, msgspec.Meta(description="Seconds between Envoy's load reports.", gt=0)] = 0.5
+    outlive: Annotated[
+        bool, msgspec.Meta(description="Whether Envoy goes on serving when the platform's core dies (tests say no).")
+    ] = True
     access_log: Annotated[bool, msgspec.Meta(description="Whether each request is a line of `logs/gateway.jsonl`.")] = (
         True
     )
@@ -102,6 +105,7 @@ class TrafficPart(Part[TrafficSettings]):
             node_id=node,
             concurrency=settings.workers,
             sockets=context.sockets,
+            outlive=settings.outlive,
         )
         self._access_log = AccessLog(context.root / "logs" / "gateway.jsonl", context.clock)
         await self._envoy.find()

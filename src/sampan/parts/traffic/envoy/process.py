@@ -70,7 +70,15 @@ class Envoy:
     """The node's Envoy process."""
 
     def __init__(
-        self, directory: Path, clock: Clock, *, run: Path, node_id: str, concurrency: int, sockets: Path | None = None
+        self,
+        directory: Path,
+        clock: Clock,
+        *,
+        run: Path,
+        node_id: str,
+        concurrency: int,
+        sockets: Path | None = None,
+        outlive: bool = True,
     ) -> None:
         """``run``: where detached processes are noted; ``sockets``: a folder with a short path, default ``directory``."""
         self._directory = directory
@@ -80,6 +88,7 @@ class Envoy:
         self._concurrency = concurrency
         self._process: psutil.Process | None = None
         self._retiring: psutil.Process | None = None
+        self._outlive = outlive
         self._session: aiohttp.ClientSession | None = None
         self._stopping = False
         self._state = _State(0, 0, [])
@@ -239,6 +248,12 @@ class Envoy:
 
         A shell forks, says the pid and exits; what it forked waits for a line, which is sent once the shell is gone.
         """
+        if not self._outlive:
+            nowhere = asyncio.subprocess.DEVNULL
+            child = await asyncio.create_subprocess_exec(
+                *command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+            )
+            return psutil.Process(child.pid)
         waiting, gone = os.pipe()
         try:
             shell = await asyncio.create_subprocess_exec(
