@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-import yaml
 
 from sampan.kube.objects import Key, Object
 from sampan.parts.eventing.resources import DEFAULT_CLASS, SYSTEM_NAMESPACE
@@ -26,12 +25,22 @@ _BROKER: Mapping[str, Any] = {
     }
 }
 _CHANNEL: Mapping[str, Any] = {"clusterDefault": {"apiVersion": "messaging.knative.dev/v1", "kind": "InMemoryChannel"}}
+
+
+def _text(values: Mapping[str, Any], indent: str = "") -> str:
+    """Mappings of plain words as YAML, without loading the library for it at every start."""
+    return "".join(
+        f"{indent}{key}:\n{_text(value, indent + '  ')}" if isinstance(value, Mapping) else f"{indent}{key}: {value}\n"
+        for key, value in values.items()
+    )
+
+
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
-    BROKER_DEFAULTS: {"default-br-config": yaml.safe_dump(dict(_BROKER), sort_keys=False)},
+    BROKER_DEFAULTS: {"default-br-config": _text(_BROKER)},
     "config-br-default-channel": {
         "channel-template-spec": "apiVersion: messaging.knative.dev/v1\nkind: InMemoryChannel\n"
     },
-    CHANNEL_DEFAULTS: {"default-ch-config": yaml.safe_dump(dict(_CHANNEL), sort_keys=False)},
+    CHANNEL_DEFAULTS: {"default-ch-config": _text(_CHANNEL)},
     FEATURES: {
         "delivery-timeout": "enabled",
         "delivery-retryafter": "disabled",

@@ -20,11 +20,10 @@ import hashlib
 import os
 import shutil
 import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,6 +32,9 @@ from sampan.parts.node.errors import ImageError
 from sampan.parts.node.images.environment import Environments, requirement_lines
 from sampan.parts.node.images.image import HOST_BASE, PYTHON, REQUIREMENTS, Image, ImageConfig
 from sampan.parts.node.images.reference import Reference
+
+if TYPE_CHECKING:
+    import tarfile
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -263,6 +265,8 @@ class ImageStore:
         done = place.with_name(f"{name}.complete")
         if done.exists():
             return place
+        import tarfile  # only who brings images needs it
+
         with self.lock():
             if done.exists():
                 return place
@@ -279,6 +283,8 @@ class ImageStore:
 
 def extract(archive: tarfile.TarFile, place: Path) -> None:
     """Unpack a layer inside its directory, turning OCI whiteouts into overlayfs'. Raises OSError, TarError."""
+    import tarfile
+
     root = os.geteuid() == 0
 
     def screen(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from datetime import datetime, time, timedelta
 from typing import Any
 
-import yaml
-
 from sampan.kernel.errors import SampanError
 
 JOBS = "jobs"
@@ -34,6 +32,8 @@ def replicas(data: dict[str, str], now: datetime) -> int | None:
     Raises:
         ScheduleError: the data cannot be read.
     """
+    import yaml  # most platforms have no schedule
+
     try:
         jobs = yaml.safe_load(data.get(JOBS, "[]")) or []
         wanted = [_of_job(job, now) for job in jobs]
@@ -44,6 +44,8 @@ def replicas(data: dict[str, str], now: datetime) -> int | None:
 
 def next_change(data: dict[str, str], now: datetime) -> float:
     """Seconds until a slice of today or midnight is reached; at least one."""
+    import yaml  # most platforms have no schedule
+
     today = [
         datetime.combine(now.date(), _clock(entry["timeSlice"]), now.tzinfo)
         for job in yaml.safe_load(data.get(JOBS, "[]")) or []
