@@ -15,7 +15,9 @@ import msgspec
 from sampan.cli import options
 from sampan.kernel.errors import SampanError
 from sampan.kernel.folder import DataDirectory
+from sampan.kernel.settings import nearest
 from sampan.kernel.telemetry import human_line
+from sampan.parts import PARTS
 
 LOOKS_A_SECOND = 5
 
@@ -33,6 +35,8 @@ def command(part: str | None, data_dir: Path, as_json: bool, follow: bool, lines
     folder = DataDirectory(data_dir).logs
     if not folder.is_dir():
         raise SampanError(f"nothing was logged in {data_dir}; has a platform run there?")
+    if part is not None and part not in PARTS and not (folder / f"{part}.jsonl").exists():
+        raise SampanError(f"there is no part named {part}{nearest(part, PARTS)}")
     coloured = sys.stdout.isatty()
     positions: dict[Path, int] = {}
     last = deque(_read(folder, positions, part, rotated=True), maxlen=lines)

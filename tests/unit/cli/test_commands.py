@@ -124,3 +124,10 @@ def test_the_data_directory_may_stand_before_or_after_the_command(tmp_path: Path
 def test_an_hour_back_is_no_call_for_help() -> None:
     result = run("--data-dir", "/nonexistent", "clock", "jump", "-1h")
     assert "no platform answers" in str(result.exception) and "Usage" not in result.output
+
+
+def test_logs_of_a_part_that_does_not_exist_are_asked_for_in_vain(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    result = run("--data-dir", str(tmp_path), "logs", "trafic")
+    assert str(result.exception) == "there is no part named trafic; did you mean traffic?"
+    assert run("--data-dir", str(tmp_path), "logs", "traffic").exit_code == 0
