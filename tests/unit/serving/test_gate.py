@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from sampan.kernel.clock import Clock
 from sampan.kube.objects import Key, Object
@@ -46,6 +47,20 @@ async def test_questions_are_answered_at_once_or_later_on_one_connection(tmp_pat
     assert await reader.readexactly(26) == b"pending request queue full"
     writer.close()
     server.close()
+
+
+def test_the_event_loop_of_the_platform_serves_questions_too(tmp_path: Path) -> None:
+    async def ask() -> bytes:
+        server = await listen(tmp_path / "gate", Asked())
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
+        writer.write(b"GET /now/a HTTP/1.1\r\nhost: gate\r\n\r\n")
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        server.close()
+        return answer
+
+    assert uvloop.run(ask()).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_who_closes_the_connection_leaves_the_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
+from typing import cast
 
 LONGEST_HEAD = 64 * 1024
 """Bytes of a request head; Envoy's is a few hundred."""
@@ -38,8 +39,8 @@ class _Connection(asyncio.Protocol):
         self._busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports for Unix sockets do not derive from asyncio.Transport, so the type cannot be asserted
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
