@@ -158,7 +158,10 @@ class Agent:
             if phase in ("Succeeded", "Failed"):
                 worker.state.finished = phase
                 worker.state.removed = found is None
-            if found is not None:
+            if found is not None and not by_pod.get(uid) and not worker.state.finished:
+                # killed between making the sandbox and starting the first container: nobody knows how far it had come
+                worker.sandbox_lost()
+            elif found is not None:
                 worker.volumes = await asyncio.to_thread(self._volumes_again, await self.facts(pod, found.address))
                 worker.adopt(found.address or self.host_address, by_pod.get(uid, []))
                 for container in by_pod.get(uid, []):
