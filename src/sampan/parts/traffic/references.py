@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.traffic.model import Backend, Certificate, UpstreamTls
-from sampan.parts.traffic.world import World
+from sampan.parts.traffic.world import World, by_age
 
 GROUP = "gateway.networking.k8s.io"
 
@@ -134,7 +134,7 @@ class TlsPolicies:
     def __init__(self, world: World) -> None:
         self._world = world
         self._by_service: dict[Key, list[Object]] = {}
-        for key, policy in sorted(world.backend_tls_policies.items(), key=_age):
+        for key, policy in sorted(world.backend_tls_policies.items(), key=by_age):
             for target in policy["spec"].get("targetRefs") or ():
                 if (target.get("group") or "", target["kind"]) == ("", "Service"):
                     self._by_service.setdefault(Key(key.namespace, target["name"]), []).append(policy)
@@ -184,10 +184,6 @@ class TlsPolicies:
         if not bundles:
             return Problem("InvalidCACertificateRef", "the policy names no CA certificate")
         return b"\n".join(bundles)
-
-
-def _age(item: tuple[Key, Object]) -> tuple[str, Key]:
-    return item[1]["metadata"].get("creationTimestamp") or "", item[0]
 
 
 def authority_bundle(world: World, key: Key) -> bytes | Problem:

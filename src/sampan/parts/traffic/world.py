@@ -78,3 +78,8 @@ class World:
             if (address, number) not in found:
                 found[address, number] = Endpoint(address, number)
         return tuple(sorted(found.values()))
+
+
+def by_age(item: tuple[Key, Object]) -> tuple[str, Key]:
+    """Sort key of (key, object) pairs: the older first, then by key, as the Gateway API settles every tie."""
+    return item[1]["metadata"].get("creationTimestamp") or "", item[0]

@@ -10,6 +10,7 @@ from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, controller_of, copy, dig, owner_reference
 from sampan.kube.status import ApiError
+from sampan.kube.types.duration import parse_time
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.configmaps import Config, GarbageSettings, everything
 from sampan.parts.serving.resources import CONFIGURATIONS, REVISIONS
@@ -169,7 +170,7 @@ def stale(owned: list[Object], pinned: set[str | None], settings: GarbageSetting
 
     def modified(revision: Object) -> datetime:
         stamp = dig(revision, "metadata", "annotations", keys.ROUTING_STATE_MODIFIED)
-        return _time(stamp or revision["metadata"]["creationTimestamp"])
+        return parse_time(stamp or revision["metadata"]["creationTimestamp"])
 
     idle = [
         one
@@ -185,7 +186,7 @@ def stale(owned: list[Object], pinned: set[str | None], settings: GarbageSetting
         for one in idle:
             if len(idle) - len(doomed) <= settings.minimum:
                 break
-            created = (now - _time(one["metadata"]["creationTimestamp"])).total_seconds()
+            created = (now - parse_time(one["metadata"]["creationTimestamp"])).total_seconds()
             inactive = (now - modified(one)).total_seconds()
             old = settings.since_create is None or created > settings.since_create
             unused = settings.since_active is None or inactive > settings.since_active
@@ -195,10 +196,6 @@ def stale(owned: list[Object], pinned: set[str | None], settings: GarbageSetting
         left = [one for one in idle if one not in doomed]
         doomed += left[: max(0, len(left) - settings.maximum)]
     return doomed
-
-
-def _time(stamp: str) -> datetime:
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00"))
 
 
 def _generation(revision: Object) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import datetime
 
 from sampan.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, HORIZONTAL_POD_AUTOSCALERS, PODS
 from sampan.kube.control.conditions import ConditionSet, condition
@@ -16,6 +15,7 @@ from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import ensure
 from sampan.kube.objects import Key, Object, copy, dig
+from sampan.kube.types.duration import parse_time
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import schedule
 from sampan.parts.serving.autoscaling import settings as autoscaling
@@ -168,7 +168,7 @@ class PodAutoscalerController(Controller):
         """Seconds since a condition last changed."""
         if found is None or not found.get("lastTransitionTime"):
             return 0.0
-        changed = datetime.fromisoformat(found["lastTransitionTime"].replace("Z", "+00:00"))
+        changed = parse_time(found["lastTransitionTime"])
         return (self.clock.now() - changed).total_seconds()
 
     def _judge(

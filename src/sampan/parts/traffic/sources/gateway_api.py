@@ -19,7 +19,7 @@ from sampan.parts.traffic.model import Listener, Rule, Target, intersect
 from sampan.parts.traffic.places import Place, Places
 from sampan.parts.traffic.references import GROUP, Backends, Origin, Problem, certificate, client_authority
 from sampan.parts.traffic.sources.routes import Translated, grpc_rules, http_rules
-from sampan.parts.traffic.world import World
+from sampan.parts.traffic.world import World, by_age
 
 CONTROLLER = "sampan.dev/gateway-controller"
 """``spec.controllerName`` of the GatewayClasses we serve."""
@@ -135,7 +135,7 @@ class GatewaySource:
             key.name for key, one in world.gateway_classes.items() if one["spec"]["controllerName"] == CONTROLLER
         }
         self._places.keep(world.gateways)
-        for key, gateway in sorted(world.gateways.items(), key=_age):
+        for key, gateway in sorted(world.gateways.items(), key=by_age):
             if gateway["spec"]["gatewayClassName"] in classes:
                 sockets[key] = [self._socket(world, gateway, spec) for spec in gateway["spec"].get("listeners") or ()]
                 _find_conflicts(sockets[key])
@@ -149,7 +149,7 @@ class GatewaySource:
             ("TCPRoute", world.tcp_routes, resources.TCP_ROUTES),
             ("UDPRoute", world.udp_routes, resources.UDP_ROUTES),
         ):
-            for key, route in sorted(routes.items(), key=_age):
+            for key, route in sorted(routes.items(), key=by_age):
                 attachment = known.get((kind, key))
                 if attachment is None or attachment.route is not route:
                     attachment = self._attach(world, backends, sockets, kind, key, route)
@@ -474,10 +474,6 @@ SUPPORTED_FEATURES = sorted(
         "UDPRoute",
     ]
 )
-
-
-def _age(item: tuple[Key, Object]) -> tuple[str, Key]:
-    return item[1]["metadata"].get("creationTimestamp") or "", item[0]
 
 
 def _find_conflicts(sockets: list[Socket]) -> None:

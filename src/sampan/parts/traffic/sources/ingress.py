@@ -21,7 +21,7 @@ from sampan.parts.traffic.model import (
 )
 from sampan.parts.traffic.references import Backends, Problem, read_certificate
 from sampan.parts.traffic.sources.gateway_api import Result
-from sampan.parts.traffic.world import World
+from sampan.parts.traffic.world import World, by_age
 
 CONTROLLER = "sampan.dev/ingress-controller"
 """``spec.controller`` of the IngressClasses we serve."""
@@ -47,7 +47,7 @@ def translate(
     if default is not None:
         fallback.certificates.append(default)
     secure: dict[str, Listener] = {}
-    for key, ingress in sorted(world.ingresses.items(), key=_age):
+    for key, ingress in sorted(world.ingresses.items(), key=by_age):
         if not _is_ours(world, ingress):
             continue
         certificates = _certificates(world, key, ingress, result)
@@ -72,10 +72,6 @@ def translate(
         result.listeners.append(fallback)
     result.listeners += secure.values()
     return result
-
-
-def _age(item: tuple[Key, Object]) -> tuple[str, Key]:
-    return item[1]["metadata"].get("creationTimestamp") or "", item[0]
 
 
 def _is_ours(world: World, ingress: Object) -> bool:
