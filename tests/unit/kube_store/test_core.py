@@ -190,6 +190,25 @@ async def test_a_write_under_way_counts_for_the_expected_revision() -> None:
     await store.close()
 
 
+@pytest.mark.parametrize("failure", [None, FullError("full")])
+async def test_a_key_is_settled_once_its_write_is_stored_or_has_failed(failure: Exception | None) -> None:
+    log = GatedLog()
+    log.failure = failure
+    store = await opened(log)
+    await store.settled(A)
+    writer = asyncio.create_task(store.put(A, value("x"), 0))
+    await settle()
+    writer.cancel()
+    waiting = [asyncio.create_task(store.settled(A)) for _ in range(2)]
+    await store.settled(B)
+    await settle()
+    assert not any(task.done() for task in waiting)
+    log.gate.set()
+    await asyncio.gather(*waiting)
+    assert (store.get(A) is None) == (failure is not None)
+    await store.close()
+
+
 @pytest.mark.parametrize("failure", [FullError("full"), OSError("I/O"), StoreError("closed")])
 async def test_a_failed_batch_fails_its_writers_and_those_behind_it_and_changes_nothing(failure: Exception) -> None:
     log = GatedLog()

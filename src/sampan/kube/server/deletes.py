@@ -8,7 +8,7 @@ itself a finalizer: ``foregroundDeletion`` and ``orphan`` are for the garbage co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sampan.kernel.clock import Clock
@@ -35,13 +35,10 @@ _ORPHAN_WARNING = (
 class Deleter:
     """The deleting verbs over one store."""
 
-    def __init__(
-        self, store: Store, admission: Admission, clock: Clock, reached: Callable[[int], Awaitable[None]]
-    ) -> None:
+    def __init__(self, store: Store, admission: Admission, clock: Clock) -> None:
         self._store = store
         self._admission = admission
         self._clock = clock
-        self._reached = reached
 
     async def delete(self, call: Call, options: DeleteOptions) -> Answer:
         """Delete one object, or mark it for deletion.
@@ -76,11 +73,10 @@ class Deleter:
                 await self._admission.admit(request)
                 await self._admission.validate(request)
                 return await self._delete(call, entry, obj, options)
-            except ConflictError as error:
+            except ConflictError:
                 if options.revision:
                     break
-                if error.current:
-                    await self._reached(error.current)
+                await self._store.settled(call.key)
             finally:
                 call.warnings.extend(request.warnings)
                 for finished in request.finished:

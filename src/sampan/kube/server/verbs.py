@@ -75,8 +75,8 @@ class Api:
         self.hub = WatchHub(store, types, clock)
         self.allocator = ServiceAllocator(store, service_range)
         self._reader = Reader(store, self.hub.reached)
-        self._writer = Writer(store, admission, self.allocator, clock, self.hub.reached)
-        self._deleter = Deleter(store, admission, clock, self.hub.reached)
+        self._writer = Writer(store, admission, self.allocator, clock)
+        self._deleter = Deleter(store, admission, clock)
         self._evictor = Evictor(self._writer, self._deleter, types, cache, clock)
 
     def close(self) -> None:

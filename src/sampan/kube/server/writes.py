@@ -41,8 +41,9 @@ from sampan.kube.store.interface import ConflictError, Entry, Store
 from sampan.kube.types.names import generate_name
 from sampan.kube.types.resource import ResourceType
 
-RETRIES = 5
-"""How often a write that lost a race is tried again."""
+RETRIES = 200
+"""How often a write that lost a race is tried again; each time somebody else's write was taken, so the bound only ends a
+livelock."""
 NAME_TRIES = 8
 """How many generated names are tried."""
 
@@ -69,13 +70,11 @@ class Writer:
         admission: Admission,
         allocator: ServiceAllocator,
         clock: Clock,
-        reached: Callable[[int], Awaitable[None]],
     ) -> None:
         self._store = store
         self._admission = admission
         self._allocator = allocator
         self._clock = clock
-        self._reached = reached
 
     # -- create
 
@@ -198,11 +197,10 @@ class Writer:
                 raise conflict(call.type.resource, call.name)
             try:
                 return await self._replace(call, entry, old, new, owned=owned)
-            except ConflictError as error:
+            except ConflictError:
                 if revision:
                     break
-                if error.current:
-                    await self._reached(error.current)
+                await self._store.settled(call.key)
         raise conflict(call.type.resource, call.name)
 
     async def _replace(self, call: Call, entry: Entry, old: Object, new: Object, *, owned: bool) -> Answer:

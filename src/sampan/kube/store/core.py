@@ -91,6 +91,7 @@ class Store(interface.Store):
         self._fanout = Fanout(FIRST_REVISION, backlog_count, backlog_bytes)
         self._taken = FIRST_REVISION
         self._ahead: dict[str, _Write] = {}
+        self._settling: dict[str, asyncio.Event] = {}
         self._queue: list[_Write] = []
         self._batch: list[_Write] = []
         self._flush_scheduled = False
@@ -264,6 +265,11 @@ class Store(interface.Store):
         record = Record(revision, before.key, before.created, before.revision, None)
         return await self._submit(record, None, before, last)
 
+    async def settled(self, key: str) -> None:
+        """Wait until no write of the key is under way; see ``store.interface.Store.settled``."""
+        while key in self._ahead:
+            await self._settling.setdefault(key, asyncio.Event()).wait()
+
     def _check_open(self) -> None:
         if not self._open:
             raise StoreError("the store is closed")
@@ -331,6 +337,8 @@ class Store(interface.Store):
         record, entry, key = write.record, write.entry, write.record.key
         if self._ahead.get(key) is write:
             del self._ahead[key]
+            if key in self._settling:
+                self._settling.pop(key).set()
         if entry is not None:
             if write.before is None:
                 self._keys.add(key)
@@ -350,6 +358,9 @@ class Store(interface.Store):
         failed = batch + self._queue
         self._queue = []
         self._ahead.clear()
+        for settled in self._settling.values():
+            settled.set()
+        self._settling.clear()
         for write in failed:
             if not write.answer.done():
                 write.answer.set_exception(type(failure)(*failure.args))

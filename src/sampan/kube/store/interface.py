@@ -155,6 +155,13 @@ class Store(Protocol):
         """
         ...
 
+    async def settled(self, key: str) -> None:
+        """Wait until no write of the key is under way: its fate, good or bad, is then what `get` says.
+
+        For who lost a race and wants to try again on what won it. Not bounded in time, as a commit is not.
+        """
+        ...
+
     def watch(self, prefix: str, after: int) -> Watch:
         """Changes of keys under ``prefix`` with a revision greater than ``after``.
 
