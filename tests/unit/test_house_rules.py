@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +105,19 @@ def test_the_settings_page_is_what_the_parts_declare() -> None:
     from sampan.cli.settings import page
 
     assert (ROOT / "docs" / "settings.md").read_text() == page(), "run `sampan settings > docs/settings.md`"
+
+
+def test_an_installed_sampan_has_every_file_it_reads() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packed: set[Path] = set()
+    for pattern in project["tool"]["setuptools"]["package-data"]["sampan"]:
+        packed.update(SOURCE.glob(pattern))
+    code = {".py", ".pyi", ".pyc"}
+    kept = (path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in code)
+    missing = sorted(name(path) for path in kept if path not in packed)
+    assert not missing, f"package-data in pyproject.toml leaves out {missing}: an install without -e would lack them"
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    lone = {path.parent for path in MODULES if not (path.parent / "__init__.py").exists()}
+    assert not lone, f"setuptools finds only packages, these have no __init__.py: {sorted(map(name, lone))}"
