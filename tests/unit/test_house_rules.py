@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "sampan"
 LONGEST = 1000
 """Lines in a module; most stay well under half of that."""
-LONGER = {"parts/node/runtime/keeper.py": 1300}
+LONGER: dict[str, int] = {}
 """Modules that may be longer for now, each a debt."""
 CLOCK = {"kernel/clock.py", "kernel/autojump.py", "kernel/tasks.py"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}

@@ -8,7 +8,6 @@ what the runtime still runs and hands it to the workers; what belongs to no pod 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -21,21 +20,19 @@ from sampan.kube.control.interface import Informer, Informers
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.resources import (
     CONFIG_MAPS,
-    LEASES,
-    NODES,
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
     PODS,
     SECRETS,
-    SERVICE_ACCOUNTS,
     SERVICES,
 )
-from sampan.kube.status import ApiError
-from sampan.kube.types.duration import format_micro_time
 from sampan.parts.network import loopback_address
-from sampan.parts.node.agent import node_object
+from sampan.parts.node.agent.adoption import adopt
+from sampan.parts.node.agent.following import Following
 from sampan.parts.node.agent.handlers import Handlers
-from sampan.parts.node.agent.payload import PodFacts, audiences
+from sampan.parts.node.agent.payload import PodFacts
+from sampan.parts.node.agent.registration import Registration
+from sampan.parts.node.agent.tokens import Tokens
 from sampan.parts.node.agent.volumes import Volumes
 from sampan.parts.node.agent.worker import PodWorker
 from sampan.parts.node.agent.writer import StatusWriter
@@ -46,10 +43,6 @@ from sampan.parts.node.runtime.process import ProcessRuntime
 
 log = logging.getLogger(__name__)
 
-LEASE_EVERY = 10.0
-STATUS_EVERY = 300.0
-REFRESH_DEBOUNCE = 0.5
-TOKEN_CHECK = 60.0
 ADDRESS_NETWORKS = ("10.244.0.0/16", "10.96.0.0/12")
 
 
@@ -90,13 +83,11 @@ class Agent:
         self.workers: dict[str, PodWorker] = {}
         self.by_container: dict[str, PodWorker] = {}
         self.allocatable: dict[str, str] = {}
-        self._max_pods = max_pods
-        self._labels = dict(labels or {})
         self._informers = informers
         self._recorder = EventRecorder(client, clock, tasks, "kubelet", host=name)
-        self._tokens: dict[str, dict[str, tuple[str, float]]] = {}
-        self._stale: set[str] = set()
-        self._refreshing = False
+        self.tokens = Tokens(client, clock)
+        self.following = Following(self)
+        self.registration = Registration(self, labels or {}, max_pods)
         self._runtime_up = False
         self._pods: Informer
         self._stores: dict[str, Informer] = {}
@@ -107,8 +98,7 @@ class Agent:
         """Register the node, pick up what runs, and follow the node's pods."""
         await self.runtime.start(self._exited, self._lost, self._sandbox_ended)
         self._runtime_up = True
-        self._facts = await asyncio.to_thread(node_object.machine, self.layout.base)
-        await self.register()
+        await self.registration.start()
         for plural, resource in (
             ("configmaps", CONFIG_MAPS),
             ("secrets", SECRETS),
@@ -123,17 +113,14 @@ class Agent:
         await self._recover()
         self._pods.on_change(self._pod_changed)
         for plural in ("configmaps", "secrets"):
-            self._stores[plural].on_change(self._source_changed)
+            self._stores[plural].on_change(self.following.source_changed)
         for plural in ("persistentvolumeclaims", "persistentvolumes"):
-            self._stores[plural].on_change(self._claim_changed)
-        self.tasks.keep("lease", self._beat)
-        self.tasks.keep("node-status", self._node_status)
-        self.tasks.keep("tokens", self._watch_tokens)
+            self._stores[plural].on_change(self.following.claim_changed)
+        self.tasks.keep("tokens", self.following.watch_tokens)
 
     async def close(self) -> None:
         """Let go: the processes go on."""
-        for worker in list(self.workers.values()):
-            await worker.cancel()
+        await asyncio.gather(*(worker.cancel() for worker in self.workers.values()))
         await self.runtime.close()
 
     async def _recover(self) -> None:
@@ -163,13 +150,13 @@ class Agent:
                 worker.sandbox_lost()
             elif found is not None:
                 worker.volumes = await asyncio.to_thread(self._volumes_again, await self.facts(pod, found.address))
-                worker.adopt(found.address or self.host_address, by_pod.get(uid, []))
+                adopt(worker, found.address or self.host_address, by_pod.get(uid, []))
                 for container in by_pod.get(uid, []):
                     self.by_container[container.id] = worker
             elif by_pod.get(uid) or dig(pod, "status", "startTime"):
-                worker.adopt("", by_pod.get(uid, []))
+                adopt(worker, "", by_pod.get(uid, []))
                 worker.sandbox_lost()
-            self._run(worker)
+            worker.run()
 
     def _volumes_again(self, facts: PodFacts) -> Any:
         from sampan.parts.node.agent.volumes import PodVolumes
@@ -186,18 +173,6 @@ class Agent:
         self.workers[worker.uid] = worker
         return worker
 
-    def _run(self, worker: PodWorker) -> None:
-        self.tasks.start(f"{worker.key}/pod", self._guarded(worker))
-
-    async def _guarded(self, worker: PodWorker) -> None:
-        """One pod's trouble stays one pod's trouble."""
-        while not worker.gone:
-            try:
-                await worker.run()
-            except Exception:
-                log.exception("%s: the worker failed; going on", worker.key)
-                await self.clock.sleep(1.0)
-
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         if old is not None and (new is None or new["metadata"]["uid"] != old["metadata"]["uid"]):
             self._pod_gone(old)
@@ -210,11 +185,11 @@ class Agent:
                 worker.state.finished = new["status"]["phase"]
             else:
                 worker = self._worker(new)
-            self._run(worker)
+            worker.run()
             return
         told = ("labels", "annotations")
         if old is not None and any(old["metadata"].get(name) != new["metadata"].get(name) for name in told):
-            self._refresh(worker.uid)
+            self.following.refresh(worker.uid)
         worker.update(new)
 
     def _pod_gone(self, pod: Object) -> None:
@@ -235,7 +210,7 @@ class Agent:
         worker.gone = True
         worker.wake()
         self.workers.pop(worker.uid, None)
-        self._tokens.pop(worker.uid, None)
+        self.tokens.drop(worker.uid)
         self.tasks.start(f"{worker.key}/forget", self._forget(worker))
 
     async def _forget(self, worker: PodWorker) -> None:
@@ -322,38 +297,8 @@ class Agent:
 
     async def facts(self, pod: Object, address: str) -> PodFacts:
         """What payload volumes of a pod may ask about; fetches the tokens they need. Raises ApiError."""
-        tokens = await self.fetch_tokens(pod)
+        tokens = await self.tokens.fetch(pod)
         return PodFacts(pod, self.host_address, address, self.allocatable, self.find, tokens)
-
-    async def fetch_tokens(self, pod: Object) -> dict[str, str]:
-        """The service account tokens a pod's volumes hold, by audience; asks for those that are missing or due."""
-        wanted = audiences(pod["spec"].get("volumes") or [])
-        metadata = pod["metadata"]
-        held = self._tokens.setdefault(metadata["uid"], {})
-        for audience, seconds in wanted.items():
-            if audience in held and held[audience][1] > self.clock.time():
-                continue
-            request = {
-                "apiVersion": "authentication.k8s.io/v1",
-                "kind": "TokenRequest",
-                "spec": {
-                    "audiences": [audience] if audience else [],
-                    "expirationSeconds": seconds,
-                    "boundObjectRef": {
-                        "apiVersion": "v1",
-                        "kind": "Pod",
-                        "name": metadata["name"],
-                        "uid": metadata["uid"],
-                    },
-                },
-            }
-            account = pod["spec"].get("serviceAccountName") or "default"
-            answer = await self.client.create(
-                SERVICE_ACCOUNTS, request, metadata["namespace"], name=account, subresource="token"
-            )
-            # renewed at 80 % of its life, or after a day
-            held[audience] = (answer["status"]["token"], self.clock.time() + min(seconds * 0.8, 86400.0))
-        return {audience: token for audience, (token, _until) in held.items()}
 
     def tier_environment(self, pod: Object, container: Object, address: str) -> dict[str, str]:
         """Where pods have no addresses of their own by force, programs are told where to listen."""
@@ -363,158 +308,8 @@ class Agent:
         told = {"HOST": address, "POD_IP": address}
         return {**told, "PORT": str(ports[0])} if ports else told
 
-    # -- volumes that follow their sources
-
-    def _source_changed(self, old: Object | None, new: Object | None) -> None:
-        changed = new or old
-        assert changed is not None
-        namespace, name = changed["metadata"]["namespace"], changed["metadata"]["name"]
-        for worker in self.workers.values():
-            if worker.pod["metadata"]["namespace"] != namespace:
-                continue
-            if name in _sources(worker.pod):
-                self._refresh(worker.uid)
-            if not worker.state.sandbox or any(
-                c.reason == "CreateContainerConfigError" for c in worker.state.containers.values()
-            ):
-                for container in worker.state.containers.values():
-                    if container.reason == "CreateContainerConfigError":
-                        container.retry_at = container.delay = 0.0
-                worker.state.sandbox_retry_at = 0.0
-                worker.wake()
-
-    def _claim_changed(self, _old: Object | None, new: Object | None) -> None:
-        if new is None:
-            return
-        for worker in self.workers.values():
-            if not worker.state.sandbox and worker.state.sandbox_retry_at:
-                worker.state.sandbox_retry_at = 0.0
-                worker.wake()
-
-    def _refresh(self, uid: str) -> None:
-        self._stale.add(uid)
-        if not self._refreshing:
-            self._refreshing = True
-            self.tasks.start("refresh-volumes", self._refresh_stale())
-
-    async def _refresh_stale(self) -> None:
-        try:
-            await self.clock.sleep(REFRESH_DEBOUNCE)
-            while self._stale:
-                worker = self.workers.get(self._stale.pop())
-                if worker is None or not worker.state.sandbox:
-                    continue
-                try:
-                    facts = await self.facts(worker.pod, worker.state.address)
-                    await asyncio.to_thread(self.volumes.refresh, facts)
-                except (ApiError, OSError) as error:
-                    log.warning("%s: volumes not refreshed: %s", worker.key, error)
-        finally:
-            self._refreshing = False
-
-    async def _watch_tokens(self) -> None:
-        while True:
-            await self.clock.sleep(TOKEN_CHECK)
-            now = self.clock.time()
-            for uid, held in list(self._tokens.items()):
-                if any(until <= now for _token, until in held.values()) and uid in self.workers:
-                    self._refresh(uid)
-
-    # -- the node
-
-    async def register(self) -> None:
-        """Create the Node (or bring it up to date) and post its status. Raises ApiError."""
-        cgroup = self.runtime.cgroup if self.runtime.tier == "T1" else ""
-        wanted = node_object.node(self.name, self.runtime.pod_range, self._labels, self._facts, cgroup)
-        try:
-            found = await self.client.get(NODES, self.name)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            found = await self.client.create(NODES, wanted)
-        own = {name: wanted["metadata"][name] for name in ("labels", "annotations")}
-        if found["spec"].get("podCIDR") != self.runtime.pod_range or any(
-            not values.items() <= (found["metadata"].get(name) or {}).items() for name, values in own.items()
-        ):
-            patch = {"metadata": own, "spec": wanted["spec"]}
-            with contextlib.suppress(ApiError):
-                # podCIDR cannot change once set; a node that came back with another range keeps the old one on record
-                found = await self.client.patch(NODES, self.name, patch)
-        await self._post_status(found)
-        await self._renew()
-        self._recorder.event(found, "Normal", "Starting", "Starting kubelet.")
-
-    async def _post_status(self, found: Object) -> None:
-        self._facts = await asyncio.to_thread(node_object.machine, self.layout.base)
-        status = node_object.status(
-            self.name,
-            self._facts,
-            old=found,
-            address=self.host_address,
-            port=self.port,
-            pods=self._max_pods,
-            tier=self.runtime.tier,
-            why=self.runtime.why,
-            images=await asyncio.to_thread(self.images.listed),
-            ready=self._runtime_up,
-            now=self.clock.now(),
-        )
-        self.allocatable = status["allocatable"]
-        await self.client.patch(NODES, self.name, {"status": status}, subresource="status")
-
-    async def _node_status(self) -> None:
-        posted = self.clock.monotonic()
-        up = True
-        while True:
-            await self.clock.sleep(LEASE_EVERY)
-            if self.clock.monotonic() - posted < STATUS_EVERY and up == self._runtime_up:
-                continue
-            posted, up = self.clock.monotonic(), self._runtime_up
-            try:
-                await self._post_status(await self.client.get(NODES, self.name))
-            except ApiError as error:
-                if error.not_found:
-                    await self.register()
-                else:
-                    raise
-
-    async def _beat(self) -> None:
-        while True:
-            await self.clock.sleep(LEASE_EVERY)
-            await self._renew()
-
-    async def _renew(self) -> None:
-        stamp = format_micro_time(self.clock.now())
-        spec = {"holderIdentity": self.name, "leaseDurationSeconds": node_object.LEASE_SECONDS, "renewTime": stamp}
-        namespace = "kube-node-lease"
-        try:
-            await self.client.patch(LEASES, self.name, {"spec": spec}, namespace)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            lease = {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {"name": self.name, "namespace": namespace},
-                "spec": spec,
-            }
-            await self.client.create(LEASES, lease, namespace)
-
 
 _GONE = "sampan.dev/object-is-gone"
-
-
-def _sources(pod: Object) -> set[str]:
-    """Names of the ConfigMaps and Secrets that volumes of a pod show."""
-    names: set[str] = set()
-    for volume in pod["spec"].get("volumes") or ():
-        sources = [volume, *(dig(volume, "projected", "sources", default=()))]
-        for source in sources:
-            if part := source.get("configMap"):
-                names.add(part.get("name", ""))
-            if part := source.get("secret"):
-                names.add(part.get("secretName") or part.get("name", ""))
-    return names
 
 
 def _on_loopback(service: Object) -> Object:

@@ -18,8 +18,13 @@ a power cut no container is left to speak of.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+
+from sampan.parts.node.runtime.interface import ExitRecord
 
 
 class Layout:
@@ -56,3 +61,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def record_exit(directory: Path, record: ExitRecord) -> None:
+    """Write down how a container ended, unless its directory is gone. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        write_atomically(directory / "exit.json", json.dumps(asdict(record)).encode())

@@ -40,6 +40,7 @@ from sampan.parts.node.runtime.interface import (
     Tier,
     Usage,
 )
+from sampan.parts.node.runtime.kept import KeptProcess
 from sampan.parts.node.runtime.layout import Layout
 
 MESSAGE_SIZE = 1 << 18
@@ -473,45 +474,6 @@ class ProcessRuntime:
         """End an exec's process."""
         if process.number and not process.done:
             self._request("kill_exec", {"exec": process.number})
-
-
-class KeptProcess:
-    """The agent's end of an exec (or attach)."""
-
-    def __init__(self, runtime: ProcessRuntime) -> None:
-        self._runtime = runtime
-        self.number = 0
-        self.container = ""
-        self.stdin: int | None = None
-        self.stdout: int | None = None
-        self.stderr: int | None = None
-        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    @property
-    def done(self) -> bool:
-        return self._exit.done()
-
-    async def wait(self) -> int:
-        """The exit code; never for an attach."""
-        return await asyncio.shield(self._exit)
-
-    def ended(self, code: int) -> None:
-        """The process ended."""
-        if not self._exit.done():
-            self._exit.set_result(code)
-
-    def resize(self, columns: int, rows: int) -> None:
-        self._runtime.tell_resize(self, columns, rows)
-
-    def kill(self) -> None:
-        self._runtime.tell_kill(self)
-
-    def close(self) -> None:
-        for descriptor in {self.stdin, self.stdout, self.stderr} - {None}:
-            assert descriptor is not None
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        self.stdin = self.stdout = self.stderr = None
 
 
 def _container(fields: dict[str, Any]) -> Container:

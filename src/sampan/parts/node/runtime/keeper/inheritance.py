@@ -1,0 +1,61 @@
+"""What a keeper takes over at its start: the node's range of addresses, and what is left of a keeper that died."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+from sampan.kernel.clock import Clock
+from sampan.parts.node.runtime.cgroups import Cgroups
+from sampan.parts.node.runtime.interface import ExitRecord
+from sampan.parts.node.runtime.keeper.processes import process_start
+from sampan.parts.node.runtime.layout import Layout, record_exit, write_atomically
+
+
+def claim_range(wish: str, layout: Layout) -> tuple[str, int]:
+    """A pod range no other platform of this machine uses, and the locked file that holds it.
+
+    Raises:
+        SystemExit: there is none; the message says which ones were tried.
+    """
+    directory = Path("/run/sampan") if os.geteuid() == 0 else Path(f"/tmp/sampan-{os.getuid()}")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    wished = [wish] if wish else [f"10.244.{n}.0/24" for n in range(256)]
+    remembered = layout.base / "pod-range"
+    if not wish and remembered.exists():
+        wished.insert(0, remembered.read_text().strip())
+    for candidate in wished:
+        lock = os.open(directory / f"pods-{candidate.replace('/', '_')}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            continue
+        write_atomically(remembered, candidate.encode())
+        return candidate, lock
+    raise SystemExit(f"the pod range {', '.join(wished[:3])} is used by another platform on this machine")
+
+
+def end_leftovers(layout: Layout, cgroups: Cgroups, clock: Clock) -> None:
+    """End what a keeper before this one left behind: its cgroups, and recorded processes where there are none."""
+    for pod in cgroups.pods():
+        cgroups.kill(pod)
+    for started in layout.pods.glob("*/containers/*/started.json"):
+        if (started.parent / "exit.json").exists():
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = json.loads(started.read_bytes())
+            if process_start(record["pid"]) == record["start"]:
+                os.killpg(record["pid"], signal.SIGKILL)
+        record_exit(started.parent, ExitRecord(137, clock.time(), error="lost"))
+    for sandbox in layout.pods.glob("*/sandbox.json"):
+        sandbox.unlink()
+    for pod in cgroups.pods():
+        for _ in range(100):
+            if cgroups.remove(pod):
+                break
+            os.sched_yield()

@@ -1,0 +1,54 @@
+"""A pod's worker: its tasks and their ends."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.parts.node.agent.worker import PodWorker
+
+POD = {
+    "metadata": {"namespace": "default", "name": "web", "uid": "u1"},
+    "spec": {"containers": [{"name": "c", "image": "busybox"}]},
+}
+
+
+async def test_what_is_cancelled_before_it_began_leaves_nothing_unawaited() -> None:
+    clock = Clock()
+    async with Tasks(clock) as tasks:
+        worker = PodWorker(cast(Any, SimpleNamespace(clock=clock, tasks=tasks)), cast(Any, POD))
+        began: list[str] = []
+
+        async def work() -> None:
+            began.append("work")
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            task = worker.begin("finish", work)
+            await worker.cancel()
+            gc.collect()
+        assert task.cancelled()
+        assert began == []
+        assert [str(warning.message) for warning in caught] == []
+
+
+async def test_a_worker_that_is_let_go_begins_nothing_more() -> None:
+    clock = Clock()
+    async with Tasks(clock) as tasks:
+        worker = PodWorker(cast(Any, SimpleNamespace(clock=clock, tasks=tasks)), cast(Any, POD))
+        planned: list[str] = []
+        worker._begin = lambda action: planned.append(type(action).__name__)  # type: ignore[method-assign]
+        worker._report = lambda: None  # type: ignore[method-assign]
+        worker.run()
+        await clock.sleep(0)
+        await clock.sleep(0)
+        before = len(planned)
+        await worker.cancel()
+        worker.wake()
+        await clock.sleep(0.01)
+        assert before == 1
+        assert len(planned) == before
