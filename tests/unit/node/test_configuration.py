@@ -171,6 +171,45 @@ def test_a_payload_is_replaced_in_one_step(tmp_path: Path) -> None:
         write(volume, {"../x": File(b"", 0o644)})
 
 
+def test_a_payload_never_follows_what_a_container_left_in_its_volume(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    volume = tmp_path / "v"
+    write(volume, {"a": File(b"1", 0o644)})
+    for link in (str(outside), "../outside", "..data/../../outside"):
+        (volume / "..data").unlink()
+        (volume / "..data").symlink_to(link)
+        (volume / "made").mkdir()
+        (volume / "made" / "out").symlink_to(outside)
+        assert write(volume, {"a": File(b"2", 0o644)})
+        assert (volume / "a").read_text() == "2"
+        assert not (volume / "made").exists()
+        assert (outside / "kept").read_text() == "kept"
+        assert not (outside / "a").exists()
+    (volume / "..data").unlink()
+    (volume / "..data").mkdir()
+    assert write(volume, {"a": File(b"3", 0o644)})
+    assert (volume / "a").read_text() == "3"
+
+
+def test_a_payload_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    volume = tmp_path / "v"
+    write(volume, {"a": File(b"1", 0o644)})
+    before = sorted(volume.iterdir())
+    with pytest.raises(OSError):
+        write(volume, {"x": File(b"1", 0o644), "x/y": File(b"2", 0o644)})
+    assert sorted(volume.iterdir()) == before
+
+
+def test_no_container_may_write_where_the_agent_does() -> None:
+    volumes = PodVolumes(places={"cm": "/cm", "d": "/d"}, payloads={"cm"})
+    container = {
+        "volumeMounts": [{"name": "cm", "mountPath": "/a", "readOnly": False}, {"name": "d", "mountPath": "/b"}]
+    }
+    assert [mount.read_only for mount in mounts(container, volumes, {})] == [True, False]
+
+
 def test_mounts_resolve_sub_paths_inside_their_volume(tmp_path: Path) -> None:
     volumes = PodVolumes(places={"v": str(tmp_path)})
     container = {"volumeMounts": [{"name": "v", "mountPath": "/a/", "subPathExpr": "$(POD)/x", "readOnly": True}]}
@@ -182,6 +221,12 @@ def test_mounts_resolve_sub_paths_inside_their_volume(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/")
     with pytest.raises(VolumeError, match="leads out"):
         mounts({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "link/etc"}]}, volumes, {})
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    (tmp_path / "dangling").symlink_to(outside)
+    for sub in ("dangling", "dangling/made"):
+        with pytest.raises(VolumeError, match="leads out"):
+            mounts({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": sub}]}, volumes, {})
+        assert not outside.exists()
     with pytest.raises(VolumeError, match='no volume "w"'):
         mounts({"volumeMounts": [{"name": "w", "mountPath": "/a"}]}, volumes, {})
 

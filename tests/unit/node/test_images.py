@@ -167,6 +167,51 @@ def test_a_layer_cannot_write_outside_its_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "escaped").exists()
 
 
+def layer(*members: tarfile.TarInfo) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for member in members:
+            archive.addfile(member)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("whiteout", ["{out}/made/.wh.x", "../../../out/made/.wh.x", "link/made/.wh.x", "a/.wh..."])
+def test_a_whiteout_makes_and_hides_nothing_outside_its_layer(tmp_path: Path, whiteout: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, str(out)
+    store = ImageStore(tmp_path / "images")
+    data = layer(link, tarfile.TarInfo(whiteout.format(out=out)))
+    digest = store.add("docker.io/library/a:1", ImageConfig(), [data], ["sha256:0"], CREATED)
+    with pytest.raises(ImageError):
+        store.prepare(digest, "a:1")
+    assert list(out.iterdir()) == []
+
+
+def test_a_layer_cut_off_in_the_middle_is_the_images_fault(tmp_path: Path) -> None:
+    big = tarfile.TarInfo("big")
+    big.size = 1 << 20
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        archive.addfile(big, io.BytesIO(bytes(range(256)) * 4096))
+    store = ImageStore(tmp_path / "images")
+    digest = store.add("docker.io/library/a:1", ImageConfig(), [data.getvalue()[:-400]], ["sha256:0"], CREATED)
+    with pytest.raises(ImageError, match="cannot be extracted"):
+        store.prepare(digest, "a:1")
+
+
+@pytest.mark.parametrize(
+    "index", [b"[]", b'{"manifests": 3}', b'{"manifests": [{}]}', b'{"manifests": [{"digest": 1, "annotations": []}]}']
+)
+def test_an_index_of_another_shape_is_refused(tmp_path: Path, index: bytes) -> None:
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    (layout / "index.json").write_bytes(index)
+    with pytest.raises(ImageError):
+        transfer.load(ImageStore(tmp_path / "images"), layout, "a:1")
+
+
 async def test_a_name_is_looked_up_in_mappings_store_and_catalogue(tmp_path: Path) -> None:
     images = Images(tmp_path / "images")
     images.store.open()

@@ -3,6 +3,9 @@
 A payload maps paths within the volume to contents and modes. `write` puts one on disk in the kubelet's layout: files are links
 to ``..data/<path>``, and ``..data`` is a link to a directory named by time, replaced in one rename; so a reader that follows
 ``..data`` sees the old set of files or the new one.
+
+A container that may write there (without mounts of its own it can) must not steer what is written or removed: a ``..data`` that
+is not ours is replaced and never followed, and whatever else lies there is taken away without looking where it leads.
 """
 
 from __future__ import annotations
@@ -135,33 +138,57 @@ def write(directory: Path, files: Payload, gid: int | None = None) -> bool:
             raise VolumeError(f"invalid path {path!r} in volume")
     directory.mkdir(parents=True, exist_ok=True)
     link = directory / "..data"
-    if link.is_symlink() and _holds(link, files):
+    old = _current(link)
+    if old is not None and _holds(link, files):
         return False
     fresh = Path(tempfile.mkdtemp(prefix="..", dir=directory))
-    fresh.chmod(0o755)
-    for path, file in files.items():
-        place = fresh / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(file.content)
-        place.chmod(file.mode | (0o040 if gid is not None else 0))
-        if gid is not None and os.geteuid() == 0:
-            os.chown(place, -1, gid)
-    old = directory / os.readlink(link) if link.is_symlink() else None  # noqa: PTH115 - a relative link's text
-    temporary = directory / "..data_tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(fresh.name)
-    temporary.replace(link)
+    try:
+        fresh.chmod(0o755)
+        for path, file in files.items():
+            place = fresh / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.content)
+            place.chmod(file.mode | (0o040 if gid is not None else 0))
+            if gid is not None and os.geteuid() == 0:
+                os.chown(place, -1, gid)
+        temporary = directory / "..data_tmp"
+        _remove(temporary)
+        temporary.symlink_to(fresh.name)
+        if not link.is_symlink():
+            _remove(link)
+        temporary.replace(link)
+    except OSError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     wanted = {Path(path).parts[0] for path in files}
     for name in wanted:
         entry = directory / name
         if not entry.is_symlink():
+            _remove(entry)
             entry.symlink_to(f"..data/{name}")
     for entry in directory.iterdir():
         if not entry.name.startswith("..") and entry.name not in wanted:
-            entry.unlink()
+            _remove(entry)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     return True
+
+
+def _current(link: Path) -> Path | None:
+    """The directory beside ``link`` that it names; None: it is missing, or not one of ours."""
+    if not link.is_symlink():
+        return None
+    name = os.readlink(link)  # noqa: PTH115 - a relative link's text
+    place = link.with_name(name) if name.startswith("..") and name != ".." and "/" not in name else None
+    return place if place is not None and place.is_dir() and not place.is_symlink() else None
+
+
+def _remove(entry: Path) -> None:
+    """Take away whatever is there, a link as a link."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _holds(link: Path, files: Payload) -> bool:

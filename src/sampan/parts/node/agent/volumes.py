@@ -32,6 +32,8 @@ class PodVolumes:
     """Volume name → directory or file on the node."""
     images: dict[str, Object] = field(default_factory=dict)
     """Image volumes, whose place the caller fills in."""
+    payloads: set[str] = field(default_factory=set)
+    """Volumes whose files the agent writes: no container may, whatever its mount says."""
 
 
 def memory_volumes(pod: Object, layout: Layout) -> list[Memory]:
@@ -80,6 +82,7 @@ class Volumes:
         place = self._layout.volume(uid, name)
         if any(kind in volume for kind in PAYLOADS):
             write(place, payload(volume, facts), gid)
+            made.payloads.add(name)
         elif "hostPath" in volume:
             place = host_path(volume["hostPath"])
         elif "persistentVolumeClaim" in volume:
@@ -189,12 +192,14 @@ def mounts(container: Object, volumes: PodVolumes, env: Mapping[str, str]) -> li
             if sub.startswith("/") or ".." in Path(sub).parts:
                 raise VolumeError(f"subPath {sub!r} leads out of its volume")
             inside = Path(place) / sub
+            # before anything is made: through a link of the container's, that would lie outside
+            if not inside.resolve().is_relative_to(Path(place).resolve()):
+                raise VolumeError(f"subPath {sub!r} leads out of its volume")
             if not inside.exists():
                 inside.mkdir(parents=True)
                 inside.chmod(0o777)
-            if not inside.resolve().is_relative_to(Path(place).resolve()):
-                raise VolumeError(f"subPath {sub!r} leads out of its volume")
             # a payload's file is a link into ..data: mount what it leads to, which an update never changes
             place = str(inside.resolve())
-        made.append(Mount(place, mount["mountPath"].rstrip("/") or "/", bool(mount.get("readOnly"))))
+        read_only = bool(mount.get("readOnly")) or mount["name"] in volumes.payloads
+        made.append(Mount(place, mount["mountPath"].rstrip("/") or "/", read_only))
     return made

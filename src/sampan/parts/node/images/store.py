@@ -265,7 +265,9 @@ class ImageStore:
         done = place.with_name(f"{name}.complete")
         if done.exists():
             return place
-        import tarfile  # only who brings images needs it
+        import lzma  # only who brings images needs these
+        import tarfile
+        import zlib
 
         with self.lock():
             if done.exists():
@@ -275,14 +277,19 @@ class ImageStore:
             try:
                 with tarfile.open(self.blob(digest)) as archive:
                     extract(archive, place)
-            except (OSError, tarfile.TarError) as error:
+            except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
                 raise ImageError(f"layer {digest} cannot be extracted: {error}") from error
             done.touch()
         return place
 
 
 def extract(archive: tarfile.TarFile, place: Path) -> None:
-    """Unpack a layer inside its directory, turning OCI whiteouts into overlayfs'. Raises OSError, TarError."""
+    """Unpack a layer inside its directory, turning OCI whiteouts into overlayfs'.
+
+    Raises:
+        ImageError: a whiteout leads out of the layer, or names nothing.
+        OSError, TarError, EOFError, zlib.error, LZMAError: the archive is damaged, leads out of the layer, or finds no room.
+    """
     import tarfile
 
     root = os.geteuid() == 0
@@ -300,6 +307,8 @@ def extract(archive: tarfile.TarFile, place: Path) -> None:
         if base.startswith(_WHITEOUT):
             parent = place / Path(member.name).parent
             opaque = base == ".wh..wh..opq"
+            if base.removeprefix(_WHITEOUT) in ("", ".", ".."):
+                raise ImageError(f"the whiteout {member.name!r} hides nothing")
             hidden.append((parent if opaque else parent / base.removeprefix(_WHITEOUT), opaque))
         elif (member.isdev() and not root) or member.isfifo():
             continue
@@ -307,9 +316,10 @@ def extract(archive: tarfile.TarFile, place: Path) -> None:
             members.append(member)
     archive.extractall(place, members=members, numeric_owner=True, filter=screen)  # noqa: S202 - screened
     for path, opaque in hidden:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # before anything is made: through a link, even a folder on the way would lie outside
         if not path.resolve().is_relative_to(place.resolve()):
-            raise ImageError(f"a whiteout leads out of its layer: {path.relative_to(place)}")
+            raise ImageError(f"a whiteout leads out of its layer: {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         if opaque:
             path.mkdir(exist_ok=True)
             with contextlib.suppress(OSError):

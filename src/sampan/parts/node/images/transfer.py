@@ -65,6 +65,13 @@ def load(store: ImageStore, source: Path, name: str = "") -> list[str]:
         index: dict[str, Any] = msgspec.json.decode(read("index.json"))
     except (KeyError, OSError, msgspec.DecodeError) as error:
         raise ImageError(f"{source} is not an OCI image layout: it has no readable index.json") from error
+    try:
+        return _load(store, source, read, index, name)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ImageError(f"{source} has an index or a manifest that is not OCI's: {error!r}") from error
+
+
+def _load(store: ImageStore, source: Path, read: Any, index: dict[str, Any], name: str) -> list[str]:
     names = []
     entries = _manifests(index, read)
     for entry in entries:
