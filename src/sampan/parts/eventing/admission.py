@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 
 from sampan.kube.access.interface import AdmissionRequest
@@ -35,6 +36,7 @@ _VALIDATORS: Mapping[str, Validate] = {
     "containersources": validation.container_source,
     "sinkbindings": validation.sink_binding,
     "githubsources": validation.github_source,
+    "kafkasources": validation.kafka_source,
     "rocketmqsources": validation.rocketmq_source,
     "jobsinks": validation.job_sink,
     "rocketmqsinks": validation.rocketmq_sink,
@@ -100,6 +102,14 @@ def default(plural: str, obj: Object, old: Object | None, namespace: str, config
             spec["mode"] = spec.get("mode") or "Reference"
             spec["serviceAccountName"] = spec.get("serviceAccountName") or "default"
             _namespaces(spec.get("sink"), namespace)
+        case "kafkasources":
+            spec.setdefault("consumers", 1)
+            spec["initialOffset"] = spec.get("initialOffset") or "latest"
+            spec["ordering"] = spec.get("ordering") or "ordered"
+            before = ((old or {}).get("spec") or {}).get("consumerGroup")
+            spec["consumerGroup"] = spec.get("consumerGroup") or before or f"knative-kafka-source-{uuid.uuid4()}"
+            _namespaces(spec.get("sink"), namespace)
+            _namespaces((spec.get("delivery") or {}).get("deadLetterSink"), namespace)
         case "containersources" | "githubsources":
             _namespaces(spec.get("sink"), namespace)
         case "sinkbindings":

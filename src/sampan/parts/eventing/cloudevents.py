@@ -273,7 +273,7 @@ def check(attributes: Mapping[str, Value]) -> None:
         ("subject", lambda value: bool(value), "a non-empty string"),
         ("time", is_time, "a time as of RFC 3339"),
         ("dataschema", is_absolute_uri, "an absolute URI"),
-        ("datacontenttype", lambda value: _MEDIA_TYPE.fullmatch(value) is not None, "a media type"),
+        ("datacontenttype", is_media_type, "a media type"),
     ):
         if name in attributes:
             value = attributes[name]
@@ -290,6 +290,11 @@ def is_time(value: str) -> bool:
     if not 1 <= month <= 12 or not 1 <= day <= _DAYS[month - 1]:
         return False
     return not (month == 2 and day == 29) or (year % 4 == 0 and (year % 100 != 0 or year % 400 == 0))
+
+
+def is_media_type(value: str) -> bool:
+    """A media type, with or without parameters."""
+    return _MEDIA_TYPE.fullmatch(value) is not None
 
 
 def is_absolute_uri(value: str) -> bool:

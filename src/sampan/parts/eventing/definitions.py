@@ -127,12 +127,17 @@ def _definition(
     categories: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
     event_types: Sequence[tuple[str, str]] = (),
+    scale: Mapping[str, str] | None = None,
 ) -> Object:
     """One definition; the first version is the stored one, the others have the same schema."""
     annotations = {}
     if event_types:
         listed = [{"type": type, "description": description} for type, description in event_types]
         annotations["registry.knative.dev/eventTypes"] = json.dumps(listed)
+    served = [_version(version, spec, status, columns, storage=number == 0) for number, version in enumerate(versions)]
+    if scale:
+        for one in served:
+            one["subresources"]["scale"] = dict(scale)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -156,9 +161,7 @@ def _definition(
                 "categories": ["all", "knative", *categories],
             },
             "scope": "Namespaced",
-            "versions": [
-                _version(version, spec, status, columns, storage=number == 0) for number, version in enumerate(versions)
-            ],
+            "versions": served,
         },
     }
 
@@ -391,6 +394,41 @@ def _sources() -> list[Object]:
             categories=["eventing", "sources"],
             labels=_SOURCE,
             event_types=[("dev.knative.source.github.push", "A push to a repository")],
+        ),
+        _definition(
+            SOURCES,
+            "KafkaSource",
+            "kafkasources",
+            ["v1", "v1beta1"],
+            _object(
+                bootstrapServers=_list(STRING),
+                topics=_list(STRING),
+                consumers=INTEGER,
+                consumerGroup=STRING,
+                initialOffset={"type": "string", "enum": ["earliest", "latest"]},
+                ordering={"type": "string", "enum": ["ordered", "unordered"]},
+                delivery=DELIVERY,
+                net=_object(
+                    sasl=_object(enable=BOOLEAN, user=SECRET_KEY, password=SECRET_KEY, type=SECRET_KEY),
+                    tls=_object(enable=BOOLEAN, cert=SECRET_KEY, key=SECRET_KEY, caCert=SECRET_KEY),
+                ),
+                **_SINK,
+            ),
+            _SOURCE_STATUS | {"consumers": INTEGER, "selector": STRING},
+            (
+                ("Topics", ".spec.topics"),
+                ("BootstrapServers", ".spec.bootstrapServers"),
+                *READY,
+                AGE,
+            ),
+            categories=["eventing", "sources"],
+            labels=_SOURCE,
+            event_types=[("dev.knative.kafka.event", "A record of a Kafka topic")],
+            scale={
+                "specReplicasPath": ".spec.consumers",
+                "statusReplicasPath": ".status.consumers",
+                "labelSelectorPath": ".status.selector",
+            },
         ),
         _definition(
             ROCKETMQ_SOURCES_GROUP,

@@ -207,11 +207,7 @@ class Dispatcher:
     async def _bury(self, subscriber: Subscriber, url: str, event: Event, outcome: Outcome, slot: Slot) -> None:
         said = outcome.status or outcome.reason
         if subscriber.dead_letter:
-            letter = event.with_attributes(
-                knativeerrordest=url,
-                knativeerrorcode=outcome.status or 500,
-                knativeerrordata=base64.b64encode(outcome.body[:ERROR_BODY] or outcome.reason.encode()).decode(),
-            )
+            letter = dead_letter(event, url, outcome)
             answer, _ = await self._attempts_at(subscriber, subscriber.dead_letter, letter, slot)
             if answer.outcome.ok:
                 log.info("%s: event %s went to the dead-letter sink: %s", subscriber.label, event.text("id"), said)
@@ -219,6 +215,15 @@ class Dispatcher:
             said = f"{said}; the dead-letter sink: {answer.outcome.status or answer.outcome.reason}"
         self._dropped.labels(subscriber.label).inc()
         log.error("%s: event %s of %s is dropped: %s", subscriber.label, event.text("id"), event.text("source"), said)
+
+
+def dead_letter(event: Event, url: str, outcome: Outcome) -> Event:
+    """An event as a dead-letter sink gets it: with what the sink at ``url`` said of it last."""
+    return event.with_attributes(
+        knativeerrordest=url,
+        knativeerrorcode=outcome.status or 500,
+        knativeerrordata=base64.b64encode(outcome.body[:ERROR_BODY] or outcome.reason.encode()).decode(),
+    )
 
 
 def _reply(answer: Answer, event: Event) -> tuple[Answer, Event | None]:

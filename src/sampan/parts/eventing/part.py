@@ -42,6 +42,7 @@ from sampan.parts.eventing.control.event_types import EventTypeController
 from sampan.parts.eventing.control.flows import ParallelController, SequenceController
 from sampan.parts.eventing.control.github_source import PREFIX, GitHubSourceController
 from sampan.parts.eventing.control.job_sink import JobSinkController
+from sampan.parts.eventing.control.kafka_source import KafkaSourceController
 from sampan.parts.eventing.control.ping_source import PingSourceController
 from sampan.parts.eventing.control.rocketmq_sink import RocketMQSinkController
 from sampan.parts.eventing.control.rocketmq_source import RocketMQSourceController
@@ -91,7 +92,9 @@ class EventingPart(Part[EventingSettings]):
     _streams: Streams | None = None
     _transport: Transport | None = None
     _dispatcher: Dispatcher | None = None
-    _running_sources: Sequence[RocketMQSourceController | PingSourceController | ApiServerSourceController] = ()
+    _running_sources: Sequence[
+        RocketMQSourceController | KafkaSourceController | PingSourceController | ApiServerSourceController
+    ] = ()
 
     async def provision(self) -> None:
         context, client = self.context, self.context.get(Client)
@@ -134,6 +137,7 @@ class EventingPart(Part[EventingSettings]):
         everything = Shared(control, addressing, streams, dispatcher, transport)
         self._running_sources = [
             RocketMQSourceController(everything),
+            KafkaSourceController(everything, context.metrics),
             PingSourceController(everything),
             ApiServerSourceController(everything, context.get(TypeRegistry)),
         ]

@@ -24,6 +24,9 @@ API_SERVER_SOURCES = Resource(SOURCES, "v1", "apiserversources")
 CONTAINER_SOURCES = Resource(SOURCES, "v1", "containersources")
 SINK_BINDINGS = Resource(SOURCES, "v1", "sinkbindings")
 GITHUB_SOURCES = Resource(SOURCES, "v1alpha1", "githubsources")
+KAFKA_SOURCES = Resource(SOURCES, "v1", "kafkasources")
+KAFKA_KEY_TYPE = "kafkasources.sources.knative.dev/key-type"
+"""Label that says what the keys of a KafkaSource's records are."""
 ROCKETMQ_SOURCES = Resource(ROCKETMQ_SOURCES_GROUP, "v1alpha1", "rocketmqsources")
 JOB_SINKS = Resource(SINKS, "v1alpha1", "jobsinks")
 ROCKETMQ_SINKS = Resource(SINKS, "v1alpha1", "rocketmqsinks")

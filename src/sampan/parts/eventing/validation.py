@@ -14,7 +14,8 @@ from sampan.kube.status import bad_request
 from sampan.parts.eventing import delivery, filters, schedule
 from sampan.parts.eventing.configmaps import Config
 from sampan.parts.eventing.errors import EventingError
-from sampan.parts.eventing.resources import BROKER_CLASS
+from sampan.parts.eventing.kafka.records import KEY_TYPES
+from sampan.parts.eventing.resources import BROKER_CLASS, KAFKA_KEY_TYPE
 
 WEBHOOK = "validation.webhook.eventing.knative.dev"
 _EXTENSION = re.compile(r"[a-z0-9]+")
@@ -49,6 +50,14 @@ class Findings:
             raise bad_request(f'admission webhook "{WEBHOOK}" denied the request: validation failed: {text}')
 
     # -- what several kinds have
+
+    def list_of(self, given: object, path: str) -> None:
+        """A list that must hold texts, and at least one."""
+        if not given:
+            self.missing(path)
+        for number, one in enumerate(given if isinstance(given, list) else ()):
+            if not one:
+                self.invalid(one, f"{path}[{number}]")
 
     def destination(self, given: Mapping[str, Any] | None, path: str) -> None:
         """A Destination that must be there."""
@@ -278,6 +287,25 @@ def github_source(obj: Object, old: Object | None, found: Findings, config: Conf
     if lacking:
         found.missing(*lacking)
     _source(spec, found)
+
+
+def kafka_source(obj: Object, old: Object | None, found: Findings, config: Config) -> None:
+    """A KafkaSource."""
+    spec = obj.get("spec") or {}
+    found.list_of(spec.get("bootstrapServers"), "spec.bootstrapServers")
+    found.list_of(spec.get("topics"), "spec.topics")
+    if int(spec.get("consumers", 1)) < 0:
+        found.invalid(spec["consumers"], "spec.consumers")
+    kind = dig(obj, "metadata", "labels", KAFKA_KEY_TYPE, default="string")
+    if kind not in KEY_TYPES:
+        found.invalid(kind, f"metadata.labels.{KAFKA_KEY_TYPE}", f"must be one of {', '.join(KEY_TYPES)}")
+    found.delivery(spec.get("delivery"), "spec.delivery", config)
+    _source(spec, found)
+    if old is not None:
+        before = old.get("spec") or {}
+        for name in ("bootstrapServers", "topics", "consumerGroup", "initialOffset", "ordering", "net"):
+            if spec.get(name) != before.get(name):
+                found.immutable(f"spec.{name}")
 
 
 def rocketmq_source(obj: Object, old: Object | None, found: Findings, config: Config) -> None:

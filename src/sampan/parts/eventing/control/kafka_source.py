@@ -1,0 +1,240 @@
+"""KafkaSource: the records of Kafka topics as events.
+
+Each source is one or more (``consumers``) members of a consumer group. What the sink does not take is tried again as ``delivery``
+says; then it goes to the dead-letter sink, or is dropped and counted, and its offset is passed. The client library is an
+extra; without it a source says so in its condition.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from sampan.kernel.telemetry import counter
+from sampan.kube.client.resources import SECRETS
+from sampan.kube.control.conditions import ConditionSet
+from sampan.kube.control.controller import Controller
+from sampan.kube.control.interface import For, Source
+from sampan.kube.objects import Key, Object, dig
+from sampan.kube.status import ApiError
+from sampan.parts.eventing.control.dataplane import Shared
+from sampan.parts.eventing.control.sources import emit, overrides, resolve_sink, source_fields
+from sampan.parts.eventing.control.status import write_status
+from sampan.parts.eventing.delivery import Delivery
+from sampan.parts.eventing.dispatcher import dead_letter
+from sampan.parts.eventing.errors import UnresolvedError
+from sampan.parts.eventing.kafka import reader, records
+from sampan.parts.eventing.kafka.reader import Connection, KafkaSettingsError, Reader
+from sampan.parts.eventing.kafka.records import Record
+from sampan.parts.eventing.resources import KAFKA_KEY_TYPE, KAFKA_SOURCES
+
+log = logging.getLogger(__name__)
+
+DEPENDENTS = ("SinkProvided", "ConsumerGroup", "OIDCIdentityCreated")
+DELIVERY = Delivery(retry=10, delay=0.3, timeout=600.0)
+"""For a source without a ``delivery``."""
+MOST_MEMBERS = 32
+"""Members of a group that one source runs at most: they share a process."""
+AGAIN = 5.0
+"""Seconds until a Secret that was not there is looked for again."""
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """What a running source depends on; another value means other members."""
+
+    connection: Connection
+    topics: tuple[str, ...]
+    group: str
+    earliest: bool
+    ordered: bool
+    members: int
+    key_type: str
+    url: str
+    dead_letter: str
+    delivery: Delivery
+    extensions: tuple[tuple[str, str], ...]
+
+
+class _Running(msgspec.Struct, eq=False):
+    settings: _Settings
+    members: list[Reader]
+
+
+class KafkaSourceController(Controller):
+    """Runs the members of each source."""
+
+    name = "kafkasource-controller"
+
+    def __init__(self, shared: Shared, metrics: CollectorRegistry) -> None:
+        super().__init__(shared.context)
+        self._shared = shared
+        self._running: dict[Key, _Running] = {}
+        self._dropped = counter(
+            metrics,
+            "event_dropped_total",
+            "Events that no subscriber and no dead-letter sink took",
+            ("subscriber",),
+        )
+
+    def sources(self) -> list[Source]:
+        return [For(KAFKA_SOURCES)]
+
+    async def reconcile(self, key: Key) -> float | None:
+        source = self.informer(KAFKA_SOURCES).get(key)
+        if source is None or source["metadata"].get("deletionTimestamp"):
+            await self._stop(key)
+            return None
+        conditions = ConditionSet(source, DEPENDENTS, self.clock.now())
+        conditions.true("OIDCIdentityCreated", "authentication-oidc feature disabled")
+        again: float | None = None
+        url = await resolve_sink(self, self._shared, source, conditions)
+        if not url:
+            await self._stop(key)
+            conditions.unknown("ConsumerGroup", "SinkNotProvided", "The sink is not resolved.")
+        else:
+            again = await self._connect(key, source, url, conditions)
+        topics = source["spec"]["topics"]
+        types = [(records.EVENT_TYPE, records.source_of(key.namespace, key.name, topic)) for topic in topics]
+        running = self._running.get(key)
+        fields = {
+            **source_fields(url, types),
+            "consumers": 0 if running is None else len(running.members),
+            "selector": "",
+        }
+        await write_status(self, KAFKA_SOURCES, source, conditions, fields)
+        return again
+
+    async def _connect(self, key: Key, source: Object, url: str, conditions: ConditionSet) -> float | None:
+        """Have the members run, and the condition ConsumerGroup; seconds until it is to be tried again."""
+        if not reader.AVAILABLE:
+            conditions.false(
+                "ConsumerGroup", "ClientMissing", "The Kafka client is not installed; run: pip install 'sampan[kafka]'"
+            )
+            return None
+        try:
+            settings = await self._settings(source, url)
+            settings.connection.options()
+        except ApiError as error:
+            await self._stop(key)
+            conditions.false("ConsumerGroup", "SecretMissing", str(error))
+            return AGAIN
+        except (KafkaSettingsError, UnresolvedError) as error:
+            await self._stop(key)
+            conditions.false("ConsumerGroup", "InvalidConfiguration", str(error))
+            return AGAIN
+        running = await self._run(key, settings)
+        if problem := next((one.problem for one in running.members if one.problem), ""):
+            conditions.false("ConsumerGroup", "ConnectionFailed", problem)
+        elif all(one.ready for one in running.members):
+            conditions.true("ConsumerGroup")
+        else:
+            conditions.unknown("ConsumerGroup", "Connecting", "The consumers are joining their group.")
+        return None
+
+    async def _settings(self, source: Object, url: str) -> _Settings:
+        spec, key = source["spec"], Key.of(source)
+        delivery = spec.get("delivery")
+        return _Settings(
+            connection=await self._connection(source),
+            topics=tuple(spec["topics"]),
+            group=spec["consumerGroup"],
+            earliest=spec.get("initialOffset") == "earliest",
+            ordered=spec.get("ordering") != "unordered",
+            members=max(0, min(int(spec.get("consumers", 1)), MOST_MEMBERS)),
+            key_type=(source["metadata"].get("labels") or {}).get(KAFKA_KEY_TYPE, "string"),
+            url=url,
+            dead_letter=await self._shared.dead_letter(delivery, key.namespace, self.queue, key),
+            delivery=Delivery.of(delivery) if delivery else DELIVERY,
+            extensions=tuple(sorted(overrides(source).items())),
+        )
+
+    async def _connection(self, source: Object) -> Connection:
+        servers = tuple(part.strip() for one in source["spec"]["bootstrapServers"] for part in one.split(",") if part)
+        net = source["spec"].get("net") or {}
+        sasl, tls = net.get("sasl") or {}, net.get("tls") or {}
+        found = Connection(servers)
+        if sasl.get("enable"):
+            mechanism = (await self._secret(source, sasl.get("type"))).strip().upper() or "PLAIN"
+            if mechanism not in MECHANISMS:
+                raise KafkaSettingsError(f"net.sasl.type is {mechanism}; it must be one of {', '.join(MECHANISMS)}")
+            user, password = [await self._secret(source, sasl.get(name)) for name in ("user", "password")]
+            found = msgspec.structs.replace(found, mechanism=mechanism, user=user, password=password)
+        if tls.get("enable"):
+            certificate, private, authority = [
+                await self._secret(source, tls.get(name)) for name in ("cert", "key", "caCert")
+            ]
+            found = msgspec.structs.replace(found, tls=True, certificate=certificate, key=private, authority=authority)
+        return found
+
+    async def _secret(self, source: Object, field: object) -> str:
+        """The value of a Secret that a field names; empty where it names none."""
+        selector = dig(field, "secretKeyRef") if isinstance(field, dict) else None
+        if not selector or not selector.get("name"):
+            return ""
+        secret = await self.client.get(SECRETS, selector["name"], source["metadata"]["namespace"])
+        data = secret.get("data") or {}
+        if selector.get("key") not in data:
+            raise ApiError(404, "NotFound", f'Secret "{selector["name"]}" has no key {selector.get("key")}')
+        return base64.b64decode(data[selector["key"]]).decode()
+
+    async def _run(self, key: Key, settings: _Settings) -> _Running:
+        known = self._running.get(key)
+        if known is not None:
+            if known.settings == settings:
+                return known
+            await self._stop(key)
+
+        async def handle(record: Record) -> None:
+            await self._deliver(key, settings, record)
+
+        members = [
+            Reader(
+                settings.connection,
+                settings.topics,
+                settings.group,
+                self.clock,
+                handle,
+                lambda: self.queue.add(key),
+                earliest=settings.earliest,
+                ordered=settings.ordered,
+                name=f"sampan-{key.namespace}-{key.name}-{number}",
+            )
+            for number in range(settings.members)
+        ]
+        self._running[key] = running = _Running(settings, members)
+        for member in members:
+            member.start()
+        return running
+
+    async def _deliver(self, key: Key, settings: _Settings, record: Record) -> None:
+        event = records.event_of(record, key.namespace, key.name, settings.key_type)
+        extensions = dict(settings.extensions)
+        outcome = await emit(self._shared, settings.url, event, extensions, settings.delivery, key.namespace)
+        if outcome.ok:
+            return
+        said = outcome.status or outcome.reason
+        if settings.dead_letter:
+            letter = dead_letter(event, settings.url, outcome)
+            buried = await emit(
+                self._shared, settings.dead_letter, letter, extensions, settings.delivery, key.namespace
+            )
+            if buried.ok:
+                return
+            said = f"{said}; the dead-letter sink: {buried.status or buried.reason}"
+        self._dropped.labels(f"kafkasource/{key}").inc()
+        log.error("kafkasource %s: %s of %s is dropped: %s", key, event.text("id"), record.topic, said)
+
+    async def _stop(self, key: Key) -> None:
+        known = self._running.pop(key, None)
+        if known is not None:
+            for member in known.members:
+                await member.close()
+
+    async def close(self) -> None:
+        """Stop every source."""
+        for key in list(self._running):
+            await self._stop(key)

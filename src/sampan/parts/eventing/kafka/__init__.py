@@ -1,0 +1,1 @@
+"""Kafka as a source of events: `records` turns a record into an event, `reader` reads topics as a member of a consumer group."""
