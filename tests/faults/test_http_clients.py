@@ -8,7 +8,7 @@ import socket
 from aiohttp import ClientSession, web
 
 from sampan.kernel.clock import Clock
-from sampan.kernel.http import BodyTooLargeError, HttpServer, SlowClientError, read_body
+from sampan.kernel.http import LINE_LIMIT, BodyTooLargeError, HttpServer, SlowClientError, read_body
 
 
 def listening() -> socket.socket:
@@ -62,6 +62,18 @@ async def test_a_client_that_never_finishes_its_body_is_answered_408() -> None:
         await asyncio.sleep(0.001)
     clock.jump(31)
     assert b" 408 " in await reader.readline()
+    writer.close()
+    await server.stop()
+
+
+async def test_a_request_line_may_be_as_long_as_a_script_given_to_exec() -> None:
+    server, port, _ = await serving()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for size, status in ((200_000, b"200"), (2 * LINE_LIMIT, b"400")):
+        writer.write(b"GET /?command=%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % (b"x" * size, port))
+        assert (await reader.readline()).split()[1] == status
+        while (await reader.readline()).strip():
+            pass
     writer.close()
     await server.stop()
 

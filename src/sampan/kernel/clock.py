@@ -19,7 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -198,6 +198,13 @@ class Clock:
             finally:
                 if timer is not None:
                     timer.cancel()
+
+    def patience(self, seconds: float | None) -> AbstractAsyncContextManager[None]:
+        """A `timeout` for what somebody outside the platform does: a probed program, a webhook, a client.
+
+        They live on the machine's time, so a clock that runs faster leaves them no less of it. A jump still ends the wait.
+        """
+        return self.timeout(None if seconds is None else seconds * max(1.0, self._timeline.rate))
 
     # -- steering
 

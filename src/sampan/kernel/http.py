@@ -4,6 +4,9 @@ A front gives a handler (``async def handle(request) -> response``; routing is i
 the platform's book. `HttpServer` adds what every front needs and none should write again: a client that does not finish its
 request head within `HEAD_DEADLINE` is cut off, bodies are read up to a limit and a deadline (`read_body`), and `drain`
 stops accepting, lets the requests under way finish, and only then closes.
+
+The deadlines are about clients, who live on the machine's time: fronts give a `Clock` of their own for them, so that neither a
+frozen platform waits for a slow client for ever nor a fast one cuts off everybody.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ KEEPALIVE = 90.0
 """Seconds an idle connection is kept open."""
 LINGERING = 1.0
 """Seconds to go on reading a refused body, so that the client sees the answer and not a reset."""
+LINE_LIMIT = 1024 * 1024
+"""Bytes in a request line: a command of ``kubectl exec``, a long selector are in it (upstream's bound of a whole head)."""
+FIELD_LIMIT = 64 * 1024
+"""Bytes in a header field."""
 BODY_LIMIT = 3 * 1024 * 1024
 """Bytes in a request body unless a front says otherwise."""
 
@@ -194,4 +201,6 @@ class _Server(web.Server):
             access_log=None,
             keepalive_timeout=KEEPALIVE,
             lingering_time=LINGERING,
+            max_line_size=LINE_LIMIT,
+            max_field_size=FIELD_LIMIT,
         )

@@ -79,7 +79,7 @@ class SniffingListener:
     async def _arrive(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async with self._clock.timeout(FIRST_BYTE_TIMEOUT):
+            async with self._clock.patience(FIRST_BYTE_TIMEOUT):
                 first = await _peek(loop, connection)
                 if not first:
                     connection.close()

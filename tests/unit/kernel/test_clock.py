@@ -89,6 +89,23 @@ async def test_a_timeout_cancels_its_body_and_only_then() -> None:
     assert clock.next_timer() is None
 
 
+async def test_a_faster_clock_leaves_those_outside_no_less_time() -> None:
+    clock = frozen()
+    clock.run(1000.0)
+    async with clock.patience(0.5):
+        await asyncio.sleep(0.02)
+    with pytest.raises(TimeoutError):
+        async with clock.timeout(0.5):
+            await asyncio.sleep(0.02)
+    clock.freeze()
+    with pytest.raises(TimeoutError):
+        async with clock.patience(5):
+            clock.jump(6)
+            await asyncio.sleep(60)
+    async with clock.patience(None):
+        await asyncio.sleep(0)
+
+
 async def test_a_callback_that_sets_a_due_timer_does_not_hold_the_loop() -> None:
     clock, turns = frozen(), 0
 

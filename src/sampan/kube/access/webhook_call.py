@@ -65,7 +65,7 @@ class WebhookCaller:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Host": host}
         try:
             async with (
-                self._clock.timeout(seconds),
+                self._clock.patience(seconds),
                 self._open().post(
                     target,
                     data=_encoder.encode(body),

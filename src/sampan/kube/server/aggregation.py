@@ -218,7 +218,7 @@ class Aggregation:
 
         try:
             async with (
-                self._clock.timeout(CHECK_SECONDS),
+                self._clock.patience(CHECK_SECONDS),
                 self._http().get(
                     exact(url),
                     headers=_identity(APISERVER),

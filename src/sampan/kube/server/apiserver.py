@@ -102,7 +102,7 @@ class ApiServer:
         host, port = listener.getsockname()[:2]
         self._address = f"{host}:{port}"
         self._http = HttpServer(
-            self.front.handle, listener, self.clock, ssl_context=ssl_context, cancel_on_disconnect=True
+            self.front.handle, listener, Clock(), ssl_context=ssl_context, cancel_on_disconnect=True
         )
         await self._http.start()
         self._aggregation.start()

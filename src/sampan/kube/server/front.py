@@ -88,6 +88,7 @@ class Front:
         self._endpoints = endpoints
         self._metrics = metrics
         self._clock = clock
+        self._machine = Clock()
         self._connector = connector
         self._aggregator = aggregator
         self._verbs: Mapping[str, Callable[[web.BaseRequest, Call, Query], Awaitable[web.StreamResponse]]] = {
@@ -227,7 +228,7 @@ class Front:
     # -- writing
 
     async def _body(self, request: web.BaseRequest, call: Call) -> Object:
-        body = await read_body(request, self._clock)
+        body = await read_body(request, self._machine)
         content_type = request.headers.get("Content-Type", "")
         obj = decoding.decode_object(body, content_type)
         if call.options.validation_given and call.options.field_validation != "Ignore":
@@ -268,7 +269,7 @@ class Front:
             raise bad_request(
                 'PatchOptions.meta.k8s.io "" is invalid: force: Forbidden: may not be specified for non-apply patch'
             )
-        body = await read_body(request, self._clock)
+        body = await read_body(request, self._machine)
         if kind == "apply":
             config = decoding.decode_yaml(body)
             if not isinstance(config, dict):
@@ -296,7 +297,7 @@ class Front:
         return await self._answer(request, call, query, Format(), answer)
 
     async def _delete_body(self, request: web.BaseRequest) -> Object | None:
-        body = await read_body(request, self._clock)
+        body = await read_body(request, self._machine)
         return decoding.decode_object(body, request.headers.get("Content-Type", "")) if body.strip() else None
 
     async def _answer(

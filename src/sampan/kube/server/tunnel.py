@@ -99,7 +99,7 @@ async def tunnel(
     reader, writer = await backend.connect()
     try:
         writer.write(_head(request, backend, path, headers, keep_authorization))
-        async with clock.timeout(ANSWER_SECONDS):
+        async with clock.patience(ANSWER_SECONDS):
             await writer.drain()
             head = await reader.readuntil(b"\r\n\r\n")
         status = int(head.split(b" ", 2)[1])
@@ -141,7 +141,7 @@ async def _refusal(reader: asyncio.StreamReader, head: bytes, status: int, clock
         if colon:
             fields[name.strip().lower()] = value.strip()
     length = fields.get("content-length", "")
-    async with clock.timeout(ANSWER_SECONDS):
+    async with clock.patience(ANSWER_SECONDS):
         if length.isdigit():
             body = await reader.readexactly(min(int(length), BODY_LIMIT))
         elif "chunked" in fields.get("transfer-encoding", ""):

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from sampan.kernel.clock import Clock
 from sampan.kernel.http import HttpServer
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.access.interface import Admission
@@ -165,7 +166,7 @@ class EventingPart(Part[EventingSettings]):
         ]
         for controller in controllers:
             await controller.start()
-        self._server = HttpServer(ingress.handle, self._socket, context.clock)
+        self._server = HttpServer(ingress.handle, self._socket, Clock())
         await self._server.start()
 
     async def drain(self) -> None:

@@ -146,7 +146,7 @@ class Transport:
     ) -> Answer:
         """Make one attempt, of at most ``timeout`` seconds."""
         try:
-            async with self._clock.timeout(timeout):
+            async with self._clock.patience(timeout):
                 return await self._post(url, headers, body, method)
         except TimeoutError:
             return Answer(Outcome(0, f"no response within {timeout:g} s" if timeout else "timed out"))

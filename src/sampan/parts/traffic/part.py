@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from sampan.kernel.clock import Clock
 from sampan.kernel.errors import PortTakenError
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import resources as core
@@ -100,7 +101,7 @@ class TrafficPart(Part[TrafficSettings]):
         node = f"sampan-{context.data_dir.parent.name}"
         self._envoy = Envoy(
             directory,
-            context.clock,
+            Clock(),  # a process of the machine's: it starts and ends however the platform's clock runs
             run=context.root / "run",
             node_id=node,
             concurrency=settings.workers,

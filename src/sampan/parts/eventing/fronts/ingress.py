@@ -61,6 +61,7 @@ class Ingress:
         self._channels = channels
         self._streams = streams
         self._clock = clock
+        self._machine = Clock()
         self._limit = limit
         self._others: dict[str, Take] = {}
         self._observe: list[Observe] = []
@@ -100,7 +101,7 @@ class Ingress:
             return _refused(503, str(error), {"Retry-After": "1"})
 
     async def _body(self, request: web.BaseRequest) -> bytes:
-        return await read_body(request, self._clock, limit=self._limit)
+        return await read_body(request, self._machine, limit=self._limit)
 
     async def _event(self, request: web.BaseRequest) -> Event:
         event = cloudevents.decode(request.headers, await self._body(request))

@@ -140,7 +140,7 @@ class _TcpForwarder:
                 endpoint = secrets.choice(left)
             tried.add(endpoint)
             try:
-                async with self._clock.timeout(CONNECT_SECONDS):
+                async with self._clock.patience(CONNECT_SECONDS):
                     _, server = await loop.create_connection(lambda: _Side(None), *endpoint)
             except (OSError, TimeoutError) as error:
                 log.debug("endpoint %s:%d: %s", *endpoint, error)

@@ -83,7 +83,7 @@ class Upstream:
             for _ in range(ROUNDS):
                 for server in self.servers:
                     try:
-                        async with self._clock.timeout(TRY_SECONDS):
+                        async with self._clock.patience(TRY_SECONDS):
                             identity = secrets.token_bytes(2)
                             asked = identity + message[2:]
                             got = await (self._tcp if tcp else self._udp)(server, asked, question)

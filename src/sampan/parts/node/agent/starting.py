@@ -7,6 +7,7 @@ import uuid
 from functools import partial
 from typing import TYPE_CHECKING
 
+from sampan.kernel.clock import Clock
 from sampan.kube.objects import Object, dig
 from sampan.parts.node.agent import launching
 from sampan.parts.node.agent.environment import container_environment, service_variables
@@ -78,7 +79,7 @@ class Starting:
 
     async def _until_listening(self, state: ContainerState, spec: Object, port: int) -> None:
         """A stand-in takes a moment longer to listen than what it stands for; nobody should be sent there before."""
-        clock, identity = self._worker.agent.clock, state.id
+        clock, identity = Clock(), state.id  # programs start on the machine's time, also while the platform is frozen
         began = clock.monotonic()
         handler = {"tcpSocket": {"port": port}}
         while state.id == identity and state.running and clock.monotonic() - began < LISTEN_PATIENCE:

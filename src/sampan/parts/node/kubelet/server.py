@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
+from sampan.kernel.http import FIELD_LIMIT, LINE_LIMIT
 from sampan.kube.objects import Object
 from sampan.kube.types.duration import parse_time
 from sampan.parts.node.errors import NodeError
@@ -73,7 +74,14 @@ class KubeletServer:
         add("GET", "/metrics/resource", self._resource)
         add("GET", "/metrics/cadvisor", self._cadvisor)
         add("GET", "/metrics", self._own_metrics)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=0.1,
+            max_line_size=LINE_LIMIT,
+            max_field_size=FIELD_LIMIT,
+        )
         await self._runner.setup()
         await web.SockSite(self._runner, listener, ssl_context=tls).start()
 
@@ -238,7 +246,7 @@ class KubeletServer:
                 expected.add("resize")
             channels = SpdyChannels(SpdyConnection(wire), expected)
             try:
-                async with self._agent.clock.timeout(30.0):
+                async with self._agent.clock.patience(30.0):
                     await channels.open()
                 await self._joined(channels, begin, attached)
             except (ConnectionError, TimeoutError):

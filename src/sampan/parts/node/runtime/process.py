@@ -120,7 +120,8 @@ class ProcessRuntime:
         self._on_exit, self._on_lost, self._on_sandbox_end = on_exit, on_lost, on_sandbox_end
         self.layout.base.mkdir(parents=True, exist_ok=True)
         self.layout.pods.mkdir(exist_ok=True)
-        deadline = self._clock.monotonic() + START_LIMIT
+        machine = Clock()  # the keeper starts however the platform's clock runs
+        deadline = machine.monotonic() + START_LIMIT
         process: subprocess.Popen[bytes] | None = None
         while not await self._connected():
             if process is None:
@@ -128,9 +129,9 @@ class ProcessRuntime:
             elif process.poll() is not None and process.returncode != 0:
                 words = (self.layout.base / "keeper.log").read_text(errors="replace").strip()[-500:]
                 raise RuntimeLostError(f"the node's keeper ended at its start: {words}")
-            if self._clock.monotonic() > deadline:
+            if machine.monotonic() > deadline:
                 raise RuntimeLostError(f"the node's keeper does not answer at {self.layout.socket}")
-            await self._clock.sleep(0.01)
+            await machine.sleep(0.01)
 
     async def _connected(self) -> bool:
         """Connect and be greeted; a keeper that is just dying may accept and never speak."""
@@ -208,10 +209,11 @@ class ProcessRuntime:
             return
         with contextlib.suppress(NodeError):
             await self._ask("leave")
+        machine = Clock()
         for _ in range(1000):
             if self._connection is None:
                 break
-            await self._clock.sleep(0.01)
+            await machine.sleep(0.01)
         self._disconnect()
 
     def follow_clock(self) -> asyncio.Future[dict[str, Any]]:

@@ -314,7 +314,7 @@ class Gate:
         try:
             while self._stands(revision, address):
                 try:
-                    async with self._clock.timeout(PROBE_TIMEOUT):
+                    async with self._clock.patience(PROBE_TIMEOUT):
                         if await answers(revision.question, host):
                             return True
                 except TimeoutError:

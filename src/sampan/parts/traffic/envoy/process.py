@@ -145,7 +145,7 @@ class Envoy:
             EnvoyError: it did not become live in time.
         """
         try:
-            async with self._clock.timeout(READY_TIMEOUT):
+            async with self._clock.patience(READY_TIMEOUT):
                 while not await self._answers("/ready"):
                     await self._clock.sleep(0.01)
         except TimeoutError:
@@ -227,7 +227,7 @@ class Envoy:
         process = self._process = await self._launch([*command, *identity])
         await asyncio.to_thread(detached.note, self._run, NOTE, process.pid)
         try:
-            async with self._clock.timeout(READY_TIMEOUT):
+            async with self._clock.patience(READY_TIMEOUT):
                 while not await self._serves(epoch):
                     if not _runs(process):
                         self._process = None
@@ -329,7 +329,7 @@ class Envoy:
             except psutil.NoSuchProcess:
                 return
             try:
-                async with self._clock.timeout(5.0):
+                async with self._clock.patience(5.0):
                     await self._gone(process)
                     return
             except TimeoutError:

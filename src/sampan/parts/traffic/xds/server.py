@@ -153,7 +153,7 @@ class ControlPlane:
         # in slices: Envoy's time is the machine's, and a jump of our clock must cost it no more than one of them
         for _ in range(ACK_SLICES):
             try:
-                async with self._clock.timeout(ACK_TIMEOUT / ACK_SLICES):
+                async with self._clock.patience(ACK_TIMEOUT / ACK_SLICES):
                     for connection in waiting:
                         while connection in self._connections and connection.stream.pending:
                             connection.settled.clear()
