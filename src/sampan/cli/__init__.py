@@ -30,6 +30,7 @@ COMMANDS = {
     "logs": "Show what the platform logged.",
     "kubeconfig": "Print a kubeconfig for the platform's Kubernetes API.",
     "image": "Build, list, export, import and map images.",
+    "node": "Join further nodes to the platform.",
     "func": "Make, try and deploy functions.",
     "clock": "Show or steer the platform's clock.",
     "doctor": "Tell what this machine gives Sampan and what is wrong.",

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +41,44 @@ def command(
     In the foreground it runs until Ctrl-C (or SIGTERM, or `sampan down`), then drains and stops. Every setting can be given in
     sampan.yaml of the data directory, as SAMPAN_<PART>_<FIELD> in the environment, or with --set; `sampan settings` lists them.
     """
+    if (data_dir / "joined" / "node.json").exists():
+        raise DataDirectoryError(f"{data_dir} is a node that joined another platform; `sampan node join` starts it")
     report_fd = None
     if detach:
-        report_fd = _detach(data_dir)
+        report_fd = detached_process(data_dir)
         if report_fd is None:
             return
     more = [f"platform.ports={ports}"] if ports else []
     more += [f"platform.log_level={log_level}"] if log_level else []
-    report = _Report(report_fd)
+    report = Report(report_fd)
+    from sampan.parts import PARTS
+
     try:
-        _run(data_dir, only, without, config, (*flags, *more), report)
+        run(PARTS, data_dir, only, without, config, (*flags, *more), report)
     except SampanError as error:
         if report.failed(str(error)):
             raise click.exceptions.Exit(1) from error
         raise
 
 
-def _run(
-    data_dir: Path, only: str | None, without: str | None, config: Path | None, flags: tuple[str, ...], report: _Report
+def run(
+    parts: Mapping[str, str],
+    data_dir: Path,
+    only: str | None,
+    without: str | None,
+    config: Path | None,
+    flags: tuple[str, ...],
+    report: Report,
 ) -> None:
+    """Run a platform of these parts until it is asked to stop. Raises SampanError where it cannot come up."""
     gc.disable()  # until it is ready: nearly everything that is made until then stays
     import uvloop
 
     from sampan.kernel.platform import Platform
-    from sampan.parts import PARTS
 
     async def body() -> None:
         platform = Platform(
-            PARTS,
+            parts,
             data_dir,
             version=__version__,
             only=options.names(only),
@@ -103,7 +114,7 @@ def platform_lines(data_dir: Path, addresses: dict[str, tuple[str, int]]) -> lis
     return lines
 
 
-class _Report:
+class Report:
     """Tells whoever waits (a person, or the process that detached us) that the platform is ready or failed."""
 
     def __init__(self, descriptor: int | None) -> None:
@@ -128,7 +139,7 @@ class _Report:
         return True
 
 
-def _detach(data_dir: Path) -> int | None:
+def detached_process(data_dir: Path) -> int | None:
     """Go on in a process of its own, without a terminal.
 
     Returns twice: in that process with the descriptor to report to, and in this one with None, once the platform is ready.

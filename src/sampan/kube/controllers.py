@@ -8,11 +8,14 @@ from __future__ import annotations
 from sampan.kernel.certificates import Authority
 from sampan.kube.access.tokens import Tokens
 from sampan.kube.control import ControlContext, Startable
+from sampan.kube.control.bootstrap_tokens import ClusterInfo, TokenCleaner
 from sampan.kube.control.certificates_signing import CertificateApprover, CertificateCleaner, CertificateSigner
 from sampan.kube.control.cluster_roles import ClusterRoleAggregation
 from sampan.kube.control.definitions import DefinitionController, ServedDefinitions
 from sampan.kube.control.garbage import GarbageCollector
 from sampan.kube.control.namespaces import NamespaceController
+from sampan.kube.control.node_departure import NodeDeparture
+from sampan.kube.control.node_ranges import NodeRanges
 from sampan.kube.control.quota import QuotaController
 from sampan.kube.control.reflector import Feed
 from sampan.kube.control.service_account_tokens import ServiceAccountTokens
@@ -29,9 +32,14 @@ def builtin_controllers(
     tokens: Tokens,
     authority: Authority,
     definitions: ServedDefinitions,
+    server: str,
     feed: Feed | None = None,
 ) -> list[Startable]:
-    """All of them, made but not started; ``feed`` is a shorter way to the objects than the client, where there is one."""
+    """All of them, made but not started.
+
+    ``server`` is the base URL by which other machines reach the API server; ``feed`` a shorter way to the objects than the
+    client, where there is one.
+    """
     return [
         DefinitionController(context, definitions),
         ServiceAccountController(context, authority.certificate_pem.decode()),
@@ -44,6 +52,10 @@ def builtin_controllers(
         CertificateApprover(context),
         CertificateSigner(context, authority),
         CertificateCleaner(context),
+        ClusterInfo(context, server, authority.certificate_pem.decode()),
+        TokenCleaner(context),
+        NodeRanges(context),
+        NodeDeparture(context),
         ClaimProtection(context),
         VolumeProtection(context),
     ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from sampan.kernel.addresses import advertised
 from sampan.kernel.certificates import Authority
 from sampan.kernel.errors import SampanError
 from sampan.kernel.files import write_private
@@ -164,8 +165,8 @@ class KubePart(Part[KubeSettings]):
         assert self._gates is not None
         host, port = self.address
         names = [*NAMES, self._server.api.allocator.address(1), *self.context.settings.names]
-        if host not in names and host not in ("0.0.0.0", "::"):  # noqa: S104
-            names.append(host)
+        if (outside := advertised(host)) not in names:
+            names.append(outside)
         tls = await asyncio.to_thread(self.context.authority.server_context, names, verify_clients=True)
         self._server.identify(*await asyncio.to_thread(_identity, self.context.authority))
         await self._server.start(self._listener, tls)
@@ -180,6 +181,7 @@ class KubePart(Part[KubeSettings]):
             tokens=self._gates.tokens,
             authority=self.context.authority,
             definitions=self._definitions,
+            server=_url(advertised(host), port),
             feed=self._feed,
         )
         await asyncio.gather(*(controller.start() for controller in controllers))

@@ -16,3 +16,10 @@ PARTS: dict[str, str] = {
     "workloads": "sampan.parts.workloads.part:WorkloadsPart",
 }
 """Every part that ``sampan up`` brings up unless told otherwise, by name."""
+
+JOINED_PARTS: dict[str, str] = {
+    "kubernetes": "sampan.kube.joining.part:JoinedKubePart",
+    "network": "sampan.parts.network.joined:JoinedNetworkPart",
+    "node": "sampan.parts.node.part:NodePart",
+}
+"""The parts of a process that is a node of a platform elsewhere (``sampan node join``)."""

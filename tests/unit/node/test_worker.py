@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
+from sampan.parts.node.agent.sources import InformedSources
 from sampan.parts.node.agent.worker import PodWorker
 
 POD = {
@@ -39,7 +40,8 @@ async def test_what_is_cancelled_before_it_began_leaves_nothing_unawaited() -> N
 async def test_a_worker_that_is_let_go_begins_nothing_more() -> None:
     clock = Clock()
     async with Tasks(clock) as tasks:
-        worker = PodWorker(cast(Any, SimpleNamespace(clock=clock, tasks=tasks)), cast(Any, POD))
+        sources = InformedSources(cast(Any, None))
+        worker = PodWorker(cast(Any, SimpleNamespace(clock=clock, tasks=tasks, sources=sources)), cast(Any, POD))
         planned: list[str] = []
         worker._begin = lambda action: planned.append(type(action).__name__)  # type: ignore[method-assign]
         worker._report = lambda: None  # type: ignore[method-assign]

@@ -197,6 +197,20 @@ _ROLES: dict[str, list[Any]] = {
     "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient": [
         rule("certificates.k8s.io", "certificatesigningrequests/selfnodeclient", "create")
     ],
+    "system:certificates.k8s.io:certificatesigningrequests:selfnodeserver": [
+        rule("certificates.k8s.io", "certificatesigningrequests/selfnodeserver", "create")
+    ],
+    # Ours: what a joined node needs to serve Services and policies to its pods, as kube-proxy and a CNI plugin would.
+    "sampan:certificatesigningrequests:nodeproxy": [
+        rule("certificates.k8s.io", "certificatesigningrequests/nodeproxy", "create")
+    ],
+    "sampan:node-network": [
+        rule("-", "services endpoints nodes namespaces pods", READ),
+        rule("discovery.k8s.io", "endpointslices", READ),
+        rule("networking.k8s.io", "networkpolicies", READ),
+        rule("- events.k8s.io", "events", "create patch update"),
+    ],
+    "kubeadm:get-nodes": [rule("-", "nodes", "get")],
     "system:certificates.k8s.io:kube-apiserver-client-approver": [
         rule("certificates.k8s.io", "signers", "approve", "kubernetes.io/kube-apiserver-client")
     ],
@@ -248,6 +262,13 @@ _BINDINGS = {
         "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
         "Group system:nodes",
     ),
+    "kubeadm:get-nodes": ("kubeadm:get-nodes", "Group system:bootstrappers:kubeadm:default-node-token"),
+    "sampan:node-autoapprove-serving": (
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeserver",
+        "Group system:nodes",
+    ),
+    "sampan:node-autoapprove-network": ("sampan:certificatesigningrequests:nodeproxy", "Group system:nodes"),
+    "sampan:node-network": ("sampan:node-network", "User system:kube-proxy"),
 }
 
 _AUTHENTICATION_READER = rule("-", "configmaps", READ, "extension-apiserver-authentication")
@@ -285,6 +306,11 @@ def default_objects() -> list[tuple[Resource, Object]]:
     signer = "system:controller:bootstrap-signer"
     info = [rule("-", "configmaps", READ), rule("-", "configmaps", "update", "cluster-info")]
     made.append((ROLES, _role("Role", signer, info, "kube-public")))
+    # Who joins knows nobody yet, and is nobody; see ``joining.discovery``.
+    public = "kubeadm:bootstrap-signer-clusterinfo"
+    made.append((ROLES, _role("Role", public, [rule("-", "configmaps", "get", "cluster-info")], "kube-public")))
+    binding = _binding("RoleBinding", public, "Role", public, "User system:anonymous", "kube-public")
+    made.append((ROLE_BINDINGS, binding))
     return made
 
 

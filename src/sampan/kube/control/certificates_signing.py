@@ -1,7 +1,8 @@
 """CertificateSigningRequests: approving what a joining node asks for, signing what has been approved, forgetting the rest.
 
-Three controllers, as upstream: `CertificateApprover` approves client certificates that nodes request for themselves when they
-are allowed to; `CertificateSigner` signs every approved request of the built-in signers with the platform's authority, or
+Three controllers, as upstream: `CertificateApprover` approves what nodes request for themselves when they are allowed to:
+client certificates, and, beyond upstream's, the kubelet's serving certificate for the addresses its Node has, and the
+identity that follows Services (``system:kube-proxy``); `CertificateSigner` signs every approved request of the built-in signers with the platform's authority, or
 marks it Failed when it asks for what its signer does not give; `CertificateCleaner` deletes requests that are long done.
 What a signer gives is decided by `refusal`, a pure function.
 """
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sampan.kube.access.authentication import FRONT_PROXY
 from sampan.kube.control.controller import ControlContext, Controller
-from sampan.kube.control.interface import For, Source
+from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object, Resource, copy, dig
-from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS
+from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, NODES
 from sampan.kube.status import ApiError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ KUBELET_SERVING = "kubernetes.io/kubelet-serving"
 SIGNERS = (CLIENT, KUBELET_CLIENT, KUBELET_SERVING)
 NODES_GROUP = "system:nodes"
 NODE_PREFIX = "system:node:"
+PROXY_USER = "system:kube-proxy"
 
 SECONDS_DEFAULT = 365 * 24 * 3600.0
 SECONDS_LEAST = 600.0
@@ -170,32 +172,52 @@ class CertificateApprover(_RequestController):
 
     name = "csrapproving"
 
+    def sources(self) -> list[Source]:
+        return [For(CERTIFICATE_SIGNING_REQUESTS), Watches(NODES, self._asked_by)]
+
+    def _asked_by(self, node: Object) -> list[Key]:
+        """Undecided serving requests of a node: its addresses may have come after them."""
+        user = f"{NODE_PREFIX}{node['metadata']['name']}"
+        return [
+            Key.of(request)
+            for request in self.informer(CERTIFICATE_SIGNING_REQUESTS).objects()
+            if dig(request, "spec", "username") == user and not dig(request, "status", "conditions")
+        ]
+
     async def reconcile(self, key: Key) -> float | None:
         request = self.informer(CERTIFICATE_SIGNING_REQUESTS).get(key)
         if request is None or dig(request, "status", "certificate"):
             return None
         spec = request.get("spec") or {}
-        if spec.get("signerName") != KUBELET_CLIENT or condition(request, "Approved") or condition(request, "Denied"):
+        if condition(request, "Approved") or condition(request, "Denied"):
             return None
         try:
             wanted = asked(_pem(request))
         except (ValueError, binascii.Error):
             return None
-        username = spec.get("username") or ""
-        if refusal(KUBELET_CLIENT, wanted, _usages(request), username):
+        signer, username = spec.get("signerName") or "", spec.get("username") or ""
+        if signer not in SIGNERS or refusal(signer, wanted, _usages(request), username):
             return None
-        for own, subresource, text in (
-            (True, "selfnodeclient", "self kubelet client certificate"),
-            (False, "nodeclient", "kubelet client certificate"),
-        ):
-            if own and wanted.common_name != username:
-                continue
+        for subresource, text in self._reasons(signer, wanted, username):
             if await self._may(spec, subresource):
                 message = f"Auto approving {text} after SubjectAccessReview."
                 approved = _with_condition(request, "Approved", "AutoApproved", message, self._stamp())
                 await self.client.update(CERTIFICATE_SIGNING_REQUESTS, approved, subresource="approval")
                 return None
         return None
+
+    def _reasons(self, signer: str, wanted: Asked, username: str) -> list[tuple[str, str]]:
+        """What the requester must be allowed (any of it) for an approval, and how that is called."""
+        if signer == KUBELET_CLIENT:
+            own = [("selfnodeclient", "self kubelet client certificate")] if wanted.common_name == username else []
+            return [*own, ("nodeclient", "kubelet client certificate")]
+        if signer == KUBELET_SERVING:
+            node = self.informer(NODES).get(Key("", username.removeprefix(NODE_PREFIX)))
+            addresses = {one["address"] for one in dig(node, "status", "addresses", default=())}
+            known = node is not None and set(wanted.names) <= addresses
+            return [("selfnodeserver", "self kubelet serving certificate")] if known else []
+        proxy = wanted.common_name == PROXY_USER and not wanted.organizations and not wanted.names
+        return [("nodeproxy", "node proxy client certificate")] if proxy and username.startswith(NODE_PREFIX) else []
 
     async def _may(self, spec: Mapping[str, Any], subresource: str) -> bool:
         wanted = {

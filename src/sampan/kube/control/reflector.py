@@ -60,6 +60,7 @@ class Reflector:
         resource: Resource,
         sink: Sink,
         *,
+        namespace: str | None = None,
         label_selector: str | None = None,
         field_selector: str | None = None,
     ) -> None:
@@ -67,6 +68,7 @@ class Reflector:
         self._clock = clock
         self._resource = resource
         self._sink = sink
+        self._namespace = namespace
         self._selectors: Mapping[str, Any] = {"label_selector": label_selector, "field_selector": field_selector}
         self._revision: str | None = None
         self._failures = 0
@@ -102,7 +104,11 @@ class Reflector:
         while True:
             try:
                 page = await self._client.list(
-                    self._resource, limit=PAGE if token != "" else None, continue_token=token or None, **self._selectors
+                    self._resource,
+                    self._namespace,
+                    limit=PAGE if token != "" else None,
+                    continue_token=token or None,
+                    **self._selectors,
                 )
             except ApiError as error:
                 if not error.expired or not token:
@@ -119,7 +125,8 @@ class Reflector:
 
     async def _watch(self) -> int:
         events = 0
-        async with self._client.watch(self._resource, revision=self._revision, **self._selectors) as stream:
+        watch = self._client.watch(self._resource, self._namespace, revision=self._revision, **self._selectors)
+        async with watch as stream:
             async for event in stream:
                 if event.type != "BOOKMARK":
                     self._sink.change(event)

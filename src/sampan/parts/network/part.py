@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -80,10 +81,10 @@ class NetworkPart(Part[NetworkSettings]):
 
     async def provision(self) -> None:
         """Bind the name server's sockets."""
-        self._upstream = self._resolvers()
+        self._upstream = resolvers(self.context.settings.upstream)
         context, settings = self.context, self.context.settings
         self._tcp = context.listeners.bind("dns", settings.dns_port, settings.dns_host)
-        self._udp = _bind_udp(settings.dns_host, self._tcp.getsockname()[1])
+        self._udp = bind_udp(settings.dns_host, self._tcp.getsockname()[1])
 
     async def start(self) -> None:
         """Serve names and announce where."""
@@ -166,23 +167,26 @@ class NetworkPart(Part[NetworkSettings]):
             "names answered": self._names.answered,
         }
 
-    def _resolvers(self) -> list[tuple[str, int]]:
-        given = self.context.settings.upstream
-        if not given:
-            return host_resolvers()
-        found = []
-        for one in given:
-            host, _, port = one.rpartition(":") if one.count(":") == 1 else (one, "", "53")
-            try:
-                found.append((str(ip_address(host)), int(port)))
-            except ValueError:
-                raise SettingsError(
-                    f"network.upstream: {one} is not an address; give 10.0.0.2 or 10.0.0.2:53"
-                ) from None
-        return found
+
+def resolvers(given: Sequence[str]) -> list[tuple[str, int]]:
+    """The name servers to ask for outside names: those given, else the machine's own.
+
+    Raises:
+        SettingsError: one of them is not an address.
+    """
+    if not given:
+        return host_resolvers()
+    found = []
+    for one in given:
+        host, _, port = one.rpartition(":") if one.count(":") == 1 else (one, "", "53")
+        try:
+            found.append((str(ip_address(host)), int(port)))
+        except ValueError:
+            raise SettingsError(f"network.upstream: {one} is not an address; give 10.0.0.2 or 10.0.0.2:53") from None
+    return found
 
 
-def _bind_udp(host: str, port: int) -> socket.socket:
+def bind_udp(host: str, port: int) -> socket.socket:
     """A UDP socket at a port, or any other where that one is taken (pods find it through the Service)."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     bound.setblocking(False)

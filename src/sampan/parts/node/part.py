@@ -13,11 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from sampan.kernel.addresses import advertised
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
+from sampan.kube.joining.interface import Joined
 from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
+from sampan.parts.node.agent.peers import PeerRoutes
+from sampan.parts.node.agent.sources import InformedSources, ReferencedSources
 from sampan.parts.node.images.provider import Images
 from sampan.parts.node.runtime.process import ProcessRuntime
 
@@ -63,6 +67,7 @@ class NodePart(Part[NodeSettings]):
     _runtime: ProcessRuntime | None = None
     _listener: socket.socket | None = None
     _kubelet: Any = None
+    _routes: PeerRoutes | None = None
 
     async def provision(self) -> None:
         """Open the image store and bind the kubelet's port."""
@@ -75,11 +80,12 @@ class NodePart(Part[NodeSettings]):
         """Start the runtime and the agent, and serve the kubelet API."""
         context, settings = self.context, self.context.settings
         control = context.get(ControlContext)
+        joined = context.find(Joined)
         self._runtime = runtime = ProcessRuntime(
             context.data_dir / "run",
             context.clock,
             context.tasks,
-            pod_range=settings.pod_range,
+            pod_range=settings.pod_range or (joined.pod_range if joined is not None else ""),
             networks=ADDRESS_NETWORKS,
             tier=settings.tier,
             abandon=settings.abandon,
@@ -93,27 +99,33 @@ class NodePart(Part[NodeSettings]):
             tasks=context.tasks,
             runtime=runtime,
             images=self._images,
-            host_address="127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host,  # noqa: S104
+            host_address=advertised(settings.host),
             max_pods=settings.max_pods,
             labels=settings.labels,
             log_size=settings.log_size,
             log_files=settings.log_files,
+            sources=InformedSources(control.informers) if joined is None else ReferencedSources(control),
+            api_server=None if joined is None else joined.server,
         )
         address = context.listeners.address("kubelet")
         assert address is not None
         agent.port = address[1]
         await agent.start()
         await self._serve(agent)
+        if self._runtime.tier == "T1":
+            self._routes = PeerRoutes(control, agent.name)
+            await self._routes.start()
 
     async def _serve(self, agent: Agent) -> None:
         from sampan.parts.node.kubelet.server import KubeletServer
 
         assert self._listener is not None
-        tls = await asyncio.to_thread(
-            self.context.authority.server_context,
-            [agent.name, agent.host_address, "localhost"],
-            verify_clients=True,
-        )
+        joined = self.context.find(Joined)
+        if joined is not None:
+            tls = await asyncio.to_thread(joined.serving)
+        else:
+            names = [agent.name, agent.host_address, "localhost"]
+            tls = await asyncio.to_thread(self.context.authority.server_context, names, verify_clients=True)
         self._kubelet = KubeletServer(agent, self.context.metrics)
         await self._kubelet.start(self._listener, tls)
         statistics = self._kubelet.statistics
@@ -133,6 +145,8 @@ class NodePart(Part[NodeSettings]):
             await self._agent.close()
             await self._runtime.start(lambda _: None, lambda: None)
             await self._runtime.end()
+            if self._routes is not None:
+                await self._routes.clear()
             self._agent = None
 
     async def stop(self) -> None:

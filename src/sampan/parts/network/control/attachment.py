@@ -14,6 +14,7 @@ from typing import Literal
 
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source
+from sampan.kube.joining.interface import JOINED
 from sampan.kube.objects import Key, Object, dig
 from sampan.kube.resources import NODES
 from sampan.parts.network.control.policies import NetworkPolicies
@@ -53,14 +54,17 @@ class Attachment(Controller):
         forwarders: ForwardPath,
         wanted: Literal["auto", "ebpf", "forward"],
         changed: Callable[[], None],
+        node: str = "",
     ) -> None:
-        """``forwarders`` take cluster addresses where the kernel cannot; ``changed`` hears of a new `mode`."""
+        """``forwarders`` take cluster addresses where the kernel cannot; ``changed`` hears of a new `mode`; ``node`` is this
+        machine's own (default: the one that did not join from elsewhere)."""
         super().__init__(context)
         self._proxy = proxy
         self._policies = policies
         self._forwarders = forwarders
         self._choice = wanted
         self._changed = changed
+        self._node = node
         self.mode: Mode = ""
         self.kernel: KernelPath | None = None
 
@@ -72,8 +76,9 @@ class Attachment(Controller):
         if node is None:
             return None
         annotations = node["metadata"].get("annotations") or {}
-        if PODS_CGROUP not in annotations:
-            return None  # a node on some other machine
+        own = key.name == self._node if self._node else JOINED not in annotations
+        if PODS_CGROUP not in annotations or not own:
+            return None  # a node of some other process, maybe on another machine
         self._know(key.name, node)
         cgroup = Path(annotations[PODS_CGROUP]) if annotations[PODS_CGROUP] else None
         if cgroup is None or self._choice == "forward":

@@ -85,7 +85,7 @@ class ServiceProxy(Controller):
         new: dict[Frontend, Backends] = {}
         if service is not None:
             slices = self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key))
-            new = frontends(service, slices, self.node, self.node_addresses)
+            new = frontends(service, self._seen(key, slices), self.node, self.node_addresses)
         old = self._wanted.get(key, {})
         for frontend in old.keys() - new.keys():
             self._claims[frontend].remove(key)
@@ -103,6 +103,10 @@ class ServiceProxy(Controller):
         if failures and service is not None:
             self.recorder.event(service, "Warning", "FailedToListen", "; ".join(dict.fromkeys(failures)))
         return RETRY_SECONDS if failures else None
+
+    def _seen(self, key: Key, slices: Sequence[Object]) -> Sequence[Object]:
+        """A Service's EndpointSlices as they are meant for this machine."""
+        return slices
 
     async def _put(self, frontend: Frontend) -> list[str]:
         claims = self._claims.get(frontend)

@@ -18,20 +18,14 @@ from sampan.kube.client import Client
 from sampan.kube.control.events import EventRecorder
 from sampan.kube.control.interface import Informer, Informers
 from sampan.kube.objects import Key, Object, copy, dig
-from sampan.kube.resources import (
-    CONFIG_MAPS,
-    PERSISTENT_VOLUME_CLAIMS,
-    PERSISTENT_VOLUMES,
-    PODS,
-    SECRETS,
-    SERVICES,
-)
+from sampan.kube.resources import PODS, SERVICES
 from sampan.parts.network import loopback_address
 from sampan.parts.node.agent.adoption import adopt
 from sampan.parts.node.agent.following import Following
 from sampan.parts.node.agent.handlers import Handlers
 from sampan.parts.node.agent.payload import PodFacts
 from sampan.parts.node.agent.registration import Registration
+from sampan.parts.node.agent.sources import InformedSources, Sources
 from sampan.parts.node.agent.tokens import Tokens
 from sampan.parts.node.agent.volumes import Volumes
 from sampan.parts.node.agent.worker import PodWorker
@@ -65,7 +59,11 @@ class Agent:
         labels: Mapping[str, str] | None = None,
         log_size: int = 10 << 20,
         log_files: int = 5,
+        sources: Sources | None = None,
+        api_server: tuple[str, int] | None = None,
     ) -> None:
+        """``sources`` finds what pods refer to (default: by the informers); ``api_server`` is where this machine reaches the
+        API, if not on its own loopback."""
         self.name = name
         self.client = client
         self.clock = clock
@@ -90,7 +88,8 @@ class Agent:
         self.registration = Registration(self, labels or {}, max_pods)
         self._runtime_up = False
         self._pods: Informer
-        self._stores: dict[str, Informer] = {}
+        self.sources: Sources = sources or InformedSources(informers)
+        self._api_server = api_server
 
     # -- life
 
@@ -99,23 +98,17 @@ class Agent:
         await self.runtime.start(self._exited, self._lost, self._sandbox_ended)
         self._runtime_up = True
         await self.registration.start()
-        for plural, resource in (
-            ("configmaps", CONFIG_MAPS),
-            ("secrets", SECRETS),
-            ("services", SERVICES),
-            ("persistentvolumeclaims", PERSISTENT_VOLUME_CLAIMS),
-            ("persistentvolumes", PERSISTENT_VOLUMES),
-        ):
-            self._stores[plural] = self._informers.informer(resource)
+        self._services = self._informers.informer(SERVICES)
         self._pods = self._informers.informer(PODS, field_selector=f"spec.nodeName={self.name}")
-        for informer in (*self._stores.values(), self._pods):
+        for informer in (self._services, self._pods):
             await informer.wait_synced()
+        await self.sources.start()
         await self._recover()
         self._pods.on_change(self._pod_changed)
         for plural in ("configmaps", "secrets"):
-            self._stores[plural].on_change(self.following.source_changed)
+            self.sources.on_change(plural, self.following.source_changed)
         for plural in ("persistentvolumeclaims", "persistentvolumes"):
-            self._stores[plural].on_change(self.following.claim_changed)
+            self.sources.on_change(plural, self.following.claim_changed)
         self.tasks.keep("tokens", self.following.watch_tokens)
 
     async def close(self) -> None:
@@ -145,6 +138,7 @@ class Agent:
             if phase in ("Succeeded", "Failed"):
                 worker.state.finished = phase
                 worker.state.removed = found is None
+            await self.sources.follow(pod)
             if found is not None and not by_pod.get(uid) and not worker.state.finished:
                 # killed between making the sandbox and starting the first container: nobody knows how far it had come
                 worker.sandbox_lost()
@@ -190,6 +184,8 @@ class Agent:
         told = ("labels", "annotations")
         if old is not None and any(old["metadata"].get(name) != new["metadata"].get(name) for name in told):
             self.following.refresh(worker.uid)
+        if old is not None and old["spec"] != new["spec"]:
+            self.tasks.start(f"{worker.key}/sources", self.sources.follow(new))
         worker.update(new)
 
     def _pod_gone(self, pod: Object) -> None:
@@ -215,6 +211,7 @@ class Agent:
 
     async def _forget(self, worker: PodWorker) -> None:
         await worker.cancel()
+        self.sources.forget(worker.uid)
         await asyncio.to_thread(self.volumes.forget, worker.uid)
 
     async def delete_pod(self, pod: Object) -> None:
@@ -269,7 +266,7 @@ class Agent:
     @property
     def dns(self) -> str:
         """The cluster's DNS server, or "" where there is none."""
-        service = self._stores["services"].get(Key("kube-system", "kube-dns"))
+        service = self._services.get(Key("kube-system", "kube-dns"))
         address = str(dig(service, "spec", "clusterIP", default="None"))
         if address == "None":
             return ""
@@ -277,12 +274,12 @@ class Agent:
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
         """A ConfigMap, Secret, claim or volume from the caches."""
-        return self._stores[kind].get(Key(namespace, name))
+        return self.sources.get(kind, Key(namespace, name))
 
     def services(self) -> list[Object]:
         """Services as this node's pods reach them."""
-        found = self._stores["services"].objects()
-        return found if self.runtime.tier == "T1" else [_on_loopback(service) for service in found]
+        found = self._services.objects()
+        return found if self.runtime.tier == "T1" else [_on_loopback(service, self._api_server) for service in found]
 
     def after(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> None:
         """Call back later, on the platform's clock."""
@@ -312,13 +309,14 @@ class Agent:
 _GONE = "sampan.dev/object-is-gone"
 
 
-def _on_loopback(service: Object) -> Object:
+def _on_loopback(service: Object, api_server: tuple[str, int] | None) -> Object:
     """A Service as pods without addresses of their own reach it: by a forwarder on a loopback address."""
     spec, metadata = service["spec"], service["metadata"]
     if spec.get("clusterIP") in (None, "", "None"):
         return service
     if (metadata["namespace"], metadata["name"]) == ("default", "kubernetes"):
-        # the API server is on this machine's own loopback; its port there needs no rights, as the Service's would
-        ports = [{**port, "port": port["targetPort"]} for port in spec["ports"]]
-        return {**service, "spec": {**spec, "clusterIP": "127.0.0.1", "ports": ports}}
+        # the API server itself, mostly on this machine's own loopback; its port there needs no rights, as the Service's would
+        host, number = api_server or ("127.0.0.1", None)
+        ports = [{**port, "port": number or port["targetPort"]} for port in spec["ports"]]
+        return {**service, "spec": {**spec, "clusterIP": host, "ports": ports}}
     return {**service, "spec": {**spec, "clusterIP": loopback_address(spec["clusterIP"])}}

@@ -114,6 +114,7 @@ class PodWorker:
 
     async def _run(self) -> None:
         """One pod's trouble stays one pod's trouble."""
+        await self.agent.sources.follow(self.pod)
         while not self.gone:
             try:
                 await self._work()

@@ -12,10 +12,14 @@ import socket
 import struct
 from typing import Final
 
-_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 24, 25
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 17, 20, 24, 25, 26
 _REQUEST, _ACK, _EXCL, _CREATE, _REPLACE = 1, 4, 0x200, 0x400, 0x100
 _TABLE_LOCAL, _TABLE_MAIN = 255, 254
 _LOCAL, _UNICAST = 2, 1
+_DUMP = 0x300
+_DONE, _ERROR = 3, 2
+_PEERS = 0x73
+"""The origin (protocol) of our routes to other nodes: a number nobody else uses."""
 UP: Final = 1
 
 
@@ -113,3 +117,60 @@ def add_link_route(network: str, device: str) -> None:
 def add_default_route(device: str, via: str) -> None:
     """Everything else goes via this gateway. Raises OSError."""
     _route(_NEWROUTE, _CREATE | _REPLACE, "0.0.0.0/0", device, table=_TABLE_MAIN, scope=0, sort=_UNICAST, via=via)
+
+
+def add_peer_route(network: str, gateway: str) -> None:
+    """The range of another node's pods is behind that node's address, in a network of ours. Raises OSError."""
+    _peer_route(_NEWROUTE, _CREATE | _REPLACE, network, gateway)
+
+
+def remove_peer_route(network: str) -> None:
+    """Take the route to another node's pods back; a missing one is fine. Raises OSError."""
+    try:
+        _peer_route(_DELROUTE, 0, network, "")
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.ENOENT):
+            raise
+
+
+def _peer_route(kind: int, flags: int, network: str, gateway: str) -> None:
+    parsed = ipaddress.IPv4Network(network)
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, parsed.prefixlen, 0, 0, _TABLE_MAIN, _PEERS, 0, _UNICAST, 0)
+    body += _attribute(1, parsed.network_address.packed)
+    if gateway:
+        body += _attribute(5, ipaddress.IPv4Address(gateway).packed)
+    _request(kind, flags, body)
+
+
+def peer_routes() -> dict[str, str]:
+    """Our routes to other nodes: range to gateway. Raises OSError."""
+    found: dict[str, str] = {}
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
+        body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+        link.send(struct.pack("=IHHII", 16 + len(body), _GETROUTE, _REQUEST | _DUMP, 1, 0) + body)
+        while True:
+            answer, offset = link.recv(1 << 18), 0
+            while offset < len(answer):
+                length, kind = struct.unpack_from("=IH", answer, offset)
+                if kind == _DONE:
+                    return found
+                if kind == _ERROR:
+                    code = -struct.unpack_from("=i", answer, offset + 16)[0]
+                    raise OSError(code, f"netlink: {os.strerror(code)}")
+                _, prefix, _, _, table, origin = struct.unpack_from("=BBBBBB", answer, offset + 16)
+                values = _attributes(answer[offset + 28 : offset + length])
+                if origin == _PEERS and table == _TABLE_MAIN and 1 in values and 5 in values:
+                    found[f"{ipaddress.IPv4Address(values[1])}/{prefix}"] = str(ipaddress.IPv4Address(values[5]))
+                offset += (length + 3) & ~3
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    values: dict[int, bytes] = {}
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        values[kind] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return values

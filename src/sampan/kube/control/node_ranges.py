@@ -1,0 +1,88 @@
+"""Pod ranges of nodes that join: each gets a part of the cluster's that no other node has.
+
+The platform's own node brings its range along (whatever is free on its machine). A node that joins registers without one and
+names in an annotation the ranges that are taken on its own machine, by other platforms; it is given the first that is free
+both here and there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
+
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Source
+from sampan.kube.objects import Key, Object, dig
+from sampan.kube.resources import NODES
+
+TAKEN_RANGES = "sampan.dev/taken-pod-ranges"
+"""Annotation of a Node that wants a range: those it cannot have, comma-separated."""
+CLUSTER_RANGE = "10.244.0.0/16"
+NODE_PREFIX = 24
+RETRY_SECONDS = 30.0
+
+
+def networks(texts: Iterable[str]) -> list[IPv4Network]:
+    """The texts that are IPv4 ranges."""
+    found = []
+    for text in texts:
+        try:
+            found.append(IPv4Network(text.strip()))
+        except (AddressValueError, NetmaskValueError, ValueError):
+            continue
+    return found
+
+
+def free_range(taken: Iterable[IPv4Network], cluster: str = CLUSTER_RANGE, prefix: int = NODE_PREFIX) -> str:
+    """The first part of the cluster's range that touches nothing taken, or ""."""
+    held = list(taken)
+    for candidate in IPv4Network(cluster).subnets(new_prefix=prefix):
+        if not any(candidate.overlaps(other) for other in held):
+            return str(candidate)
+    return ""
+
+
+class NodeRanges(Controller):
+    """Gives joining nodes their pod ranges."""
+
+    name = "node-ipam-controller"
+
+    def __init__(self, context: ControlContext) -> None:
+        super().__init__(context)
+        self._given: dict[str, str] = {}
+        """By node, also before the cache shows it."""
+
+    def sources(self) -> list[Source]:
+        return [For(NODES)]
+
+    async def reconcile(self, key: Key) -> float | None:
+        node = self.informer(NODES).get(key)
+        if node is None:
+            self._given.pop(key.name, None)
+            return None
+        taken = (node["metadata"].get("annotations") or {}).get(TAKEN_RANGES)
+        if taken is None or dig(node, "spec", "podCIDR"):
+            return None
+        others = [one for one in self.informer(NODES).objects() if one["metadata"]["name"] != key.name]
+        held = [
+            *(each for one in others for each in ranges_of(one)),
+            *(given for name, given in self._given.items() if name != key.name),
+            *taken.split(","),
+        ]
+        chosen = free_range(networks(held))
+        if not chosen:
+            self.recorder.event(node, "Warning", "CIDRNotAvailable", f"Node {key.name} status is now: CIDRNotAvailable")
+            return RETRY_SECONDS
+        self._given[key.name] = chosen
+        patch = {
+            "metadata": {"resourceVersion": node["metadata"]["resourceVersion"]},
+            "spec": {"podCIDR": chosen, "podCIDRs": [chosen]},
+        }
+        await self.client.patch(NODES, key.name, patch)
+        return None
+
+
+def ranges_of(node: Object) -> list[str]:
+    """The pod ranges on record for a node."""
+    found: list[str] = dig(node, "spec", "podCIDRs", default=[]) or [dig(node, "spec", "podCIDR", default="")]
+    return [one for one in found if one]
