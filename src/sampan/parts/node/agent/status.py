@@ -139,9 +139,13 @@ def phase(pod: Object, state: PodState) -> str:
     return "Pending"
 
 
-def pod_status(pod: Object, state: PodState, now: float, wall: float, host: str) -> Object:
-    """The whole status to write."""
-    old: Object = pod.get("status") or {}
+def pod_status(pod: Object, state: PodState, now: float, wall: float, host: str, told: Object | None = None) -> Object:
+    """The whole status to write; ``told`` is the last one, which ``pod`` may not show yet.
+
+    Times follow from what was told: taken from the object alone, two writes that are under way at once would each restore
+    the other's times for ever.
+    """
+    old: Object = told or pod.get("status") or {}
     current = phase(pod, state)
     status: Object = {"phase": current, "qosClass": old.get("qosClass") or qos_class(pod["spec"])}
     status["observedGeneration"] = pod["metadata"].get("generation", 1)
@@ -164,13 +168,14 @@ def pod_status(pod: Object, state: PodState, now: float, wall: float, host: str)
     ):
         if groups[group]:
             status[name] = groups[group]
-    status["conditions"] = conditions(pod, state, current, wall)
+    status["conditions"] = conditions(pod, state, current, wall, told)
     return {key: value for key, value in status.items() if value not in (None, "")}
 
 
-def conditions(pod: Object, state: PodState, current: str, wall: float) -> list[Object]:
-    """The pod's conditions; times move only when a status does."""
+def conditions(pod: Object, state: PodState, current: str, wall: float, told: Object | None = None) -> list[Object]:
+    """The agent's conditions of a pod, not those of others; times move only when a status does."""
     old = {condition["type"]: condition for condition in dig(pod, "status", "conditions", default=())}
+    own = {**old, **{condition["type"]: condition for condition in dig(told, "conditions", default=())}}
     mains = [state.containers[spec["name"]] for spec, role in roles(pod) if role == "main"]
     sidecars = [state.containers[spec["name"]] for spec, role in roles(pod) if role == "sidecar"]
     inits = [state.containers[spec["name"]] for spec, role in roles(pod) if role in ("init", "sidecar")]
@@ -212,7 +217,7 @@ def conditions(pod: Object, state: PodState, current: str, wall: float) -> list[
     generation = pod["metadata"].get("generation", 1)
     for kind, value, reason, message in wanted:
         text = "True" if value else "False"
-        before = old.get(kind)
+        before = own.get(kind)
         since = before.get("lastTransitionTime") if before and before.get("status") == text else None
         condition: dict[str, Any] = {"type": kind, "status": text, "lastProbeTime": None}
         condition["lastTransitionTime"] = since or _time(wall)
@@ -222,14 +227,13 @@ def conditions(pod: Object, state: PodState, current: str, wall: float) -> list[
         if message:
             condition["message"] = message
         result.append(condition)
-    scheduled = old.get("PodScheduled") or {
+    scheduled = own.get("PodScheduled") or {
         "type": "PodScheduled",
         "status": "True",
         "lastProbeTime": None,
         "lastTransitionTime": _time(wall),
     }
-    own = {kind for kind, *_ in wanted} | {"PodScheduled"}
-    return [*result, scheduled, *(condition for kind, condition in old.items() if kind not in own)]
+    return [*result, scheduled]
 
 
 def _listed(names: list[str]) -> str:

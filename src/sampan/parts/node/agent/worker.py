@@ -198,9 +198,8 @@ class PodWorker:
         self.wake()
 
     def _report(self) -> None:
-        status = pod_status(
-            self.pod, self.state, self.agent.clock.monotonic(), self.agent.clock.time(), self.agent.host_address
-        )
+        clock = self.agent.clock
+        status = pod_status(self.pod, self.state, clock.monotonic(), clock.time(), self.agent.host_address, self.status)
         if status != self.status:
             self.status = status
             self.agent.writer.write(self)
