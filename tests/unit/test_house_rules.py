@@ -47,6 +47,8 @@ def offences(where: str, source: str) -> Iterator[str]:
             match call.func:
                 case ast.Attribute(attr="call_later" | "call_at", value=ast.Name(id="loop")):
                     yield f"line {call.lineno}: sets a timer on the loop; timers are the clock's"
+                case ast.Attribute(attr="isdigit"):
+                    yield f"line {call.lineno}: isdigit says yes to '²', which int refuses; isdecimal does not"
                 case ast.Attribute(attr="create_task", value=ast.Name(id="loop" | "asyncio")):
                     yield f"line {call.lineno}: starts a task without an owner"
                 case ast.Attribute(
@@ -74,6 +76,7 @@ def test_no_module_breaks_a_rule_of_the_house() -> None:
         ('"""X."""\nloop.call_later(1, f)', "sets a timer on the loop"),
         ('"""X."""\nasyncio.get_running_loop().create_task(f())', "starts a task on the loop itself"),
         ('"""X."""\ntry:\n    f()\nexcept Exception:\n    pass', "swallows every error"),
+        ('"""X."""\nint(x) if x.isdigit() else 0', "isdecimal"),
         ("x = 1", "has no docstring"),
     ],
 )

@@ -115,7 +115,7 @@ def _data(directory: DataDirectory) -> Iterator[Finding]:
     written = path / "format"
     text = written.read_text(errors="replace").strip() if written.exists() else ""
     name, _, version = text.partition(" ")
-    if text and (name != "sampan" or not version.isdigit() or int(version) > FORMAT):
+    if text and (name != "sampan" or not version.isdecimal() or int(version) > FORMAT):
         yield Finding("data directory", "bad", f"{path} has format {text!r}; this Sampan knows sampan {FORMAT}")
         return
     pid = directory.holder()

@@ -258,7 +258,7 @@ def lag(target: Target, group: str, as_json: bool) -> None:
 @click.pass_obj
 def reset(target: Target, group: str, topic: str, to: str, queue: int) -> None:
     """Let a group read a topic from somewhere else."""
-    if to not in ("earliest", "latest") and not to.startswith("@") and not to.isdigit():
+    if to not in ("earliest", "latest") and not to.startswith("@") and not to.isdecimal():
         try:
             moment = datetime.fromisoformat(to)
         except ValueError:

@@ -116,7 +116,7 @@ class Server:
                         line = await reader.readuntil(b"\r\n")
                     return bytes(parts)
         length = headers.get("content-length", "0")
-        if not length.isdigit():
+        if not length.isdecimal():
             raise BadRequestError(400)
         if int(length) > LONGEST_BODY:
             raise BadRequestError(413)

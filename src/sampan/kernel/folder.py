@@ -183,7 +183,7 @@ class DataDirectory:
             write_atomic(file, f"sampan {FORMAT}\n")
             return
         name, _, version = file.read_text(errors="replace").strip().partition(" ")
-        if name != "sampan" or not version.isdigit():
+        if name != "sampan" or not version.isdecimal():
             raise DataDirectoryError(f"{file} is not Sampan's; choose another directory with --data-dir")
         if int(version) > FORMAT:
             raise DataDirectoryError(

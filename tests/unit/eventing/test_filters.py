@@ -123,6 +123,31 @@ def test_a_broken_expression_is_refused_with_the_place(expression: str, what: st
         cesql.compile_expression(expression)
 
 
+@given(st.text(alphabet="ab%_", max_size=8), st.text(alphabet="ab", max_size=8))
+def test_like_agrees_with_its_definition(pattern: str, text: str) -> None:
+    def fits(pattern: str, text: str) -> bool:
+        if not pattern:
+            return not text
+        if pattern[0] == "%":
+            return any(fits(pattern[1:], text[at:]) for at in range(len(text) + 1))
+        return bool(text) and pattern[0] in ("_", text[0]) and fits(pattern[1:], text[1:])
+
+    compiled = cesql.compile_expression(f"t LIKE '{pattern}'")
+    assert cesql.matches(compiled, {"t": text}) == fits(pattern, text)
+
+
+def test_a_pattern_of_many_wildcards_is_no_bomb() -> None:
+    compiled = cesql.compile_expression("t LIKE '" + "%a" * 500 + "%b'")
+    assert not cesql.matches(compiled, {"t": "a" * 5000})
+
+
+@pytest.mark.parametrize("piece", ["1 + ", "1 * ", "1 = ", "TRUE AND "])
+def test_a_chain_too_long_to_evaluate_is_refused_when_it_is_written(piece: str) -> None:
+    cesql.matches(cesql.compile_expression(piece * 300 + "1"), {})
+    with pytest.raises(ExpressionError, match="operators"):
+        cesql.compile_expression(piece * 301 + "1")
+
+
 @given(st.text(alphabet="abNOT IN()'\"=<>+-*/%,1 LIKEXSTRUandor_\\", max_size=40))
 @settings(max_examples=300)
 def test_no_text_breaks_the_compiler(expression: str) -> None:

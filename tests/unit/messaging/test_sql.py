@@ -114,6 +114,13 @@ def test_no_text_breaks_the_parser(expression: str) -> None:
         assert error.reason is Reason.ILLEGAL_FILTER
 
 
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 5000, "1" + "0" * 30])
+def test_a_number_beyond_a_long_is_the_filters_fault(digits: str) -> None:
+    with pytest.raises(MessagingError, match="does not fit a long"):
+        parse(f"a = {digits}")
+    assert parse(f"a = {'0' * 30}5")(PROPERTIES)
+
+
 def test_tags_of_equal_hash_are_told_apart() -> None:
     wanted = tag_filter(" AaAa ||c ")
     from sampan.parts.messaging.record import java_hash

@@ -189,6 +189,46 @@ def test_a_whiteout_makes_and_hides_nothing_outside_its_layer(tmp_path: Path, wh
     assert list(out.iterdir()) == []
 
 
+def member(name: str, type: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.mode = type, link, 0o4777
+    return made
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member("link", tarfile.SYMTYPE, "{out}"), member("link/made")],
+        [member("link", tarfile.SYMTYPE, "{out}/made"), member("link")],
+        [member("up", tarfile.SYMTYPE, "../../.."), member("up/out/made")],
+        [member("hard", tarfile.LNKTYPE, "../../../out/secret")],
+        [member("hard", tarfile.LNKTYPE, "{out}/secret")],
+        [member("../../../out/made")],
+    ],
+)
+def test_no_member_of_a_layer_leads_out_of_it(tmp_path: Path, members: list[tarfile.TarInfo]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "secret").write_text("secret")
+    for one in members:
+        one.linkname = one.linkname.format(out=out)
+    store = ImageStore(tmp_path / "images")
+    digest = store.add("docker.io/library/a:1", ImageConfig(), [layer(*members)], ["sha256:0"], CREATED)
+    with pytest.raises(ImageError, match="cannot be extracted"):
+        store.prepare(digest, "a:1")
+    assert [path.name for path in out.iterdir()] == ["secret"]
+    assert (out / "secret").stat().st_nlink == 1
+
+
+def test_files_of_a_layer_lose_what_would_give_rights(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "images")
+    data = layer(member("/program"), member("also", tarfile.LNKTYPE, "program"))
+    digest = store.add("docker.io/library/a:1", ImageConfig(), [data], ["sha256:0"], CREATED)
+    (place,) = store.prepare(digest, "a:1").layers
+    assert (Path(place) / "program").stat().st_mode & 0o7777 == 0o755
+    assert (Path(place) / "also").samefile(Path(place) / "program")
+
+
 def test_a_layer_cut_off_in_the_middle_is_the_images_fault(tmp_path: Path) -> None:
     big = tarfile.TarInfo("big")
     big.size = 1 << 20

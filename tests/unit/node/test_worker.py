@@ -37,6 +37,30 @@ async def test_what_is_cancelled_before_it_began_leaves_nothing_unawaited() -> N
         assert [str(warning.message) for warning in caught] == []
 
 
+async def test_a_start_that_fails_unforeseen_is_told_and_tried_later_and_later() -> None:
+    clock = Clock()
+    tries: list[float] = []
+
+    async def get(name: str, policy: str) -> None:
+        tries.append(clock.monotonic())
+        raise TypeError("nobody thought of this")
+
+    told: list[tuple[str, str]] = []
+    async with Tasks(clock) as tasks:
+        agent = SimpleNamespace(clock=clock, tasks=tasks, images=SimpleNamespace(get=get))
+        worker = PodWorker(cast(Any, agent), cast(Any, POD))
+        worker.event = lambda kind, reason, message, container="": told.append((reason, message))  # type: ignore[method-assign]
+        state = worker.state.containers["c"]
+        for _ in range(2):
+            state.busy = "starting"
+            await worker.starting.start(state)
+            assert (state.busy, state.reason) == ("", "CreateContainerError")
+        assert state.message == "TypeError: nobody thought of this"
+        assert state.retry_at - clock.monotonic() > 0.9
+    assert told == [("Failed", "Error: TypeError: nobody thought of this")]
+    assert len(tries) == 2
+
+
 async def test_a_worker_that_is_let_go_begins_nothing_more() -> None:
     clock = Clock()
     async with Tasks(clock) as tasks:

@@ -196,7 +196,7 @@ def ip_text(ip: Ip) -> str:
 def _cidr(text: str) -> Cidr:
     address, slash, length = text.partition("/")
     try:
-        if not slash or not length.isascii() or not length.isdigit():
+        if not slash or not length.isascii() or not length.isdecimal():
             raise ValueError
         parsed = _ip(address).address
         return Cidr(parsed, ipaddress.ip_network(text, strict=False))

@@ -120,7 +120,7 @@ class Semver:
 
     def rank(self) -> tuple[Any, ...]:
         """What versions are ordered by: a release is above its pre-releases, numbers are below words."""
-        pre = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in self.pre)
+        pre = tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in self.pre)
         return self.major, self.minor, self.patch, not self.pre, pre
 
 

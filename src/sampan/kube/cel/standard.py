@@ -99,7 +99,7 @@ def to_uint(value: Any) -> UInt:
 def _number(value: Any, wanted: Callable[[Any], Any]) -> int:
     if isinstance(value, str):
         digits = value[1:] if value[:1] == "-" else value
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 21):
+        if not (digits.isascii() and digits.isdecimal() and len(digits) < 21):
             raise _unconvertible("int")
     if isinstance(value, float) and not math.isfinite(value):
         raise CelError("integer overflow")
@@ -191,7 +191,7 @@ def matches(text: str, expression: str) -> bool:
 def _zone(name: str) -> tzinfo:
     if name in ("", "UTC"):
         return UTC
-    if name[-3:-2] == ":" and name[:-3].lstrip("+-").isdigit() and name[-2:].isdigit():
+    if name[-3:-2] == ":" and name[:-3].lstrip("+-").isdecimal() and name[-2:].isdecimal():
         hours, minutes = int(name[:-3].lstrip("+-")), int(name[-2:])
         offset = timedelta(hours=hours, minutes=minutes)
         return timezone(-offset if name.startswith("-") else offset)

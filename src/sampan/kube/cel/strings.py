@@ -153,7 +153,7 @@ def format_(template: str, args: list[Any]) -> str:
         precision = ""
         if template[at : at + 1] == ".":
             at += 1
-            while template[at : at + 1].isdigit():
+            while template[at : at + 1].isdecimal():
                 precision += template[at]
                 at += 1
         verb = template[at : at + 1]

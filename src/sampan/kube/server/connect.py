@@ -123,7 +123,7 @@ class KubeletConnector:
         path = target.rest or "/"
         if type.resource == NODES:
             backend = self._kubelet(name)
-            return (Backend(backend.host, int(port), backend.context) if port.isdigit() else backend), path
+            return (Backend(backend.host, int(port), backend.context) if port.isdecimal() else backend), path
         context = self.context if scheme == "https" else None
         if type.resource == PODS:
             host, number_ = self._pod_address(target.namespace, name, port)
@@ -139,7 +139,7 @@ class KubeletConnector:
         if not address:
             raise bad_request("address not allowed")
         ports = [p for c in pod["spec"]["containers"] for p in c.get("ports") or ()]
-        if port.isdigit():
+        if port.isdecimal():
             return address, int(port)
         for candidate in ports:
             if not port or candidate.get("name") == port:
@@ -315,7 +315,7 @@ _OPTION_KINDS = {"exec": "PodExecOptions", "attach": "PodAttachOptions", "portfo
 def _stream_options(subresource: str, query: Query) -> Object:
     options: Object = {"kind": _OPTION_KINDS[subresource]}
     if subresource == "portforward":
-        ports = [int(port) for value in query.get("ports", ()) for port in value.split(",") if port.isdigit()]
+        ports = [int(port) for value in query.get("ports", ()) for port in value.split(",") if port.isdecimal()]
         if ports:
             options["ports"] = ports
         return options

@@ -228,7 +228,7 @@ def check_list_options(options: ListOptions, *, watch: bool) -> None:
     """
     errors: list[FieldError] = []
     match = options.revision_match
-    if options.revision and not options.revision.isdigit():
+    if options.revision and not (options.revision.isdecimal() and len(options.revision) <= 20):
         message = (
             f'Invalid value: "{options.revision}": strconv.ParseUint: parsing "{options.revision}": invalid syntax'
         )

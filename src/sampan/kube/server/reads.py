@@ -213,7 +213,7 @@ class Reader:
                 return
 
     async def _not_older(self, revision: str) -> None:
-        if not revision.isdigit():
+        if not revision.isdecimal() or len(revision) > 20:
             raise bad_request(f'invalid resource version "{revision}"')
         if int(revision) > self._store.revision:
             await self._reached(int(revision))

@@ -142,7 +142,7 @@ async def _refusal(reader: asyncio.StreamReader, head: bytes, status: int, clock
             fields[name.strip().lower()] = value.strip()
     length = fields.get("content-length", "")
     async with clock.patience(ANSWER_SECONDS):
-        if length.isdigit():
+        if length.isdecimal():
             body = await reader.readexactly(min(int(length), BODY_LIMIT))
         elif "chunked" in fields.get("transfer-encoding", ""):
             body = await _chunked(reader)

@@ -57,7 +57,7 @@ def family(text: str | float) -> str:
     text = str(text)
     if text.endswith("i"):
         return "BinarySI"
-    if text[-1:].isdigit() and ("e" in text or "E" in text):
+    if text[-1:].isdecimal() and ("e" in text or "E" in text):
         return "DecimalExponent"
     return "DecimalSI"
 

@@ -19,6 +19,7 @@ Evaluate = Callable[[Attributes], Value]
 
 INT_LOW, INT_HIGH = -(2**31), 2**31 - 1
 DEPTH_LIMIT = 100
+OPERATORS_LIMIT = 300
 """Nesting at most, so that an expression cannot exhaust the stack."""
 LENGTH_LIMIT = 16 * 1024
 """Characters of an expression at most."""
@@ -136,6 +137,7 @@ class _Parser:
     def __init__(self, tokens: Sequence[_Token]) -> None:
         self._tokens = tokens
         self._at = 0
+        self._operators = 0
 
     def _peek(self, *texts: str) -> bool:
         if self._at >= len(self._tokens):
@@ -148,6 +150,15 @@ class _Parser:
             self._at += 1
             return self._tokens[self._at - 1].text
         return None
+
+    def _operator(self, *texts: str) -> str | None:
+        """Take an operator; evaluating nests once for each."""
+        taken = self._take(*texts)
+        if taken is not None:
+            self._operators += 1
+            if self._operators > OPERATORS_LIMIT:
+                raise ExpressionError(f"the expression has more than {OPERATORS_LIMIT} operators")
+        return taken
 
     def _expect(self, text: str) -> None:
         if self._take(text) is None:
@@ -170,11 +181,9 @@ class _Parser:
             raise ExpressionError(f"the expression is nested more than {DEPTH_LIMIT} deep")
         operands = [self._comparison(depth)]
         operators = []
-        while (operator := self._take("AND", "OR", "XOR")) is not None:
+        while (operator := self._operator("AND", "OR", "XOR")) is not None:
             operators.append(operator)
             operands.append(self._comparison(depth))
-            if len(operators) > DEPTH_LIMIT:
-                raise ExpressionError(f"more than {DEPTH_LIMIT} operands in one expression")
         right = operands.pop()
         while operators:
             right = _logical(operators.pop(), operands.pop(), right)
@@ -182,19 +191,19 @@ class _Parser:
 
     def _comparison(self, depth: int) -> Evaluate:
         left = self._sum(depth)
-        while (operator := self._take(*_COMPARISONS)) is not None:
+        while (operator := self._operator(*_COMPARISONS)) is not None:
             left = _compared(operator, left, self._sum(depth))
         return left
 
     def _sum(self, depth: int) -> Evaluate:
         left = self._product(depth)
-        while (operator := self._take("+", "-")) is not None:
+        while (operator := self._operator("+", "-")) is not None:
             left = _computed(operator, left, self._product(depth))
         return left
 
     def _product(self, depth: int) -> Evaluate:
         left = self._test(depth)
-        while (operator := self._take("*", "/", "%")) is not None:
+        while (operator := self._operator("*", "/", "%")) is not None:
             left = _computed(operator, left, self._test(depth))
         return left
 
@@ -270,8 +279,17 @@ class _Parser:
         quote = token[0]
         body = token[1:-1].replace(f"\\{quote}", quote).replace(quote * 2, quote)
         parts = re.findall(r"\\[%_]|%|_|[^%_\\]+|\\", body)
-        wild = {"%": ".*", "_": "."}
-        return re.compile("".join(wild.get(p) or re.escape(p[1:] if p in ("\\%", "\\_") else p) for p in parts), re.S)
+        pieces = [""]
+        for part in parts:
+            if part == "%":
+                pieces.append("")
+            else:
+                pieces[-1] += "." if part == "_" else re.escape(part[1:] if part in ("\\%", "\\_") else part)
+        first, *middle, last = pieces if len(pieces) > 1 else (pieces[0], None)
+        if last is None:
+            return re.compile(first, re.S)
+        # the first place a piece fits is as good as any later one: never tried again, or many % would take for ever
+        return re.compile(first + "".join(f"(?>.*?{piece})" for piece in middle if piece) + ".*" + last, re.S)
 
     def _list(self, depth: int, *, empty: bool = False) -> list[Evaluate]:
         self._expect("(")

@@ -187,7 +187,7 @@ def _retry_after(headers: Mapping[str, str], clock: Clock) -> float | None:
     given = headers.get("Retry-After")
     if given is None:
         return None
-    if given.isdigit():
+    if given.isdecimal():
         return float(given)
     try:
         return max(0.0, parsedate_to_datetime(given).timestamp() - clock.time())

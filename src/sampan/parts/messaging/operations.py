@@ -210,7 +210,7 @@ class Operations:
                 offset = one.minimum
             elif to == "latest":
                 offset = one.maximum
-            elif isinstance(to, str) and to.startswith("@") and to[1:].isdigit():
+            elif isinstance(to, str) and to.startswith("@") and to[1:].isdecimal():
                 offset = int(to[1:])
             else:
                 try:

@@ -226,10 +226,9 @@ def _number(token: str) -> int | float:
     digits = token.rstrip("lLfFdD")
     if "." in digits or "e" in digits.lower():
         return float(digits)
-    number = int(digits)
-    if number >= 1 << 63:
-        raise _refused(f"{token} does not fit a long")
-    return number
+    if len(digits.lstrip("0")) > 19 or int(digits.lstrip("0") or 0) >= 1 << 63:
+        raise _refused(f"{token[:40]} does not fit a long")
+    return int(digits.lstrip("0") or 0)
 
 
 def _as_number(value: Value) -> int | float | None:
@@ -237,7 +236,7 @@ def _as_number(value: Value) -> int | float | None:
         return None
     if isinstance(value, str):
         try:
-            return int(value) if value.lstrip("+-").isdigit() else float(value)
+            return int(value) if value.lstrip("+-").isdecimal() else float(value)
         except ValueError:
             return None
     return value

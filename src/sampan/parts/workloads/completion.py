@@ -26,7 +26,7 @@ def is_indexed(job: Mapping[str, Any]) -> bool:
 def index_of(pod: Mapping[str, Any]) -> int | None:
     """A pod's completion index, None where it has none."""
     text = (pod["metadata"].get("annotations") or {}).get(INDEX)
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def parse_indexes(text: str | None) -> set[int]:
@@ -60,7 +60,7 @@ def backoff(failures: int) -> float:
 def failures_before(pod: Mapping[str, Any]) -> int:
     """How often a pod's index had failed when the pod was made."""
     text = (pod["metadata"].get("annotations") or {}).get(INDEX_FAILURES, "0")
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def index_failures(job: Mapping[str, Any], owned: Iterable[Object]) -> dict[int, int]:

@@ -86,7 +86,7 @@ def _duration(text: str) -> timedelta:
     """A Go duration of whole hours, minutes and seconds."""
     seconds, number = 0, ""
     for character in text:
-        if character.isdigit():
+        if character.isdecimal():
             number += character
         elif character in _UNITS and number:
             seconds += int(number) * _UNITS[character]

@@ -34,7 +34,7 @@ def start_ordinal(stateful_set: Object) -> int:
 def ordinal_of(stateful_set: Object, pod: Object) -> int | None:
     """The ordinal in a pod's name, None where the name is not of this set."""
     prefix, _, digits = pod["metadata"]["name"].rpartition("-")
-    if prefix != stateful_set["metadata"]["name"] or not digits.isdigit() or digits != str(int(digits)):
+    if prefix != stateful_set["metadata"]["name"] or not digits.isdecimal() or digits != str(int(digits)):
         return None
     return int(digits)
 

@@ -167,7 +167,7 @@ def _fraction(deployment: Mapping[str, Any], replica_set: Mapping[str, Any]) -> 
     annotations = replica_set["metadata"].get("annotations") or {}
     maximum = wanted + bounds(deployment).surge
     recorded = annotations.get(MAXIMUM)
-    base = int(recorded) if recorded and recorded.isdigit() else (deployment.get("status") or {}).get("replicas") or 0
+    base = int(recorded) if recorded and recorded.isdecimal() else (deployment.get("status") or {}).get("replicas") or 0
     if not base:
         return 0
     return round(current * maximum / base) - current

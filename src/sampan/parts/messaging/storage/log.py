@@ -142,7 +142,7 @@ class CommitLog:
             StorageError: a file is not a segment of this format version.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        self.bases = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        self.bases = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
         if not self.bases:
             self.bases = [0]
             self._create(0)

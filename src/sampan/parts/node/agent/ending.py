@@ -125,7 +125,7 @@ class Ending:
 
 
 def _signal(name: str) -> int:
-    if name.isdigit():
+    if name.isdecimal():
         return int(name)
     try:
         return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])

@@ -171,7 +171,7 @@ class Handlers:
 
 def port_of(port: Any, spec: Object) -> int:
     """A numeric port, or the container's port of that name. Raises ValueError."""
-    if isinstance(port, int) or str(port).isdigit():
+    if isinstance(port, int) or str(port).isdecimal():
         return int(port)
     for declared in spec.get("ports") or ():
         if declared.get("name") == port:
@@ -193,12 +193,12 @@ async def http_get(scheme: str, host: str, port: int, path: str, headers: Mappin
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *rest = head.split("\r\n")
         words = first.split(" ", 2)
-        if len(words) < 2 or not words[1].isdigit():
+        if len(words) < 2 or not words[1].isdecimal():
             raise ValueError(f"malformed HTTP response {first!r}")
         fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
         body = b""
         length = fields.get("content-length", "")
-        if length.isdigit() and int(length):
+        if length.isdecimal() and int(length):
             body = await reader.read(min(int(length), OUTPUT_LIMIT))
         return int(words[1]), fields.get("location", ""), body.decode(errors="replace")
     finally:

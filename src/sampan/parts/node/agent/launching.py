@@ -66,7 +66,7 @@ def user(pod: Object, container: Object, image: Image) -> tuple[int, int, tuple[
     uid, gid, name = setting("runAsUser"), setting("runAsGroup"), ""
     if uid is None:
         name = image.config.user
-        if name.isdigit():
+        if name.isdecimal():
             uid, name = int(name), ""
     if setting("runAsNonRoot"):
         pod_name = f"{pod['metadata']['name']}_{pod['metadata']['namespace']}({pod['metadata']['uid']})"

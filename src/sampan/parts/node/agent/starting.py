@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from sampan.parts.node.runtime.process import LaunchFailedError
 
 if TYPE_CHECKING:
     from sampan.parts.node.agent.worker import PodWorker
+
+log = logging.getLogger(__name__)
 
 LISTEN_PATIENCE = 3.0
 """Seconds a built-in server may take to listen before it counts as ready all the same."""
@@ -48,6 +51,12 @@ class Starting:
             return
         except NodeError as error:
             self._wait_with(state, error.reason, str(error), f"Error: {error}")
+            return
+        except Exception as error:
+            # nobody foresaw it: it is said where the user looks, and tried again later and later
+            log.exception("%s: container %s cannot be started", self._worker.key, state.name)
+            message = f"{type(error).__name__}: {error}"
+            self._wait_with(state, "CreateContainerError", message, f"Error: {message}")
             return
         finally:
             state.busy = ""

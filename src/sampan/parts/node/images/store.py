@@ -293,12 +293,19 @@ def extract(archive: tarfile.TarFile, place: Path) -> None:
     import tarfile
 
     root = os.geteuid() == 0
+    inside = place.resolve()
 
-    def screen(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        checked = tarfile.tar_filter(member, path)
-        if checked is not None and checked.islnk():
-            tarfile.data_filter(checked, path)  # a hard link must not lead out
-        return checked
+    def screened() -> Iterator[tarfile.TarInfo]:
+        # judged one by one, just before each is made: links made before count
+        for member in members:
+            member.name = member.name.lstrip("/")
+            for path in (member.name, *([member.linkname] if member.islnk() else [])):
+                if path.startswith("/") or not (place / path).resolve().is_relative_to(inside):
+                    raise tarfile.ExtractError(f"{path} leads out of the layer")
+            if not member.issym():
+                # as the standard library's own filter for archives of unknown origin
+                member.mode &= 0o755
+            yield member
 
     hidden: list[tuple[Path, bool]] = []
     members = []
@@ -314,7 +321,9 @@ def extract(archive: tarfile.TarFile, place: Path) -> None:
             continue
         else:
             members.append(member)
-    archive.extractall(place, members=members, numeric_owner=True, filter=screen)  # noqa: S202 - screened
+    # the standard library's filters came with 3.11.4; where there are some, ours is the only one
+    archive.extraction_filter = lambda member, _: member
+    archive.extractall(place, members=screened(), numeric_owner=True)  # noqa: S202 - screened
     for path, opaque in hidden:
         # before anything is made: through a link, even a folder on the way would lie outside
         if not path.resolve().is_relative_to(place.resolve()):

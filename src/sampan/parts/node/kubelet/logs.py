@@ -31,7 +31,7 @@ class LogOptions:
 def files(log: Path) -> list[Path]:
     """A log's files, oldest first."""
     numbered = sorted(
-        (path for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdigit()),
+        (path for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdecimal()),
         key=lambda path: -int(path.suffix[1:]),
     )
     return [*numbered, *([log] if log.exists() else [])]

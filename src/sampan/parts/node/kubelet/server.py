@@ -164,7 +164,7 @@ class KubeletServer:
         query = request.query
 
         def number(name: str) -> int | None:
-            return int(query[name]) if query.get(name, "").lstrip("-").isdigit() else None
+            return int(query[name]) if query.get(name, "").lstrip("-").isdecimal() else None
 
         since = parse_time(query["sinceTime"]) if query.get("sinceTime") else None
         if (seconds := number("sinceSeconds")) is not None:

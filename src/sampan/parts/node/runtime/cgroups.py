@@ -31,14 +31,14 @@ def _read(path: Path) -> str:
 
 def _number(path: Path) -> int:
     text = _read(path).strip()
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def _stat(path: Path) -> dict[str, int]:
     fields = {}
     for line in _read(path).splitlines():
         name, _, value = line.rpartition(" ")
-        if value.isdigit():
+        if value.isdecimal():
             fields[name] = int(value)
     return fields
 
@@ -136,7 +136,7 @@ class Cgroups:
         for tree in self._trees():
             group = tree / pod / container
             for directory in [group, *(entry for entry in _entries(group) if entry.is_dir())]:
-                pids.update(int(pid) for pid in _read(directory / "cgroup.procs").split() if pid.isdigit())
+                pids.update(int(pid) for pid in _read(directory / "cgroup.procs").split() if pid.isdecimal())
             if self.unified is tree:
                 break  # membership in v2 is complete
         return sorted(pid for pid in pids if pid != 0)

@@ -129,7 +129,7 @@ def drop_privileges(spec: ContainerSpec) -> None:
 
 def _look_up(user: str, gid: int) -> tuple[int, int]:
     name, _, group = user.partition(":")
-    if name.isdigit():
+    if name.isdecimal():
         uid = int(name)
     else:
         try:
@@ -141,7 +141,7 @@ def _look_up(user: str, gid: int) -> tuple[int, int]:
         import grp
 
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
         except KeyError:
             raise LaunchError(f"unable to find group {group}: no matching entries in group file") from None
     return uid, gid

@@ -55,7 +55,7 @@ async def answers(question: Question, host: str) -> bool:
         lines += [f"{name}: {value}" for name, value in {**named, **dict(question.headers)}.items()]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         words = (await reader.readline()).split(b" ", 2)
-        return len(words) > 1 and words[1].isdigit() and 200 <= int(words[1]) < 400
+        return len(words) > 1 and words[1].decode("latin-1").isdecimal() and 200 <= int(words[1]) < 400
     except (OSError, ValueError):
         return False
     finally:

@@ -167,7 +167,7 @@ class Envoy:
         """Requests under way, but for the one that asks."""
         stats = await self._get("/stats?filter=^http\\..*downstream_rq_active$&format=text")
         gauges = (line.rpartition(": ") for line in stats.splitlines() if not line.startswith("http.admin."))
-        return sum(int(value) for _, _, value in gauges if value.strip().isdigit())
+        return sum(int(value) for _, _, value in gauges if value.strip().isdecimal())
 
     async def stop(self) -> None:
         """End Envoy and forget it."""

@@ -213,7 +213,7 @@ class DeploymentController(Controller):
             if name not in NOT_COPIED:
                 wanted[name] = value
         previous = current.get(REVISION)
-        if previous is None or not previous.isdigit() or int(previous) < int(revision):
+        if previous is None or not previous.isdecimal() or int(previous) < int(revision):
             wanted[REVISION] = revision
             if previous is not None:
                 history = [entry for entry in (current.get(REVISION_HISTORY) or "").split(",") if entry]
@@ -427,7 +427,7 @@ def is_scaling(deployment: Object, sets: list[Object]) -> bool:
 def revision_of(replica_set: Object) -> int:
     """The replica set's revision number, 0 where it has none."""
     text = (replica_set["metadata"].get("annotations") or {}).get(REVISION, "0")
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def next_revision(old: list[Object]) -> str:

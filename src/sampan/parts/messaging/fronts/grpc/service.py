@@ -325,7 +325,7 @@ class MessagingService:
         new = self._consumption.change(
             group, topic.name, old, duration.seconds * 1000 + duration.nanos // 1_000_000, done
         )
-        reply.receipt_handle = receipts.write(new, self._broker.name, int(position) if position.isdigit() else 0)
+        reply.receipt_handle = receipts.write(new, self._broker.name, int(position) if position.isdecimal() else 0)
 
     async def _forward(self, request: Any, call: Call, reply: Any) -> None:
         group, name = messages.full_name(request.group), messages.full_name(request.topic)
@@ -393,7 +393,7 @@ class MessagingService:
                     )
             return dialled
         host, port = self._address()
-        scheme = pb.IPv6 if ":" in host else pb.IPv4 if host.replace(".", "").isdigit() else pb.DOMAIN_NAME
+        scheme = pb.IPv6 if ":" in host else pb.IPv4 if host.replace(".", "").isdecimal() else pb.DOMAIN_NAME
         return pb.Endpoints(scheme=scheme, addresses=[pb.Address(host=host, port=port)])
 
     # -- sessions

@@ -91,7 +91,7 @@ def _directive(scope: Site | Location, site: Site, words: list[str]) -> None:
     name, *values = words
     if name == "listen" and values:
         port = values[0].rpartition(":")[2]
-        if port.isdigit() and int(port) not in site.ports:
+        if port.isdecimal() and int(port) not in site.ports:
             site.ports.append(int(port))
     elif name == "root" and values:
         scope.root = values[0]
