@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
+from sampan.cli.trace import walk
 from sampan.parts.eventing.resources import BROKERS
 from sampan.testing import Platform
 from tests.clients.eventing_harness import broker, event, receiver, send, trigger
@@ -48,7 +53,20 @@ async def test_a_reply_enters_the_broker_again_and_circles_end(platform: Platfor
         assert await send(platform, "/default/talk", event("ping"), traceparent=f"00-{'a' * 32}-{'b' * 16}-01") == 202
         (pong,) = await second.wait(1)
         assert pong.data == {"said": "pong"}
-        assert second.headers[0]["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
+        assert second.headers[0]["traceparent"].startswith(f"00-{'a' * 32}-")  # the same trace, another hop
+        (trace,) = platform.call(lambda: platform.kernel.traces.find("a" * 32))
+        steps = [(depth, span.service) for depth, span in walk(trace)]
+        assert steps[:5] == [
+            (0, "broker default/talk"),
+            (1, "trigger default/talk-ping"),
+            (2, URL(first.url).authority),
+            (3, "broker default/talk"),
+            (4, "trigger default/talk-pong"),
+        ]
+        assert trace.root.parent_id == "b" * 16
+        assert await send(platform, "/default/talk", event("pong"), traceparent=f"00-{'c' * 32}-{'d' * 16}-00") == 202
+        await second.wait(2)
+        assert second.headers[1]["traceparent"] == f"00-{'c' * 32}-{'d' * 16}-00"  # nobody wants this one traced
         assert await send(platform, "/default/talk", event("ping", knativebrokerttl="1")) == 400
 
 
@@ -71,6 +89,31 @@ async def test_a_dead_subscriber_is_tried_exactly_its_retries_then_the_dead_lett
         assert letter["knativeerrordest"] == broken.url
         assert letter["knativeerrorcode"] == "503"
         assert letter["knativeerrordata"] == "bm8gcm9vbQ=="
+
+
+async def test_the_attempts_made_before_a_restart_count(tmp_path: Path) -> None:
+    async with receiver() as broken, receiver() as letters:
+        broken.answers = [web.Response(status=503, text=f"no {number}") for number in range(9)]
+        chosen = ["node", "network", "traffic", "serving", "workloads"]
+        with Platform(only=["eventing"], without=chosen, data_dir=tmp_path) as platform:
+            async with platform.client() as client:
+                await broker(client, "post")
+                delivery = {
+                    "retry": 2,
+                    "backoffPolicy": "linear",
+                    "backoffDelay": "PT1H",
+                    "deadLetterSink": {"uri": letters.url},
+                }
+                await trigger(client, "post-broken", "post", broken.url, delivery=delivery)
+                assert await send(platform, "/default/post", event()) == 202
+                await broken.wait(2)  # the first retry is due at once, the second in an hour
+        with Platform(only=["eventing"], without=chosen, data_dir=tmp_path) as platform:
+            await asyncio.sleep(0.2)
+            assert len(broken.events) == 2
+            platform.clock.jump(3600)
+            (letter,) = await letters.wait(1)
+        assert len(broken.events) == 3
+        assert letter["knativeerrordata"] == base64.b64encode(b"no 2").decode()
 
 
 async def test_a_poison_event_does_not_hold_up_the_others(platform: Platform) -> None:

@@ -21,6 +21,8 @@ PAGE = (Path(__file__).parent / "index.html").read_bytes()
 LARGEST = 16 * 1024
 RECENT = 12
 """Comments a newly opened page gets to see at once."""
+PASSED = ("traceparent", "tracestate", "x-request-id")
+"""Headers that a request hands on, so that its way can be followed."""
 SLOW = 256
 """Comments a page may be behind before it loses the oldest."""
 REASONS = {
@@ -57,13 +59,15 @@ class Sink:
         self.host, self.port, self.path = parts.hostname or "", parts.port or 80, parts.path or "/"
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def send(self, comment: dict[str, str]) -> int:
-        """The sink's status for one comment."""
+    async def send(self, comment: dict[str, str], passed: dict[str, str]) -> int:
+        """The sink's status for one comment; ``passed`` are headers of the request that it came with."""
         body = json.dumps(comment, ensure_ascii=False).encode()
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nce-specversion: 1.0\r\nce-id: {comment['id']}\r\n"
-            "ce-type: danmaku.comment.said\r\nce-source: /danmaku/web\r\n\r\n"
+            "ce-type: danmaku.comment.said\r\nce-source: /danmaku/web\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in passed.items())
+            + "\r\n"
         )
         while True:
             kept = bool(self._idle)
@@ -109,28 +113,30 @@ class Web:
                 if method == "GET" and urlsplit(target).path == "/live":
                     await self._live(reader, writer)
                     break
-                await self._answer(writer, method, urlsplit(target).path, body)
+                await self._answer(writer, method, urlsplit(target).path, headers, body)
                 await writer.drain()
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the client left, or never spoke HTTP
         finally:
             writer.close()
 
-    async def _answer(self, writer: asyncio.StreamWriter, method: str, path: str, body: bytes) -> None:
+    async def _answer(
+        self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> None:
         match method, path:
             case "GET", "/":
                 answer(writer, 200, PAGE, "text/html; charset=utf-8")
             case "GET", "/healthz":
                 answer(writer, 200 if self._sink else 503)
             case "POST", "/comments":
-                answer(writer, await self._said(body))
+                answer(writer, await self._said(headers, body))
             case "POST", "/events":
                 self._audience.show(body.decode().replace("\n", " "))
                 answer(writer, 202)
             case _:
                 answer(writer, 404)
 
-    async def _said(self, body: bytes) -> int:
+    async def _said(self, headers: dict[str, str], body: bytes) -> int:
         try:
             given = json.loads(body)
             comment = {name: str(given.get(name, ""))[:200] for name in ("user", "text", "colour", "sent")}
@@ -139,7 +145,8 @@ class Web:
         if not comment["text"].strip() or self._sink is None:
             return 400 if self._sink else 503
         try:
-            return await self._sink.send({**comment, "id": uuid.uuid4().hex})
+            passed = {name: headers[name] for name in PASSED if name in headers}
+            return await self._sink.send({**comment, "id": uuid.uuid4().hex}, passed)
         except OSError:
             return 503
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "up": "Bring the platform up.",
     "down": "Stop the platform.",
     "status": "Show parts, their state and every listening address.",
+    "trace": "Show the way of requests and events through the platform.",
     "logs": "Show what the platform logged.",
     "kubeconfig": "Print a kubeconfig for the platform's Kubernetes API.",
     "image": "Build, list, export, import and map images.",

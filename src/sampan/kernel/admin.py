@@ -7,6 +7,7 @@ HTTP on a Unix socket in the data directory that only its owner can open (so als
     GET  /clock
     POST /stop                end the platform; answers at once
     GET  /metrics[?part=...]  Prometheus text of the core process, or of a part's own process
+    GET  /traces[?id=...&limit=...]  the latest traces as a list, or whole where a beginning of their id is given
 
 `ask` is the client side, in plain sockets so that a command need not load an HTTP library.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sampan.kernel.clock import Clock
     from sampan.kernel.folder import DataDirectory
     from sampan.kernel.http import HttpServer
+    from sampan.kernel.traces import Traces
 
 SOCKET = "admin.sock"
 PATH_LIMIT = 100
@@ -59,6 +61,8 @@ class Administered(Protocol):
     async def status(self) -> msgspec.Struct:
         """What ``GET /status`` answers."""
         ...
+
+    traces: Traces
 
     async def metrics_text(self, part: str | None = None) -> str:
         """Prometheus text of the core, or of a part's own process."""
@@ -120,6 +124,14 @@ class AdminServer:
                 case "GET", "/metrics":
                     text = await platform.metrics_text(request.query.get("part"))
                     return web.Response(text=text, content_type="text/plain")
+                case "GET", "/traces":
+                    from sampan.kernel.traces import summary
+
+                    if (prefix := request.query.get("id")) is not None:
+                        return _json(platform.traces.find(prefix))
+                    return _json(
+                        [summary(one) for one in platform.traces.recent(int(request.query.get("limit", "20")))]
+                    )
         except (SampanError, msgspec.MsgspecError, ValueError) as error:
             return _json({"error": str(error)}, 400)
         return _json({"error": f"{request.method} {request.path} is not served here"}, 404)

@@ -35,6 +35,7 @@ from sampan.kernel.runs import LocalRun, PartFailedError, PartStatus, ProcessRun
 from sampan.kernel.settings import Section, decode, load, nearest
 from sampan.kernel.tasks import Tasks
 from sampan.kernel.telemetry import Tracer, gauge
+from sampan.kernel.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Platform:
     listeners: ListenerBook
     authority: Authority
     tracer: Tracer
+    traces: Traces
 
     # -- life
 
@@ -266,6 +268,9 @@ class Platform:
         )
         self.services[Clock] = self.clock
         self.services[Tracer] = self.tracer
+        self.traces = Traces(self.clock)
+        self.tracer.add_exporter(self.traces.take)
+        self.services[Traces] = self.traces
         ProcessCollector(registry=self.metrics)
         return raw
 

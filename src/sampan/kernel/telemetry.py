@@ -76,6 +76,12 @@ class SpanContext(msgspec.Struct, frozen=True):
         return SpanContext(trace_id, span_id, bool(int(flags, 16) & 1))
 
 
+def of_request_id(request_id: str | None) -> SpanContext | None:
+    """The context that a gateway's ``x-request-id`` (a UUID) stands for where nobody sent a ``traceparent``; None: it is no UUID."""
+    digits = (request_id or "").replace("-", "").lower()
+    return SpanContext(digits, digits[16:]) if _hex(digits, 32) and digits[16:].strip("0") else None
+
+
 class Span(msgspec.Struct):
     """One timed operation. Times are nanoseconds since the epoch on the platform's clock; ``end`` 0 means running."""
 
@@ -126,11 +132,15 @@ class Tracer:
         kind: SpanKind = "internal",
         parent: SpanContext | None = None,
         service: str = "",
+        context: SpanContext | None = None,
         **attributes: Any,
     ) -> Iterator[Span]:
-        """Time the body as a span under ``parent`` (default: the current span); an exception marks it as failed."""
-        enclosing = parent or _current.get()
-        context = SpanContext(
+        """Time the body as a span under ``parent`` (default: the current span); an exception marks it as failed.
+
+        ``context``: the span's own ids, given by whoever knows them already; its parent is then ``parent`` or nobody.
+        """
+        enclosing = parent or (None if context else _current.get())
+        context = context or SpanContext(
             enclosing.trace_id if enclosing else os.urandom(16).hex(),
             os.urandom(8).hex(),
             enclosing.sampled if enclosing else True,

@@ -12,6 +12,7 @@ import base64
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -20,11 +21,14 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kernel.telemetry import counter
 from sampan.parts.eventing import cloudevents
+from sampan.parts.eventing.attempts import Attempts
 from sampan.parts.eventing.cloudevents import Event
 from sampan.parts.eventing.delivery import Delivery, Outcome
 from sampan.parts.eventing.errors import MalformedEventError, NotAnEventError
 from sampan.parts.eventing.filters import Predicate, everything
+from sampan.parts.eventing.resources import CLUSTER_DOMAIN
 from sampan.parts.eventing.streams import RETRY, Consumer, Slot, Streams, UnavailableError
+from sampan.parts.eventing.tracing import HEADER, Tracing
 from sampan.parts.eventing.transport import Answer, Transport
 
 if TYPE_CHECKING:
@@ -62,6 +66,17 @@ class Subscriber(msgspec.Struct, frozen=True):
     """How metrics and logs name it."""
 
 
+class _Delivery(msgspec.Struct, eq=False):
+    """One event on its way to one subscriber."""
+
+    subscriber: Subscriber
+    key: str
+    """Names it across restarts."""
+    slot: Slot
+    failed: list[str] = []
+    """Under which names failed attempts are remembered."""
+
+
 class _Running(msgspec.Struct, eq=False):
     subscriber: Subscriber
     consumer: Consumer
@@ -78,6 +93,8 @@ class Dispatcher:
         tasks: Tasks,
         metrics: CollectorRegistry,
         enter: Callable[[str, Event], Awaitable[None]],
+        tracing: Tracing,
+        attempts: Attempts,
     ) -> None:
         """``enter(broker, event)`` stores an event in a broker given as ``namespace/name``."""
         self._streams = streams
@@ -85,6 +102,8 @@ class Dispatcher:
         self._clock = clock
         self._tasks = tasks
         self._enter = enter
+        self._tracing = tracing
+        self._failed = attempts
         self._running: dict[str, _Running] = {}
         self._attempts = counter(
             metrics,
@@ -128,6 +147,10 @@ class Dispatcher:
         if known is not None:
             await known.consumer.close()
 
+    def forget(self, group: str) -> None:
+        """This subscriber is gone for good."""
+        self._failed.forget_group(group)
+
     async def close(self) -> None:
         """Stop everything; events in hand are given back."""
         for group in list(self._running):
@@ -142,51 +165,76 @@ class Dispatcher:
             log.exception("%s: a message of %s is not an event; it is skipped", subscriber.label, subscriber.topic)
             return True
         if predicate(event):
-            await self.deliver(subscriber, event, slot)
+            with self._tracing.step(
+                event, event.text("type") or "event", subscriber.label.replace("/", " ", 1), "consumer"
+            ) as span:
+                if span is not None and message.stored_ms:
+                    waited = self._clock.time() - message.stored_ms / 1000
+                    span.set(waited_ms=round(max(0.0, waited) * 1000, 1), delivery=message.attempt)
+                delivery = _Delivery(subscriber, f"{subscriber.group} {message.id}", slot)
+                await self.deliver(delivery, event)
+                self._failed.forget(*delivery.failed)
         return True
 
-    async def deliver(self, subscriber: Subscriber, event: Event, slot: Slot) -> None:
+    async def deliver(self, delivery: _Delivery, event: Event) -> None:
         """Bring an event to the subscriber, the answer to where replies go, and a failure to the dead-letter sink."""
+        subscriber, slot = delivery.subscriber, delivery.slot
         ttl = event.attributes.get(TTL)
         event = event.without(TTL)
         reply: Event | None = event
         if subscriber.url:
-            answer, reply = await self._attempts_at(subscriber, subscriber.url, event, slot, reply_wanted=True)
+            answer, reply = await self._attempts_at(delivery, subscriber.url, event, reply_wanted=True)
             if not answer.outcome.ok:
-                await self._bury(subscriber, subscriber.url, event, answer.outcome, slot)
+                await self._bury(delivery, subscriber.url, event, answer.outcome)
                 return
         if reply is None:
             return
         if subscriber.broker:
             await self._again(subscriber, reply if ttl is None else reply.with_attributes(**{TTL: ttl}), slot)
         elif subscriber.reply:
-            answer, _ = await self._attempts_at(subscriber, subscriber.reply, reply, slot)
+            answer, _ = await self._attempts_at(delivery, subscriber.reply, reply)
             if not answer.outcome.ok:
-                await self._bury(subscriber, subscriber.reply, reply, answer.outcome, slot)
+                await self._bury(delivery, subscriber.reply, reply, answer.outcome)
 
     async def _attempts_at(
-        self, subscriber: Subscriber, url: str, event: Event, slot: Slot, *, reply_wanted: bool = False
+        self, delivery: _Delivery, url: str, event: Event, *, reply_wanted: bool = False
     ) -> tuple[Answer, Event | None]:
-        """The last attempt's answer, and the event in it."""
-        delivery = subscriber.delivery
-        headers, body = cloudevents.encode(event, delivery.format)
+        """The last attempt's answer, and the event in it; attempts of a former process count."""
+        subscriber, spec = delivery.subscriber, delivery.subscriber.delivery
+        key = f"{delivery.key} {url}"
+        retried, before = self._failed.of(key)
+        if retried:
+            delivery.failed.append(key)
+            if spec.wait(retried - 1, before) is None:
+                return Answer(before), None
+        headers, body = cloudevents.encode(event, spec.format)
         headers = {**event.headers, **headers, "Kn-Namespace": subscriber.namespace}
         if reply_wanted:
             headers["Prefer"] = "reply"
-        retried = 0
         while True:
-            answer = await self._transport.post(url, headers, body, timeout=delivery.timeout)
-            reply = None
-            if reply_wanted and answer.outcome.ok and answer.body:
-                answer, reply = _reply(answer, event)
-            outcome = answer.outcome
+            with self._tracing.step(event, "POST", _place(url), "client") as span:
+                if span is not None:
+                    headers[HEADER] = span.context.traceparent()
+                answer = await self._transport.post(url, headers, body, timeout=spec.timeout)
+                reply = None
+                if reply_wanted and answer.outcome.ok and answer.body:
+                    answer, reply = _reply(answer, event)
+                outcome = answer.outcome
+                if span is not None:
+                    span.set(url=url, status=outcome.status, attempt=retried + 1)
+                    span.error = "" if outcome.ok else str(outcome.status or outcome.reason)
             self._attempts.labels(subscriber.label, f"{outcome.status // 100}xx" if outcome.status else "error").inc()
-            wait = delivery.wait(retried, outcome)
-            if wait is None:
+            wait = spec.wait(retried, outcome)
+            if outcome.ok:
                 return answer, reply
             retried += 1
+            if not delivery.failed or delivery.failed[-1] != key:
+                delivery.failed.append(key)
+            self._failed.failed(key, retried, outcome)
+            if wait is None:
+                return answer, reply
             log.debug("%s: attempt %d failed (%s)", subscriber.label, retried, outcome.status or outcome.reason)
-            await slot.pause(wait)
+            await delivery.slot.pause(wait)
 
     async def _again(self, subscriber: Subscriber, reply: Event, slot: Slot) -> None:
         """A reply enters the broker; while messaging cannot store it, it waits."""
@@ -204,17 +252,24 @@ class Dispatcher:
             else:
                 return
 
-    async def _bury(self, subscriber: Subscriber, url: str, event: Event, outcome: Outcome, slot: Slot) -> None:
+    async def _bury(self, delivery: _Delivery, url: str, event: Event, outcome: Outcome) -> None:
+        subscriber = delivery.subscriber
         said = outcome.status or outcome.reason
         if subscriber.dead_letter:
             letter = dead_letter(event, url, outcome)
-            answer, _ = await self._attempts_at(subscriber, subscriber.dead_letter, letter, slot)
+            answer, _ = await self._attempts_at(delivery, subscriber.dead_letter, letter)
             if answer.outcome.ok:
                 log.info("%s: event %s went to the dead-letter sink: %s", subscriber.label, event.text("id"), said)
                 return
             said = f"{said}; the dead-letter sink: {answer.outcome.status or answer.outcome.reason}"
         self._dropped.labels(subscriber.label).inc()
         log.error("%s: event %s of %s is dropped: %s", subscriber.label, event.text("id"), event.text("source"), said)
+
+
+def _place(url: str) -> str:
+    """What a URL leads to, short: the Service and its namespace where it is one of the cluster."""
+    parts = urlsplit(url)
+    return parts.netloc.removesuffix(f".{CLUSTER_DOMAIN}") + (parts.path if len(parts.path) > 1 else "")
 
 
 def dead_letter(event: Event, url: str, outcome: Outcome) -> Event:

@@ -19,6 +19,7 @@ import msgspec
 from sampan.kernel.clock import Clock
 from sampan.kernel.http import HttpServer
 from sampan.kernel.part import Part, PartSettings
+from sampan.kernel.traces import Traces
 from sampan.kube.access.interface import Admission
 from sampan.kube.client import Client
 from sampan.kube.client.resources import CONFIG_MAPS, ENDPOINT_SLICES, NAMESPACES, SERVICES
@@ -29,6 +30,7 @@ from sampan.kube.status import ApiError
 from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.eventing.addressing import Addressing
 from sampan.parts.eventing.admission import EventingAdmission
+from sampan.parts.eventing.attempts import Attempts
 from sampan.parts.eventing.configmaps import DEFAULTS, Config
 from sampan.parts.eventing.control.api_server_source import ApiServerSourceController
 from sampan.parts.eventing.control.broker import BrokerController
@@ -64,6 +66,7 @@ from sampan.parts.eventing.resources import (
     TOPIC_SERVICE,
 )
 from sampan.parts.eventing.streams import Streams
+from sampan.parts.eventing.tracing import Tracing
 from sampan.parts.eventing.transport import ServiceResolver, Transport
 
 
@@ -93,6 +96,7 @@ class EventingPart(Part[EventingSettings]):
     _streams: Streams | None = None
     _transport: Transport | None = None
     _dispatcher: Dispatcher | None = None
+    _attempts: Attempts | None = None
     _running_sources: Sequence[
         RocketMQSourceController | KafkaSourceController | PingSourceController | ApiServerSourceController
     ] = ()
@@ -122,20 +126,23 @@ class EventingPart(Part[EventingSettings]):
             context.root / "messaging" / "credentials.json",
         )
         self._transport = transport = Transport(resolver, context.clock)
+        self._attempts = Attempts(context.data_dir / "attempts.jsonl")
+        await asyncio.to_thread(self._attempts.open)
+        tracing = Tracing(context.tracer, context.find(Traces) or Traces(context.clock))
         brokers, channels = (control.informers.informer(one) for one in (BROKERS, IN_MEMORY_CHANNELS))
         ingress = Ingress(
-            brokers, channels, streams, context.clock, context.metrics, limit=context.settings.max_event_bytes
+            brokers, channels, streams, context.clock, context.metrics, tracing, limit=context.settings.max_event_bytes
         )
         self._dispatcher = dispatcher = Dispatcher(
-            streams, transport, context.clock, context.tasks, context.metrics, ingress.enter
+            streams, transport, context.clock, context.tasks, context.metrics, ingress.enter, tracing, self._attempts
         )
         for cache in (resolver, addressing, brokers, channels):
             await cache.wait_synced()
         for service in (INGRESS_SERVICE, TOPIC_SERVICE, JOB_SERVICE):
             await self._publish_service(shared.client, service)
-        ingress.add(TOPIC_HOST, RocketMQSink(control.informers, streams, context.clock).take)
+        ingress.add(TOPIC_HOST, RocketMQSink(control.informers, streams, context.clock, tracing).take)
         admission.add(BindingAdmission(control.informers))
-        everything = Shared(control, addressing, streams, dispatcher, transport)
+        everything = Shared(control, addressing, streams, dispatcher, transport, tracing)
         self._running_sources = [
             RocketMQSourceController(everything),
             KafkaSourceController(everything, context.metrics),
@@ -181,6 +188,8 @@ class EventingPart(Part[EventingSettings]):
             await source.close()
         if self._dispatcher is not None:
             await self._dispatcher.close()
+        if self._attempts is not None:
+            self._attempts.close()
         if self._transport is not None:
             await self._transport.close()
         if self._streams is not None:

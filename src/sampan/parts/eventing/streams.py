@@ -169,7 +169,7 @@ class Streams:
         if any(row["group"] == group for row in await self._operate("groups")):  # type: ignore[attr-defined]
             return
         # positions first: a group whose making was cut short is made again, and nobody reads it before it is whole
-        await self._operate("create_group", name=group, max_retries=10_000, orderly=False)
+        await self._operate("create_group", name=group, max_retries=1000, orderly=False)
         await self._operate("reset", group=group, topic=topic, to="latest")
 
     async def delete_group(self, group: str) -> None:
@@ -223,6 +223,8 @@ class Lease(msgspec.Struct, eq=False):
     message: object
     until: float
     """Monotonic seconds at which the lease ends."""
+    due: float = 0.0
+    """Monotonic seconds of the next attempt, where one is waited for."""
 
 
 Handler = Callable[["Received", "Slot"], Awaitable[bool]]
@@ -239,6 +241,7 @@ class Slot:
     async def pause(self, seconds: float) -> None:
         """Wait ``seconds`` without holding the place."""
         consumer = self._consumer
+        self._lease.due = consumer.clock.monotonic() + seconds
         if seconds > LEASE / 2:
             await consumer.extend(self._lease, seconds + LEASE)
         consumer.active -= 1
@@ -249,6 +252,7 @@ class Slot:
         finally:
             consumer.waiting -= 1
             consumer.active += 1
+        self._lease.due = 0.0
 
 
 class Consumer:
@@ -284,6 +288,7 @@ class Consumer:
         self._expression = expression
         self._leases: dict[str, Lease] = {}
         self._lanes: dict[int, deque[Lease]] = {}
+        self._extending: set[asyncio.Task[None]] = set()
         self._done: list[Received] = []
         self._acknowledging = False
         self._closing = asyncio.Event()
@@ -296,10 +301,12 @@ class Consumer:
         self._tasks.keep("renew", self._renew)
 
     async def close(self) -> None:
-        """Stop; what is in hand is given back at once."""
+        """Stop; what is in hand is given back: at once, or for when its next attempt is due."""
         await self._tasks.cancel()
+        if self._extending:
+            await asyncio.wait(self._extending)  # their answers have the receipts that are valid now
         for lease in list(self._leases.values()):
-            await self.extend(lease, 0.0)
+            await self.extend(lease, max(0.0, lease.due - self.clock.monotonic()))
         self._leases.clear()
 
     # -- receiving
@@ -388,7 +395,16 @@ class Consumer:
     # -- leases
 
     async def extend(self, lease: Lease, seconds: float) -> None:
-        """Let a lease end in ``seconds`` from now; one that cannot be is left to end by itself."""
+        """Let a lease end in ``seconds`` from now; one that cannot be is left to end by itself.
+
+        It is seen through also where the caller is cancelled: the answer has the receipt that counts from then on.
+        """
+        task = self._owner.start("lease", self._extend(lease, seconds))
+        self._extending.add(task)
+        task.add_done_callback(self._extending.discard)
+        await asyncio.shield(task)
+
+    async def _extend(self, lease: Lease, seconds: float) -> None:
         from grpc import RpcError
 
         lease.until = self.clock.monotonic() + seconds

@@ -22,7 +22,8 @@ BACKLOG = 200_000
 """Entries that may wait to be written; more are dropped and counted."""
 LOGGER = "sampan.traffic.access"
 
-_METHODS = ("", "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+METHODS = ("", "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+"""By Envoy's number."""
 
 
 class AccessLog:
@@ -69,7 +70,7 @@ def record(entry: Any) -> dict[str, Any]:
     common, request, response = entry.common_properties, entry.request, entry.response
     status = response.response_code.value
     started = common.start_time
-    method = _METHODS[request.request_method] if request.request_method < len(_METHODS) else ""
+    method = METHODS[request.request_method] if request.request_method < len(METHODS) else ""
     upstream = common.upstream_remote_address.socket_address
     last = common.time_to_last_downstream_tx_byte
     return {

@@ -16,12 +16,13 @@ import msgspec
 from sampan.kernel.clock import Clock
 from sampan.kernel.errors import PortTakenError
 from sampan.kernel.part import Part, PartSettings
+from sampan.kernel.traces import Traces
 from sampan.kube.client import resources as core
 from sampan.kube.client.interface import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.status import ApiError
-from sampan.parts.traffic import definitions, resources
+from sampan.parts.traffic import definitions, resources, spans
 from sampan.parts.traffic.access import AccessLog
 from sampan.parts.traffic.control.publisher import Publisher
 from sampan.parts.traffic.dataplane import DataPlane
@@ -76,6 +77,7 @@ class TrafficPart(Part[TrafficSettings]):
     _publisher: Publisher
     _plane: DataPlane
     _access_log: AccessLog
+    _traces: Traces | None = None
     _came_up = False
     _asked_to_stop = False
 
@@ -108,6 +110,7 @@ class TrafficPart(Part[TrafficSettings]):
             sockets=context.sockets,
             outlive=settings.outlive,
         )
+        self._traces = context.find(Traces)
         self._access_log = AccessLog(context.root / "logs" / "gateway.jsonl", context.clock)
         await self._envoy.find()
         choose = context.listeners.choose
@@ -226,6 +229,8 @@ class TrafficPart(Part[TrafficSettings]):
             self._plane.slots(batch)
         else:
             self._access_log.take(batch)
+            if self._traces is not None:
+                spans.take(batch, self.context.tracer, self._traces, self.context.clock)
 
     def status(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"envoy": self._envoy.pid, "published": self._publisher.generation}

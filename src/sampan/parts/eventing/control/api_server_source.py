@@ -158,7 +158,15 @@ class ApiServerSourceController(Controller):
         if not predicate(event):
             return
         namespace = source["metadata"]["namespace"]
-        outcome = await emit(self._shared, url, event, overrides(source), DELIVERY, namespace)
+        outcome = await emit(
+            self._shared,
+            url,
+            event,
+            overrides(source),
+            DELIVERY,
+            namespace,
+            origin=f"apiserversource {Key.of(source)}",
+        )
         if not outcome.ok:
             log.warning(
                 "ApiServerSource %s/%s: the sink did not take an event: %s",

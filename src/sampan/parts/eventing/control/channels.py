@@ -146,6 +146,7 @@ class InMemoryChannelController(Controller):
 
     async def _drop(self, group: str) -> None:
         await self._shared.dispatcher.remove(group)
+        self._shared.dispatcher.forget(group)
         await self._shared.streams.delete_group(group)
 
 

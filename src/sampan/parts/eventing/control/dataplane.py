@@ -10,6 +10,7 @@ from sampan.kube.objects import Key
 from sampan.parts.eventing.addressing import Addressing
 from sampan.parts.eventing.dispatcher import Dispatcher
 from sampan.parts.eventing.streams import Streams
+from sampan.parts.eventing.tracing import Tracing
 from sampan.parts.eventing.transport import Transport
 
 
@@ -22,6 +23,7 @@ class Shared:
     streams: Streams
     dispatcher: Dispatcher
     transport: Transport
+    tracing: Tracing
 
     async def dead_letter(self, delivery: object, namespace: str, queue: Queue, asking: Key) -> str:
         """The URL of a delivery spec's dead-letter sink; empty where it has none.

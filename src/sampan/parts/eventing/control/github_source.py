@@ -102,7 +102,15 @@ class GitHubSourceController(Controller):
         sink = dig(source, "status", "sinkUri", default="")
         if not sink:
             return web.Response(status=503, text="the source has no sink\n")
-        outcome = await emit(self._shared, sink, event, overrides(source), DELIVERY, source["metadata"]["namespace"])
+        outcome = await emit(
+            self._shared,
+            sink,
+            event,
+            overrides(source),
+            DELIVERY,
+            source["metadata"]["namespace"],
+            origin=f"githubsource {Key.of(source)}",
+        )
         return web.Response(status=202 if outcome.ok else 502)
 
     def _url(self, key: Key) -> str:

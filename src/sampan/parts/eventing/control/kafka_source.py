@@ -213,7 +213,15 @@ class KafkaSourceController(Controller):
     async def _deliver(self, key: Key, settings: _Settings, record: Record) -> None:
         event = records.event_of(record, key.namespace, key.name, settings.key_type)
         extensions = dict(settings.extensions)
-        outcome = await emit(self._shared, settings.url, event, extensions, settings.delivery, key.namespace)
+        outcome = await emit(
+            self._shared,
+            settings.url,
+            event,
+            extensions,
+            settings.delivery,
+            key.namespace,
+            origin=f"kafkasource {key}",
+        )
         if outcome.ok:
             return
         said = outcome.status or outcome.reason

@@ -115,7 +115,9 @@ class PingSourceController(Controller):
         )
         if ping.data is not None:
             event = event.with_attributes(datacontenttype=ping.content_type)
-        outcome = await emit(self._shared, ping.url, event, dict(ping.extensions), DELIVERY, key.namespace)
+        outcome = await emit(
+            self._shared, ping.url, event, dict(ping.extensions), DELIVERY, key.namespace, origin=f"pingsource {key}"
+        )
         if not outcome.ok:
             log.warning("PingSource %s: the sink did not take the event: %s", key, outcome.status or outcome.reason)
 

@@ -140,7 +140,16 @@ class RocketMQSourceController(Controller):
         async def handle(message: Received, slot: Slot) -> bool:
             event = event_of(message)
             extensions = dict(settings.extensions)
-            outcome = await emit(self._shared, settings.url, event, extensions, Delivery(), key.namespace)
+            outcome = await emit(
+                self._shared,
+                settings.url,
+                event,
+                extensions,
+                Delivery(),
+                key.namespace,
+                origin=f"rocketmqsource {key}",
+                waited=max(0.0, self.clock.time() - message.stored_ms / 1000) if message.stored_ms else None,
+            )
             return outcome.ok
 
         consumer = Consumer(

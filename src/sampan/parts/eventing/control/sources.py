@@ -43,16 +43,36 @@ def source_fields(url: str, attributes: Sequence[tuple[str, str]] = ()) -> dict[
 
 
 async def emit(
-    shared: Shared, url: str, event: Event, extensions: Mapping[str, str], delivery: Delivery, namespace: str
+    shared: Shared,
+    url: str,
+    event: Event,
+    extensions: Mapping[str, str],
+    delivery: Delivery,
+    namespace: str,
+    *,
+    origin: str = "source",
+    waited: float | None = None,
 ) -> Outcome:
-    """Bring an event of a source to its sink, with as many attempts as ``delivery`` says; the last one's outcome."""
-    headers, body = cloudevents.encode_binary(event.with_attributes(**extensions))
-    headers["Kn-Namespace"] = namespace
-    retried = 0
-    while True:
-        answer = await shared.transport.post(url, headers, body, timeout=delivery.timeout)
-        wait = delivery.wait(retried, answer.outcome)
-        if wait is None:
-            return answer.outcome
-        retried += 1
-        await shared.context.clock.sleep(wait)
+    """Bring an event of a source to its sink, with as many attempts as ``delivery`` says; the last one's outcome.
+
+    ``origin`` names the source in traces; ``waited``: seconds since what the event tells of.
+    """
+    with shared.tracing.step(event, event.text("type") or "event", origin, "consumer", begins=True) as span:
+        headers, body = cloudevents.encode_binary(event.with_attributes(**extensions))
+        headers = {**event.headers, **headers, "Kn-Namespace": namespace}
+        retried = 0
+        while True:
+            answer = await shared.transport.post(url, headers, body, timeout=delivery.timeout)
+            wait = delivery.wait(retried, answer.outcome)
+            if wait is None:
+                break
+            retried += 1
+            await shared.context.clock.sleep(wait)
+        outcome = answer.outcome
+        if span is not None:
+            span.set(url=url, status=outcome.status, attempts=retried + 1)
+            if waited is not None:
+                span.set(waited_ms=round(waited * 1000, 1))
+            if not outcome.ok:
+                span.error = str(outcome.status or outcome.reason)
+    return outcome

@@ -68,6 +68,7 @@ class TriggerController(Controller):
         known = self._groups.get(key)
         if known is not None and known != group:
             await self._shared.dispatcher.remove(known)
+            self._shared.dispatcher.forget(known)
             await self._shared.streams.delete_group(known)
             del self._groups[key]
         if trigger is None or group is None or trigger["metadata"].get("deletionTimestamp"):

@@ -25,6 +25,7 @@ from sampan.parts.eventing.errors import MalformedEventError, NotAnEventError
 from sampan.parts.eventing.names import topic_of
 from sampan.parts.eventing.resources import CLUSTER_DOMAIN
 from sampan.parts.eventing.streams import Streams, UnavailableError
+from sampan.parts.eventing.tracing import Tracing, passed_headers
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,6 @@ WEBHOOK = {**ALLOW, "WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"}
 CHANNEL_SUFFIX = "-kn-channel"
 PARTITION_KEY = "partitionkey"
 """Extension whose events keep their order."""
-_PASSED = ("x-request-id", "traceparent", "tracestate", "b3")
-_PASSED_PREFIXES = ("knative-", "x-b3-")
 
 Take = Callable[[web.BaseRequest, bytes], Awaitable[web.Response]]
 Observe = Callable[[str, Key, Event], None]
@@ -53,6 +52,7 @@ class Ingress:
         streams: Streams,
         clock: Clock,
         metrics: CollectorRegistry,
+        tracing: Tracing,
         *,
         limit: int,
     ) -> None:
@@ -63,6 +63,7 @@ class Ingress:
         self._clock = clock
         self._machine = Clock()
         self._limit = limit
+        self._tracing = tracing
         self._others: dict[str, Take] = {}
         self._observe: list[Observe] = []
         self._count = counter(
@@ -129,7 +130,10 @@ class Ingress:
         channel = self._channels.get(key)
         if channel is None:
             return self._answered(key, 404, f"there is no InMemoryChannel {key}")
-        await self._store(topic_of(channel), event)
+        with self._tracing.step(
+            event, event.text("type") or "event", f"channel {key}", "producer", headers=event.headers, begins=True
+        ):
+            await self._store(topic_of(channel), event)
         for observe in self._observe:
             observe("InMemoryChannel", key, event)
         return self._answered(key, 202)
@@ -154,7 +158,11 @@ class Ingress:
         if left <= 0:
             raise MalformedEventError(f"the event has entered brokers {FIRST_TTL} times: replies go round in a circle")
         arrival = self._clock.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
-        await self._store(topic_of(found), event.with_attributes(knativebrokerttl=left, knativearrivaltime=arrival))
+        event = event.with_attributes(knativebrokerttl=left, knativearrivaltime=arrival)
+        with self._tracing.step(
+            event, event.text("type") or "event", f"broker {key}", "producer", headers=event.headers, begins=True
+        ):
+            await self._store(topic_of(found), event)
         for observe in self._observe:
             observe("Broker", key, event)
 
@@ -172,16 +180,6 @@ def _prefix(path: str) -> str:
     """The first segment of a path longer than any broker's."""
     parts = path.split("/", 3)
     return f"/{parts[1]}" if len(parts) > 3 and parts[3] else ""
-
-
-def passed_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that travel with an event."""
-    found = {}
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower in _PASSED or lower.startswith(_PASSED_PREFIXES):
-            found[lower] = value
-    return found
 
 
 def _channel(host: str) -> Key | None:

@@ -17,6 +17,7 @@ from sampan.parts.eventing import cloudevents
 from sampan.parts.eventing.cloudevents import Event
 from sampan.parts.eventing.resources import ROCKETMQ_SINKS, TOPICS
 from sampan.parts.eventing.streams import Streams, UnavailableError
+from sampan.parts.eventing.tracing import HEADER, Tracing, passed_headers
 
 PREFIX = "CE_"
 
@@ -24,11 +25,12 @@ PREFIX = "CE_"
 class RocketMQSink:
     """Answers what is addressed to the sink's host."""
 
-    def __init__(self, informers: Informers, streams: Streams, clock: Clock) -> None:
+    def __init__(self, informers: Informers, streams: Streams, clock: Clock, tracing: Tracing) -> None:
         self._topics = informers.informer(TOPICS)
         self._sinks = informers.informer(ROCKETMQ_SINKS)
         self._streams = streams
         self._clock = clock
+        self._tracing = tracing
 
     async def take(self, request: web.BaseRequest, body: bytes) -> web.Response:
         """Store one event."""
@@ -45,10 +47,15 @@ class RocketMQSink:
                 status=404, text=f"there is no {'RocketMQSink' if len(parts) == 2 else 'Topic'} {key}\n"
             )
         spec = found.get("spec") or {}
+        event.headers = passed_headers(request.headers)
         if len(parts) == 2:
-            await self._send(spec["topic"], event, spec)
+            topic, options = spec["topic"], spec
         else:
-            await self._send(spec.get("name") or key.name, event, {})
+            topic, options = spec.get("name") or key.name, {}
+        with self._tracing.step(
+            event, event.text("type") or "event", f"topic {topic}", "producer", headers=request.headers, begins=True
+        ):
+            await self._send(topic, event, options)
         return web.Response(status=202)
 
     async def _send(self, topic: str, event: Event, spec: dict[str, str]) -> None:
@@ -67,7 +74,7 @@ class RocketMQSink:
                 tag=spec.get("tag") or "",
                 properties=properties,
                 message_group=(event.text("partitionkey") or "")[:64],
-                trace_context=event.text("traceparent") or event.headers.get("traceparent", ""),
+                trace_context=event.headers.get(HEADER) or event.text(HEADER) or "",
             )
         except (SampanError, RpcError) as error:
             raise UnavailableError(f"the message could not be stored: {error}") from None

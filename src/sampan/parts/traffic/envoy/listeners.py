@@ -319,6 +319,7 @@ def _connection_manager(name: str, routes_name: str, built: Built, sharing: Sequ
                 "transportApiVersion": "V3",
                 "grpcService": {"envoyGrpc": {"clusterName": XDS_CLUSTER}},
             },
+            additionalRequestHeadersToLog=["traceparent"],
         ),
     }
     # even a log that its filter keeps silent costs every request something
