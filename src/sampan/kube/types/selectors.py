@@ -1,7 +1,7 @@
 """Label and field selectors: parsed once, then asked for every object.
 
 A query string such as ``app in (a,b),!canary`` or a LabelSelector object becomes a `LabelSelector`, a field query a
-`FieldSelector`; both are immutable, cached by their text, and match in well under a microsecond a requirement.
+`FieldSelector`; both are immutable, cached by their text (short ones), and match in well under a microsecond a requirement.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Operator = Literal["=", "==", "!=", "in", "notin", "exists", "!", "gt", "lt"]
 _token = re.compile(r"\s*(==|!=|[=!<>(),]|[^\s=!<>(),]+)")
 _OPERATORS = "in, notin, =, ==, !=, gt, lt"
 _NEGATIVE = ("!=", "notin")
+REMEMBERED_LENGTH = 4096
+"""Characters in the text of a selector that is remembered; a longer one, which any client may send, is read each time."""
 
 
 class Requirement(NamedTuple):
@@ -105,13 +107,16 @@ def _is_word(token: str) -> bool:
     return bool(token) and token not in ("=", "==", "!=", "!", "<", ">", "(", ")", ",")
 
 
-@lru_cache(maxsize=1024)
 def parse_labels(text: str) -> LabelSelector:
     """The label selector of a query string; an empty one selects everything.
 
     Raises:
         ApiError: 400, bad syntax or a bad key or value.
     """
+    return _remembered_labels(text) if len(text) <= REMEMBERED_LENGTH else _labels(text)
+
+
+def _labels(text: str) -> LabelSelector:
     tokens = _Tokens(text)
     requirements: list[Requirement] = []
     while tokens.next:
@@ -123,6 +128,9 @@ def parse_labels(text: str) -> LabelSelector:
         elif separator:
             raise bad_request(f"found '{separator}', expected: ',' or 'end of string'")
     return LabelSelector(tuple(sorted(requirements, key=lambda requirement: requirement.key)))
+
+
+_remembered_labels = lru_cache(maxsize=1024)(_labels)
 
 
 def _requirement(tokens: _Tokens) -> Requirement:
@@ -319,13 +327,16 @@ class FieldSelector(NamedTuple):
 ALL_FIELDS = FieldSelector()
 
 
-@lru_cache(maxsize=1024)
 def parse_fields(text: str) -> FieldSelector:
     r"""The field selector of a query string. Values escape ``,``, ``=`` and ``\`` with a backslash.
 
     Raises:
         ApiError: 400, bad syntax.
     """
+    return _remembered_fields(text) if len(text) <= REMEMBERED_LENGTH else _fields(text)
+
+
+def _fields(text: str) -> FieldSelector:
     terms = []
     for part in _split(text):
         if not part:
@@ -336,6 +347,9 @@ def parse_fields(text: str) -> FieldSelector:
         value = part[match.end() :]
         terms.append(FieldTerm(match.group(1), match.group(2) != "!=", _unescape(value, text)))
     return FieldSelector(tuple(terms))
+
+
+_remembered_fields = lru_cache(maxsize=1024)(_fields)
 
 
 def _split(text: str) -> list[str]:

@@ -81,19 +81,29 @@ class Condition:
 EVERYTHING = Everything()
 
 
-@lru_cache(maxsize=1024)
+REMEMBERED_LENGTH = 4096
+"""Characters in a tag expression whose filter is remembered."""
+
+
 def tag_filter(expression: str) -> Filter:
     """A filter from a tag expression: empty or ``*`` is everything.
 
     Raises:
         MessagingError: ILLEGAL_FILTER, the expression names no tag.
     """
+    return _remembered_tags(expression) if len(expression) <= REMEMBERED_LENGTH else _tags(expression)
+
+
+def _tags(expression: str) -> Filter:
     if expression.strip() in ("", "*"):
         return EVERYTHING
     tags = frozenset(tag.strip() for tag in expression.split("||") if tag.strip())
     if not tags:
         raise MessagingError(Reason.ILLEGAL_FILTER, f"the tag expression {expression!r} names no tag")
     return EVERYTHING if "*" in tags else Tags(tags)
+
+
+_remembered_tags = lru_cache(maxsize=1024)(_tags)
 
 
 @lru_cache(maxsize=1024)

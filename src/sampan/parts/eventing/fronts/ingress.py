@@ -42,6 +42,10 @@ Observe = Callable[[str, Key, Event], None]
 """Hears of each accepted event: ``Broker`` or ``InMemoryChannel``, its key, the event."""
 
 
+UNKNOWN = Key("", "unknown")
+"""In metrics, whatever is not there: anybody may make up names, and each would stay for ever."""
+
+
 class Ingress:
     """The HTTP handler."""
 
@@ -119,7 +123,7 @@ class Ingress:
         event = await self._event(request)
         key = Key(parts[0], parts[1])
         if self._brokers.get(key) is None:
-            return self._answered(key, 404, f"there is no Broker {key}")
+            return self._answered(UNKNOWN, 404, f"there is no Broker {key}")
         await self.enter(str(key), event)
         return self._answered(key, 202)
 
@@ -129,7 +133,7 @@ class Ingress:
         event = await self._event(request)
         channel = self._channels.get(key)
         if channel is None:
-            return self._answered(key, 404, f"there is no InMemoryChannel {key}")
+            return self._answered(UNKNOWN, 404, f"there is no InMemoryChannel {key}")
         with self._tracing.step(
             event, event.text("type") or "event", f"channel {key}", "producer", headers=event.headers, begins=True
         ):
