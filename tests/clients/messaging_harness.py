@@ -36,7 +36,7 @@ async def broker(
 ) -> AsyncIterator[Running]:
     """Run a broker in this loop."""
     clock = clock or Clock()
-    native, tls = settings.pop("native", True), settings.pop("tls", None)
+    tls = settings.pop("tls", None)
     async with Tasks(clock, "messaging") as tasks:
         core = Core(directory, clock, tasks, **settings)
         await core.start()
@@ -46,7 +46,7 @@ async def broker(
         service = MessagingService(
             core.broker, core.consumption, core.held, core.clients, core.access, tasks, lambda: address
         )
-        server = GrpcServer(service.methods(), clock=clock, tasks=tasks, native=native, tls=tls)
+        server = GrpcServer(service.methods(), clock=clock, tasks=tasks, tls=tls)
         await server.start(listener)
         try:
             yield Running(core, clock, address[1], server)

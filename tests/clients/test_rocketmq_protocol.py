@@ -21,9 +21,9 @@ from sampan.proto import messaging_pb2 as pb
 from tests.clients.messaging_harness import Running, broker
 
 
-@pytest.fixture(params=["native", "grpc.aio"])
-async def running(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    async with broker(tmp_path, native=request.param == "native") as started:
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with broker(tmp_path) as started:
         yield started
 
 

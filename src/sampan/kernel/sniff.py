@@ -1,19 +1,20 @@
-"""One listening port for TLS and plaintext: look at a connection's first byte, then pump it to a local server.
+"""One listening port for TLS and plaintext: look at a connection's first byte before its protocol begins.
 
-gRPC servers terminate either TLS or plaintext on a port, and half of the official clients of some protocols insist on the
-one, half on the other. The listener here peeks at the first byte of each connection: 0x16 begins a TLS handshake (terminated
-here), anything else is plaintext. What comes out is copied to and from a Unix socket; each direction stops reading while the
-other side does not take what was sent, so a slow peer costs two socket buffers, not memory.
+Half of the official clients of some protocols insist on TLS, half on plaintext. The listener here peeks at the first byte of
+each connection: 0x16 begins a TLS handshake, which is terminated here, anything else is plaintext. Behind a load balancer that
+is told to, it first takes the HAProxy PROXY header (version 1 or 2) off the connection and believes it about where the client is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
@@ -23,64 +24,91 @@ log = logging.getLogger(__name__)
 TLS_HANDSHAKE = 0x16
 FIRST_BYTE_TIMEOUT = 10.0
 """Seconds a connection may stay silent at first, and a TLS handshake may take."""
-HIGH_WATER = 1 << 20
+PROXY_V1, PROXY_V2 = b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n"
+PROXY_V1_LIMIT, PROXY_V2_LIMIT = 107, 4096
+"""The longest headers taken, in bytes."""
+KEEPALIVE = 60
+"""Seconds of silence after which the kernel asks whether the client's machine is still there."""
+
+
+class Peer(NamedTuple):
+    """Who is at the other end."""
+
+    host: str
+    port: int
+
+    @property
+    def text(self) -> str:
+        """As ``ipv4:127.0.0.1:5000`` or ``ipv6:[::1]:5000``."""
+        return f"ipv6:[{self.host}]:{self.port}" if ":" in self.host else f"ipv4:{self.host}:{self.port}"
+
+
+class ProxyHeaderError(ValueError):
+    """A PROXY header is malformed."""
 
 
 class SniffingListener:
-    """Accepts on one socket and pumps every connection to the Unix socket at ``target``."""
+    """Accepts on one socket and gives every connection, freed of TLS, a protocol."""
 
     def __init__(
         self,
         listener: socket.socket,
-        target: str,
+        protocol: Callable[[Peer], asyncio.Protocol],
         *,
         clock: Clock,
         tasks: Tasks,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        open_now: Callable[[], int] = lambda: 0,
         max_connections: int = 10_000,
+        proxy_protocol: bool = False,
     ) -> None:
+        """``open_now`` says how many connections there are; beyond ``max_connections`` new ones are closed at once."""
         self._listener = listener
-        self._target = target
+        self._protocol = protocol
         self._clock = clock
         self._tasks = tasks
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         self._max_connections = max_connections
-        self._open: set[_Side] = set()
+        self._proxy_protocol = proxy_protocol
+        self._open_now = open_now
         self._arriving = 0
-
-    @property
-    def connections(self) -> int:
-        """Connections open now."""
-        return len(self._open) + self._arriving
+        self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to accept."""
         self._listener.setblocking(False)
-        self._tasks.keep("accept", self._accept)
+        self._accepting = self._tasks.keep("accept", self._accept)
 
     def close(self) -> None:
-        """Stop accepting and close every connection."""
+        """Stop accepting; connections that have a protocol are its own affair."""
+        if self._accepting is not None:
+            self._accepting.cancel()
         self._listener.close()
-        for side in list(self._open):
-            side.abort()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self._listener)
-            if self.connections >= self._max_connections:
+            connection, address = await loop.sock_accept(self._listener)
+            if self._arriving + self._open_now() >= self._max_connections:
                 connection.close()
                 continue
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
             self._arriving += 1
-            self._tasks.start("arrival", self._arrive(connection))
+            self._tasks.start("arrival", self._arrive(connection, Peer(address[0], address[1])))
 
-    async def _arrive(self, connection: socket.socket) -> None:
+    async def _arrive(self, connection: socket.socket, peer: Peer) -> None:
         loop = asyncio.get_running_loop()
+        connection.setblocking(False)
         try:
             async with self._clock.patience(FIRST_BYTE_TIMEOUT):
                 first = await _peek(loop, connection)
+                if self._proxy_protocol and first in (b"P", b"\r"):
+                    peer = await _proxied(loop, connection, peer)
+                    first = await _peek(loop, connection)
                 if not first:
                     connection.close()
                     return
@@ -92,15 +120,8 @@ class SniffingListener:
                     if self._context is None:
                         self._context = await asyncio.to_thread(self._tls)
                     secure = {"ssl": self._context}
-                outer, inner = _Side(self._open), _Side(None)
-                outer.peer, inner.peer = inner, outer
-                await loop.create_unix_connection(lambda: inner, self._target)
-                try:
-                    await loop.connect_accepted_socket(lambda: outer, connection, **secure)
-                except (OSError, ssl.SSLError):
-                    inner.abort()
-                    raise
-        except (OSError, TimeoutError) as error:
+                await loop.connect_accepted_socket(lambda: self._protocol(peer), connection, **secure)
+        except (OSError, TimeoutError, ProxyHeaderError) as error:
             log.debug("a connection did not come about: %s", error)
             connection.close()
         except Exception:  # one connection must not end the listener
@@ -110,75 +131,90 @@ class SniffingListener:
             self._arriving -= 1
 
 
-class _Side(asyncio.Protocol):
-    """One end of a pumped connection."""
-
-    def __init__(self, register: set[_Side] | None) -> None:
-        self.peer: _Side | None = None
-        self.transport: asyncio.Transport | None = None
-        self._register = register
-        self._early: list[bytes] = []
-        self._ended = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio's
-        self.transport = transport = cast(asyncio.Transport, transport)
-        transport.set_write_buffer_limits(HIGH_WATER)
-        if self._register is not None:
-            self._register.add(self)
-        for data in self._early:
-            transport.write(data)
-        self._early.clear()
-        if self._ended:
-            transport.close()
-
-    def write(self, data: bytes) -> None:
-        if self.transport is None:
-            self._early.append(data)
-        else:
-            self.transport.write(data)
-
-    def data_received(self, data: bytes) -> None:
-        if self.peer is not None:
-            self.peer.write(data)
-
-    def pause_writing(self) -> None:
-        if self.peer is not None and self.peer.transport is not None:
-            self.peer.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.peer is not None and self.peer.transport is not None and not self.peer.transport.is_closing():
-            self.peer.transport.resume_reading()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._register is not None:
-            self._register.discard(self)
-        if self.peer is not None:
-            self.peer._ended = True
-            if self.peer.transport is not None:
-                self.peer.transport.close()
-            self.peer = None
-
-    def abort(self) -> None:
-        self._ended = True
-        if self.transport is not None:
-            self.transport.abort()
+async def _proxied(loop: asyncio.AbstractEventLoop, connection: socket.socket, peer: Peer) -> Peer:
+    """Take the PROXY header off a connection, if it has one: the client's address."""
+    begun = await _peek(loop, connection, len(PROXY_V1))
+    if begun == PROXY_V2[: len(begun)]:
+        head = await _exactly(loop, connection, 16)
+        if not head.startswith(PROXY_V2):
+            raise ProxyHeaderError("what looks like a PROXY header is none")
+        size = int.from_bytes(head[14:16], "big")
+        if size > PROXY_V2_LIMIT:
+            raise ProxyHeaderError("the PROXY header is too long")
+        return parse_v2(head, await _exactly(loop, connection, size)) or peer
+    if not begun.startswith(PROXY_V1):
+        return peer
+    line = bytearray()
+    while not line.endswith(b"\r\n"):
+        if len(line) >= PROXY_V1_LIMIT:
+            raise ProxyHeaderError("the PROXY header is too long")
+        line += await _exactly(loop, connection, 1)
+    return parse_v1(bytes(line)) or peer
 
 
-async def _peek(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> bytes:
-    """The first byte without taking it off the socket; empty when the peer closed."""
-    connection.setblocking(False)
+def parse_v1(line: bytes) -> Peer | None:
+    """The client a version 1 header names; None: it says unknown.
+
+    Raises:
+        ProxyHeaderError: it is malformed.
+    """
+    try:
+        fields = str(line, "ascii").removesuffix("\r\n").split(" ")
+        if fields[1] == "UNKNOWN":
+            return None
+        _, family, source, _, port, _ = fields
+        address = ipaddress.ip_address(source)
+        if family != f"TCP{address.version}" or not 0 <= int(port) < 65536:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise ProxyHeaderError(f"the PROXY header {line!r} is malformed") from None
+    return Peer(str(address), int(port))
+
+
+def parse_v2(head: bytes, body: bytes) -> Peer | None:
+    """The client a version 2 header (its 16 bytes, and what follows) names; None: a health check, or no Internet address.
+
+    Raises:
+        ProxyHeaderError: it is malformed.
+    """
+    version, command, family = head[12] >> 4, head[12] & 15, head[13]
+    if version != 2 or command > 1:
+        raise ProxyHeaderError("the PROXY header is of an unknown version")
+    if command == 0 or family not in (0x11, 0x21):
+        return None
+    size = 4 if family == 0x11 else 16
+    if len(body) < 2 * size + 4:
+        raise ProxyHeaderError("the PROXY header is cut short")
+    address = ipaddress.ip_address(body[:size])
+    return Peer(str(address), int.from_bytes(body[2 * size : 2 * size + 2], "big"))
+
+
+async def _exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await loop.sock_recv(connection, size - len(data))
+        if not more:
+            raise ProxyHeaderError("the connection ended inside the PROXY header")
+        data += more
+    return data
+
+
+async def _peek(loop: asyncio.AbstractEventLoop, connection: socket.socket, size: int = 1) -> bytes:
+    """The first ``size`` bytes without taking them off the socket; fewer when the peer closed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
     while True:
-        try:
-            return connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            pass
+        with contextlib.suppress(BlockingIOError):
+            data = connection.recv(size, socket.MSG_PEEK)
+            if len(data) == size or not data:
+                break
         readable: asyncio.Future[None] = loop.create_future()
         loop.add_reader(connection, _resolve, readable)
         try:
             await readable
         finally:
             loop.remove_reader(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return data
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

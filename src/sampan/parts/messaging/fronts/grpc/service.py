@@ -265,16 +265,15 @@ class MessagingService:
             call.send(_NOTHING)
             call.end()
             return True
-        if not call.send(_RECEIVED):
-            return False
         name = self._broker.name
-        for delivery in taken:
-            assert delivery.data is not None
-            if not call.send(messages.received(messages.outgoing(delivery.data, topic, delivery, name, invisible_ms))):
-                return False
         now = pb.ReceiveMessageResponse()
         now.delivery_timestamp.FromMilliseconds(self._broker.clock.time_ms())
-        call.send(now.SerializeToString())
+        parts = [_RECEIVED]
+        for delivery in taken:
+            assert delivery.data is not None
+            parts.append(messages.received(messages.outgoing(delivery.data, topic, delivery, name, invisible_ms)))
+        if not call.send(*parts, now.SerializeToString()):
+            return False
         call.end()
         return True
 
