@@ -10,8 +10,8 @@ answer later from anywhere on the loop. `unary`, `server_stream` and `bidirectio
 the rest.
 
 What clients can make the server hold is bounded. A request is refused when it, or all unfinished requests together, grow too
-large. A client that does not read its answers is not read from either, and handlers can ask (`Call.congested`) before they
-produce more for it. Connections without a call are closed after a while.
+large. A client that does not read its answers is not read from either and gets no more calls, and handlers can ask
+(`Call.congested`) before they produce more for it. Connections without a call are closed after a while.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ UNFINISHED = 256 << 20
 """Bytes of requests that are not complete yet, over all connections."""
 BACKLOG = 4 << 20
 """Bytes a client may be behind before its connection is congested."""
+BACKLOG_LIMIT = 16 << 20
+"""Bytes a client may be behind before its connection gets no more calls."""
 WRITE_BUFFER = 1 << 20
 IDLE = 120.0
 """Seconds a connection may be open without a call, as in the reference's servers."""
@@ -92,8 +94,8 @@ class Call:
         """Called when the client gives up or goes away."""
 
     @property
-    def peer(self) -> str:
-        """The client's address, as ``ipv4:127.0.0.1:5000`` or ``ipv6:[::1]:5000``."""
+    def peer(self) -> Peer:
+        """The client's address; what its PROXY header says, where the server believes those."""
         return self._connection.peer
 
     @property
@@ -331,7 +333,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, server: GrpcServer, peer: Peer) -> None:
         self.http2 = http2.Connection()
-        self.peer = peer.text
+        self.peer = peer
         self.paused = False
         self._server = server
         self._methods = server.methods
@@ -491,6 +493,10 @@ class _Connection(asyncio.Protocol):
             return
         if self._server.stopping:
             self.http2.finish(stream, _status(UNAVAILABLE, "the server is shutting down", alone=True))
+            return
+        if self.http2.waiting > BACKLOG_LIMIT:
+            text = "read what earlier calls answered before making more"
+            self.http2.finish(stream, _status(RESOURCE_EXHAUSTED, text, alone=True))
             return
         call = stream.owner = Call(self, stream, method, headers)
         if method.bidirectional is not None:

@@ -37,11 +37,6 @@ class Peer(NamedTuple):
     host: str
     port: int
 
-    @property
-    def text(self) -> str:
-        """As ``ipv4:127.0.0.1:5000`` or ``ipv6:[::1]:5000``."""
-        return f"ipv6:[{self.host}]:{self.port}" if ":" in self.host else f"ipv4:{self.host}:{self.port}"
-
 
 class ProxyHeaderError(ValueError):
     """A PROXY header is malformed."""
@@ -98,7 +93,7 @@ class SniffingListener:
             if hasattr(socket, "TCP_KEEPIDLE"):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
             self._arriving += 1
-            self._tasks.start("arrival", self._arrive(connection, Peer(address[0], address[1])))
+            self._tasks.start("arrival", self._arrive(connection, Peer(_plain(address[0]), address[1])))
 
     async def _arrive(self, connection: socket.socket, peer: Peer) -> None:
         loop = asyncio.get_running_loop()
@@ -129,6 +124,14 @@ class SniffingListener:
             connection.close()
         finally:
             self._arriving -= 1
+
+
+def _plain(host: str) -> str:
+    """An IPv4 client of a socket that takes both is known by its IPv4 address."""
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or address)
 
 
 async def _proxied(loop: asyncio.AbstractEventLoop, connection: socket.socket, peer: Peer) -> Peer:
@@ -168,7 +171,7 @@ def parse_v1(line: bytes) -> Peer | None:
             raise ValueError
     except (ValueError, IndexError):
         raise ProxyHeaderError(f"the PROXY header {line!r} is malformed") from None
-    return Peer(str(address), int(port))
+    return Peer(_plain(str(address)), int(port))
 
 
 def parse_v2(head: bytes, body: bytes) -> Peer | None:
@@ -186,7 +189,7 @@ def parse_v2(head: bytes, body: bytes) -> Peer | None:
     if len(body) < 2 * size + 4:
         raise ProxyHeaderError("the PROXY header is cut short")
     address = ipaddress.ip_address(body[:size])
-    return Peer(str(address), int.from_bytes(body[2 * size : 2 * size + 2], "big"))
+    return Peer(_plain(str(address)), int.from_bytes(body[2 * size : 2 * size + 2], "big"))
 
 
 async def _exactly(loop: asyncio.AbstractEventLoop, connection: socket.socket, size: int) -> bytes:

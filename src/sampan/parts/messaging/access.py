@@ -144,7 +144,7 @@ def _from(networks: tuple[str, ...], source: str) -> bool:
     if not networks:
         return True
     try:
-        address = ipaddress.ip_address(source.removeprefix("ipv4:").rpartition(":")[0] or source)
+        address = ipaddress.ip_address(source)
         return any(address in ipaddress.ip_network(network, strict=False) for network in networks)
     except ValueError:
         return False

@@ -72,6 +72,8 @@ class Poll:
     renew: bool
     attempt_id: str
     deliver: Delivered
+    congested: Callable[[], bool] = lambda: False
+    """Whether the client does not take what it was sent before: it gets no more until it does."""
     timer: Timer | None = None
     done: bool = False
     cold: bool = field(default=False)
@@ -126,6 +128,8 @@ class Consumption:
         if not config.consume:
             raise MessagingError(Reason.FORBIDDEN, f"consumer group {poll.group} is disabled")
         poll.attempt_id = poll.attempt_id or f"#{next(self._turns)}"
+        if poll.congested():
+            raise MessagingError(Reason.TOO_MANY_REQUESTS, "read what earlier calls received before asking for more")
         progress = self._progress(poll.group, poll.topic.name)
         if self._serve(poll, progress):
             return
@@ -157,7 +161,7 @@ class Consumption:
             return
         progress = self._progress(group, topic)
         for poll in list(waiting):
-            if poll.done:
+            if poll.done or poll.congested():
                 continue
             served = self._serve(poll, progress, parked=True)
             if not served and not poll.cold and poll.queue < 0:

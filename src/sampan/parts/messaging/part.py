@@ -9,6 +9,7 @@ makes a super user ``sampan`` whose secret stands in ``credentials.json`` in the
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import json
 import secrets
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 SWITCH_INTERVAL = 0.0005
 """Seconds the loop's thread may keep the interpreter while the log's thread waits for it to report a finished fsync."""
-
-
+GC_THRESHOLDS = 10_000, 20, 20
+"""Allocations between collections, as ``gc.set_threshold`` takes them: a call makes dozens of objects and no cycles."""
 MIRROR_RETRY = 5.0
 """Seconds until the API server is asked again after it refused the part's kinds."""
 
@@ -45,6 +46,9 @@ class MessagingSettings(PartSettings):
     access_control: Annotated[
         bool | None, Meta(description="demand signed requests; unset: only when not listening on loopback")
     ] = None
+    proxy_protocol: Annotated[
+        bool, Meta(description="believe a connection's HAProxy PROXY header about where the client is")
+    ] = False
     broker_name: Annotated[str, Meta(description="name of the broker in routes and receipts")] = "sampan"
     flush: Annotated[
         str,
@@ -134,11 +138,16 @@ class MessagingPart(Part[MessagingSettings]):
             clock=context.clock,
             tasks=context.tasks,
             tls=lambda: context.authority.server_context(sorted(set(names)), leaf="messaging"),
+            proxy_protocol=context.settings.proxy_protocol,
         )
         await self._server.start(self._socket)
         from sampan.parts.messaging.metrics import BrokerMetrics
 
         context.metrics.register(BrokerMetrics(core, self._server))
+        # what start-up made stays: a full collection should not go through it again while somebody waits for an answer
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         context.tasks.start("mirror", self._mirror(core))
 
     async def _mirror(self, core: Core) -> None:

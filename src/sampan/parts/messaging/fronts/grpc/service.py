@@ -142,7 +142,7 @@ class MessagingService:
     def _allow(self, call: Call, action: Action, *, topic: str = "", group: str = "") -> None:
         if self._access.enabled:
             subject = self._access.authenticate(call.metadata)
-            self._access.check(subject, action, topic=topic, group=group, source=call.peer)
+            self._access.check(subject, action, topic=topic, group=group, source=call.peer.host)
 
     def _refused(self, error: MessagingError) -> None:
         self._broker.statistics.refused[error.reason.name] += 1
@@ -173,7 +173,7 @@ class MessagingService:
             self._allow(call, "Pub", topic=name)
         broker = self._broker
         topic = broker.topic(name, create=True)
-        host = _host(call)
+        host: tuple[str, int] = call.peer
         checked: list[tuple[Message, MessageType]] = []
         for message in request.messages:
             item = messages.incoming(message, topic, broker.limits, host)
@@ -239,6 +239,7 @@ class MessagingService:
             request.auto_renew,
             request.attempt_id,
             partial(self._deliver, call, topic.name, invisible_ms),
+            lambda: call.congested,
         )
         call.on_cancel = partial(self._consumption.cancel, poll)
         self._consumption.receive(poll)
@@ -340,7 +341,7 @@ class MessagingService:
         check_topic(name)
         if self._access.enabled:
             self._access.check_any(
-                self._access.authenticate(call.metadata), ("Pub", "Sub"), topic=name, source=call.peer
+                self._access.authenticate(call.metadata), ("Pub", "Sub"), topic=name, source=call.peer.host
             )
         endpoints = self._endpoints(request.endpoints)
         topic = self._broker.topic(name, create=True)
@@ -535,15 +536,6 @@ async def durable(begin: Callable[..., Any]) -> None:
 
 def _filter(expression: pb.FilterExpression) -> Filter:
     return sql_filter(expression.expression) if expression.type == pb.SQL else tag_filter(expression.expression)
-
-
-def _host(call: Call) -> tuple[str, int]:
-    """The client's address where it is known; clients behind the front's own socket are local."""
-    kind, _, rest = call.peer.partition(":")
-    if kind == "ipv4":
-        host, _, port = rest.rpartition(":")
-        return host, int(port)
-    return "127.0.0.1", 0
 
 
 def _ack_reply(
