@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sampan.kube.objects import Object
 from sampan.kube.resources import DEPLOYMENTS, PODS, REPLICA_SETS
 from sampan.parts.workloads import pods
@@ -58,7 +60,12 @@ async def test_a_replica_set_carries_template_hash_and_revision(cluster: Cluster
     assert {pod["metadata"]["labels"]["pod-template-hash"] for pod in await cluster.pods()} == {digest}
 
 
-async def test_a_new_image_rolls_out_within_surge_and_unavailable(cluster: Cluster) -> None:
+@pytest.mark.parametrize("run", [1, 32])
+async def test_a_new_image_rolls_out_within_surge_and_unavailable(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, run: int
+) -> None:
+    # with 1 the controllers take turns after every key, as they do when each write takes its time
+    monkeypatch.setattr("sampan.kube.control.queue.FAIR_RUN", run)
     await cluster.create(DEPLOYMENTS, deployment(replicas=10))
     await cluster.settle()
     counts: list[tuple[int, int]] = []

@@ -51,6 +51,12 @@ def test_unavailable_old_pods_go_first() -> None:
     assert {step.replica_set["metadata"]["name"]: step.replicas for step in steps} == {"a-sick": 2}
 
 
+def test_a_set_that_was_just_scaled_down_is_not_counted_as_it_was() -> None:
+    old, new = replica_set("old", 8, 10), replica_set("new", 5, 2)
+    (step,) = rollout.scale_old(deployment(10), new, [old])
+    assert step.replicas == 6  # with the two new ones that makes the eight there have to be
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     wanted=st.integers(1, 12),

@@ -64,8 +64,11 @@ def replicas(obj: Mapping[str, Any]) -> int:
 
 
 def available(replica_set: Mapping[str, Any]) -> int:
-    """``status.availableReplicas``."""
-    return int((replica_set.get("status") or {}).get("availableReplicas") or 0)
+    """Available pods one can count on: ``status.availableReplicas``, but no more than the set is to have.
+
+    Right after it was scaled down, a set's status still counts pods that are about to go.
+    """
+    return min(int((replica_set.get("status") or {}).get("availableReplicas") or 0), replicas(replica_set))
 
 
 def new_replicas(deployment: Mapping[str, Any], sets: Sequence[Object], new: Object | None) -> int:
