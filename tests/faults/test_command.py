@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sampan.cli import status as status_command
 from sampan.kernel import detached
 from sampan.kernel.errors import PortTakenError
 from sampan.kernel.folder import DataDirectory
@@ -86,6 +87,32 @@ def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     assert "no platform is running" in stopped.stdout
     assert sampan("down").returncode == 0
     assert sampan("clock").returncode == 3
+
+
+def test_a_platform_that_hangs_is_called_so_and_ended(
+    sampan: Command, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sampan("up", "--detach", "--only", "messaging").returncode == 0
+    pid = status(sampan)["pid"]
+    monkeypatch.setattr(status_command, "PATIENCE", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    told = status_command.read(data)
+    assert (told["state"], told["pid"]) == ("unresponsive", pid)
+    assert "runs but does not answer" in status_command.describe(told)[0]
+    down = sampan("down", "--wait", "1")
+    assert down.returncode == 0, down.stderr
+    assert f"killed process {pid}" in down.stdout
+    assert DataDirectory(data).holder() is None
+
+
+def test_down_ends_the_keeper_that_a_killed_platform_left(sampan: Command, data: Path) -> None:
+    assert sampan("up", "--detach", "--only", "node").returncode == 0
+    os.kill(status(sampan)["pid"], signal.SIGKILL)
+    keeper = detached.living(data / "run", "node-keeper")
+    assert keeper is not None
+    down = sampan("down")
+    assert "node-keeper was left behind" in down.stdout
+    assert not keeper.is_running() or keeper.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

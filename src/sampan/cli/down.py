@@ -35,7 +35,7 @@ def command(data_dir: Path, wait: float) -> None:
         click.echo(f"no platform is running on {data_dir}{left}")
         return
     try:
-        ask(directory.run, "POST", "/stop")
+        ask(directory.run, "POST", "/stop", wait=min(wait, 10.0))
     except NotRunningError:
         if not pid:
             raise
@@ -49,7 +49,9 @@ def command(data_dir: Path, wait: float) -> None:
             os.kill(pid, signal.SIGKILL)
     if not _gone(directory, pid, 5.0):
         raise SampanError(f"process {pid} does not end, not even when killed; it may hang in the kernel (disk?)")
-    click.echo(f"killed process {pid}, which did not stop within {wait:g} s; acknowledged data is safe")
+    ended = detached.end_all(directory.run)
+    others = f", and {', '.join(ended)} with it" if ended else ""
+    click.echo(f"killed process {pid}, which did not stop within {wait:g} s{others}; acknowledged data is safe")
 
 
 def _gone(directory: DataDirectory, pid: int, seconds: float) -> bool:

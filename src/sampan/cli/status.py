@@ -14,6 +14,8 @@ from sampan.cli import NOT_RUNNING, options
 from sampan.kernel.admin import NotRunningError, ask
 from sampan.kernel.folder import DataDirectory
 
+PATIENCE = 10.0
+"""Seconds the platform has to answer."""
 INDENT = 28
 """Columns before what a part tells, where it takes more than a line."""
 COLOURS = {"ready": "green", "failed": "red", "degraded": "yellow"}
@@ -44,14 +46,15 @@ def read(data_dir: Path) -> dict[str, Any]:
     """The running platform's status, or what can be told of one that does not run."""
     directory = DataDirectory(data_dir)
     try:
-        status: dict[str, Any] = ask(directory.run, "GET", "/status")
+        status: dict[str, Any] = ask(directory.run, "GET", "/status", wait=PATIENCE)
         return status
     except NotRunningError:
         pid = directory.holder()
     gone: dict[str, Any] = {"data_dir": str(data_dir), "parts": [], "addresses": {}}
-    if pid is not None:
-        return {"state": "starting", "pid": pid, **gone}
     before = directory.read_state()
+    if pid is not None:
+        stuck = before is not None and before.ready and before.pid == pid
+        return {"state": "unresponsive" if stuck else "starting", "pid": pid, **gone}
     if before is not None:
         # an orderly end takes its state file away
         return {"state": "crashed", "pid": before.pid, **gone}
@@ -63,6 +66,11 @@ def describe(status: dict[str, Any], width: int = 0) -> list[str]:
     state = status["state"]
     if state == "stopped":
         return [f"no platform is running on {status['data_dir']}; start one with `sampan up`"]
+    if state == "unresponsive":
+        return [
+            f"the platform on {status['data_dir']} (process {status['pid']}) runs but does not answer within "
+            f"{PATIENCE:g} s; it is stopped, or overloaded; `sampan down` ends it all the same"
+        ]
     if state == "crashed":
         return [
             f"the platform on {status['data_dir']} (process {status['pid']}) ended without being stopped; "

@@ -90,6 +90,7 @@ class NodePart(Part[NodeSettings]):
             tier=settings.tier,
             abandon=settings.abandon,
             zygote=settings.zygote,
+            book=None if settings.keep_pods else context.root / "run",
         )
         self._agent = agent = Agent(
             name=settings.name or socket.gethostname().lower(),

@@ -25,6 +25,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from sampan.kernel import detached
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.parts.node.errors import NodeError, RuntimeLostError, SandboxError, StartError
@@ -45,6 +48,8 @@ from sampan.parts.node.runtime.layout import Layout
 
 MESSAGE_SIZE = 1 << 18
 START_LIMIT = 20.0
+KEEPER = "node-keeper"
+"""The keeper's name among the processes that outlive the core."""
 """Seconds a keeper may take to come up on a busy machine."""
 
 
@@ -72,7 +77,9 @@ class ProcessRuntime:
         tier: str = "auto",
         abandon: float = 600.0,
         zygote: bool = True,
+        book: Path | None = None,
     ) -> None:
+        """``book``: the platform's ``run`` folder, where the keeper is noted for ``sampan down`` to end when no agent can."""
         self.layout = Layout(directory)
         self.tier: Tier = "T3"
         self.why = ""
@@ -85,6 +92,7 @@ class ProcessRuntime:
         self.isolation = "none"
         self._clock = clock
         self._tasks = tasks
+        self._book = book
         self._options: dict[str, Any] = {
             "base": str(directory),
             "name": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:10],
@@ -132,6 +140,9 @@ class ProcessRuntime:
             if machine.monotonic() > deadline:
                 raise RuntimeLostError(f"the node's keeper does not answer at {self.layout.socket}")
             await machine.sleep(0.01)
+        if self._book is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone already: `on_lost` says so
+                await asyncio.to_thread(detached.note, self._book, KEEPER, self.keeper_pid)
 
     async def _connected(self) -> bool:
         """Connect and be greeted; a keeper that is just dying may accept and never speak."""
@@ -215,6 +226,8 @@ class ProcessRuntime:
                 break
             await machine.sleep(0.01)
         self._disconnect()
+        if self._book is not None:
+            await asyncio.to_thread(detached.forget, self._book, KEEPER)
 
     def follow_clock(self) -> asyncio.Future[dict[str, Any]]:
         """Tell the keeper that the platform's clock was steered."""
