@@ -241,6 +241,10 @@ def leave(data_dir: Path, force: bool, timeout: float) -> None:
     if member is None:
         raise SampanError(f"{data_dir} is not a joined node")
     if not force:
+        if DataDirectory(data_dir).holder() is None:
+            raise SampanError(
+                f"{member.node} does not run, so its pods cannot end in order: start it with `sampan node join`, or --force"
+            )
         asyncio.run(_with_node(folder, member, lambda client: _empty(client, member.node, timeout)))
     assert down.command.callback is not None
     down.command.callback(data_dir=data_dir, wait=30.0)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
 
+from sampan.kernel.addresses import advertised
 from sampan.kernel.clock import Clock
 from sampan.kernel.http import HttpServer
 from sampan.kernel.tasks import Tasks
@@ -100,7 +101,7 @@ class ApiServer:
     async def start(self, listener: socket.socket, ssl_context: ssl.SSLContext | None) -> None:
         """Serve HTTP (TLS with a context) on a bound socket."""
         host, port = listener.getsockname()[:2]
-        self._address = f"{host}:{port}"
+        self._address = f"{advertised(host)}:{port}"
         self._http = HttpServer(
             self.front.handle, listener, Clock(), ssl_context=ssl_context, cancel_on_disconnect=True
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -18,6 +19,7 @@ from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.joining.interface import Joined
+from sampan.kube.resources import NODES
 from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
 from sampan.parts.node.agent.peers import PeerRoutes
@@ -133,9 +135,17 @@ class NodePart(Part[NodeSettings]):
         self.context.tasks.keep("statistics", statistics.run)
         types = self.context.find(TypeRegistry)
         if types is not None:
+            from sampan.kube.part import KUBELET_CLIENT
             from sampan.parts.node.resources import ResourceMetrics
+            from sampan.parts.node.scraping import Scraper
 
-            types.add(ResourceMetrics(agent, statistics).types())
+            authority, informers = self.context.authority, self.context.get(ControlContext).informers
+
+            def as_api_server() -> ssl.SSLContext:
+                return authority.client_context(authority.client_certificate(*KUBELET_CLIENT))
+
+            others = Scraper(informers.informer(NODES), agent.name, as_api_server)
+            types.add(ResourceMetrics(agent, statistics, others, informers).types())
 
     async def drain(self) -> None:
         """The platform goes down in an orderly way: end the pods, unless they are to stay."""

@@ -6,14 +6,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sampan.kube.objects import Object, Resource
+from sampan.kube.resources import PODS
 from sampan.kube.types.duration import format_time
 from sampan.kube.types.resource import Computed, ResourceType, Strategy
 from sampan.parts.node.agent.state import ContainerState
 from sampan.parts.node.runtime.interface import Usage
 
 if TYPE_CHECKING:
+    from sampan.kube.control.interface import Informers
     from sampan.parts.node.agent.agent import Agent
     from sampan.parts.node.kubelet.stats import Statistics
+    from sampan.parts.node.scraping import Scraper
 
 GROUP, VERSION = "metrics.k8s.io", "v1beta1"
 WINDOW = "10.000s"
@@ -25,11 +28,13 @@ def usage(cpu_nanocores: int, memory_bytes: int) -> Object:
 
 
 class ResourceMetrics:
-    """Computes PodMetrics and NodeMetrics of one node."""
+    """Computes PodMetrics and NodeMetrics: of the platform's own node from its samples, of others by asking them."""
 
-    def __init__(self, agent: Agent, statistics: Statistics) -> None:
+    def __init__(self, agent: Agent, statistics: Statistics, others: Scraper, informers: Informers) -> None:
         self._agent = agent
+        self._informers = informers
         self._statistics = statistics
+        self._others = others
 
     def types(self) -> list[ResourceType]:
         """The two kinds, to be served by the API server."""
@@ -79,23 +84,56 @@ class ResourceMetrics:
                 },
             )
             entry["containers"].append({"name": state.name, "usage": self._used(state, used)})
+        labels = None
+        for summary in await self._others.summaries():
+            for pod in summary.content.get("pods") or ():
+                reference = pod["podRef"]
+                if namespace and reference["namespace"] != namespace:
+                    continue
+                labels = labels or self._labels()
+                found[reference["uid"]] = {
+                    "kind": "PodMetrics",
+                    "apiVersion": f"{GROUP}/{VERSION}",
+                    "metadata": {
+                        "name": reference["name"],
+                        "namespace": reference["namespace"],
+                        "creationTimestamp": stamp,
+                        "labels": labels.get(reference["uid"], {}),
+                    },
+                    "timestamp": stamp,
+                    "window": WINDOW,
+                    "containers": [{"name": one["name"], "usage": _told(one)} for one in pod["containers"]],
+                }
         return list(found.values())
+
+    def _labels(self) -> dict[str, dict[str, str]]:
+        """Every pod's labels by its uid."""
+        pods = self._informers.informer(PODS).objects()
+        return {pod["metadata"]["uid"]: dict(pod["metadata"].get("labels") or {}) for pod in pods}
 
     def _used(self, state: ContainerState, used: Usage) -> Object:
         return usage(self._statistics.nanocores(state.id), used.memory_bytes)
 
     async def nodes(self, _: str) -> list[Object]:
-        """NodeMetrics of this node."""
+        """NodeMetrics of every node that tells."""
         sample = await self._statistics.sample()
         stamp = format_time(datetime.fromtimestamp(sample.wall, UTC))
-        cpu, memory = self._statistics.machine()
+        told = {self._agent.name: usage(*self._statistics.machine())}
+        for summary in await self._others.summaries():
+            told[summary.node] = _told(summary.content["node"])
         return [
             {
                 "kind": "NodeMetrics",
                 "apiVersion": f"{GROUP}/{VERSION}",
-                "metadata": {"name": self._agent.name, "creationTimestamp": stamp},
+                "metadata": {"name": name, "creationTimestamp": stamp},
                 "timestamp": stamp,
                 "window": WINDOW,
-                "usage": usage(cpu, memory),
+                "usage": used,
             }
+            for name, used in told.items()
         ]
+
+
+def _told(entry: Object) -> Object:
+    """``usage`` of a node or container in a summary."""
+    return usage(entry["cpu"].get("usageNanoCores", 0), entry["memory"].get("workingSetBytes", 0))

@@ -102,7 +102,6 @@ class Statistics:
         sample = await self.sample()
         stamp = format_time(datetime.fromtimestamp(sample.wall, UTC))
         pods: dict[str, dict[str, Any]] = {}
-        total_cpu = total_memory = total_nanocores = 0
         for worker, state, usage in sample.containers():
             metadata = worker.pod["metadata"]
             pod = pods.setdefault(
@@ -122,9 +121,6 @@ class Statistics:
                     "memory": {"time": stamp, "workingSetBytes": usage.memory_bytes, "rssBytes": usage.rss_bytes},
                 }
             )
-            total_cpu += usage.cpu_ns
-            total_memory += usage.memory_bytes
-            total_nanocores += nanocores
         for pod in pods.values():
             pod["cpu"] = {
                 "time": stamp,
@@ -135,11 +131,13 @@ class Statistics:
                 "time": stamp,
                 "workingSetBytes": sum(c["memory"]["workingSetBytes"] for c in pod["containers"]),
             }
+        nanocores, memory = self.machine()
+        total = int(self._machine_before[1] * 1e9) if self._machine_before is not None else 0
         return {
             "node": {
                 "nodeName": self._agent.name,
-                "cpu": {"time": stamp, "usageNanoCores": total_nanocores, "usageCoreNanoSeconds": total_cpu},
-                "memory": {"time": stamp, "workingSetBytes": total_memory},
+                "cpu": {"time": stamp, "usageNanoCores": nanocores, "usageCoreNanoSeconds": total},
+                "memory": {"time": stamp, "workingSetBytes": memory},
             },
             "pods": list(pods.values()),
         }
