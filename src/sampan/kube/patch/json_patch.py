@@ -21,6 +21,7 @@ OPERATION_LIMIT = 10_000
 COPY_LIMIT = 3 * 1024 * 1024
 """Bytes of JSON that the ``copy`` operations of one patch may copy together: each can double the document."""
 
+_INDEX_LENGTH = 20
 _ABSENT: Any = object()
 _encode = msgspec.json.Encoder().encode
 
@@ -48,9 +49,10 @@ def apply(doc: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
     try:
         copied = 0
         for operation in operations:
-            doc = _apply_one(doc, operation)
-            if operation["op"] == "copy":
-                copied += len(_encode(_get(doc, _pointer(operation, "from"), "copy")))
+            if isinstance(operation, dict) and operation.get("op") == "copy":
+                # before it is made: afterwards the source may be gone, under what was copied over it
+                source = _get(doc, _pointer(operation, "from"), "copy")
+                copied += len(_encode(source)) if source is not _ABSENT else 0
                 if copied > COPY_LIMIT:
                     raise ApiError(
                         413,
@@ -58,6 +60,7 @@ def apply(doc: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
                         f"Request entity too large: Unable to complete the copy, the accumulated size increase of copy "
                         f"is {copied}, exceeding the limit {COPY_LIMIT}",
                     )
+            doc = _apply_one(doc, operation)
     except _DoesNotApplyError as error:
         causes = [{"reason": "UnexpectedServerResponse", "message": str(error), "field": "patch"}]
         raise ApiError(
@@ -130,7 +133,7 @@ def _text(path: Sequence[str]) -> str:
 
 def _index(items: list[Any], step: str, path: Sequence[str], kind: str, *, insert: bool = False) -> int:
     """The list index a step names; negative ones count from the end, as upstream's library allows."""
-    if not (step.isascii() and step.removeprefix("-").isdecimal()):
+    if not (step.isascii() and step.removeprefix("-").isdecimal() and len(step) <= _INDEX_LENGTH):
         raise _DoesNotApplyError(f"{kind} operation does not apply: {_text(path)}: {step!r} is not a list index")
     index = int(step)
     size = len(items) + insert
