@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from aiohttp import WSMsgType, web
@@ -17,6 +18,45 @@ from sampan.parts.node.kubelet.spdy import Closed, Data, Opened
 
 Dial = Callable[[int], Awaitable[socket.socket]]
 QUEUE_LIMIT = 64
+INTAKE_LIMIT = 1024 * 1024
+"""Bytes that may wait for a program that does not read them; then the client waits, with all it forwards."""
+
+
+class _Intake:
+    """What came from the client for one connection, until the program takes it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes | None] = deque()
+        self._size = 0
+        self._moved = asyncio.Event()
+        self._closed = False
+
+    async def put(self, data: bytes | None) -> None:
+        """Add bytes, or the end (None); waits while there is too much."""
+        if self._closed:
+            return
+        self._waiting.append(data)
+        self._size += len(data or b"")
+        self._moved.set()
+        while self._size > INTAKE_LIMIT and not self._closed:
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def get(self) -> bytes | None:
+        """The next bytes; None at the end."""
+        while not self._waiting:
+            self._moved.clear()
+            await self._moved.wait()
+        data = self._waiting.popleft()
+        self._size -= len(data or b"")
+        self._moved.set()
+        return data
+
+    def close(self) -> None:
+        """Nobody takes any more: what comes is dropped."""
+        self._closed = True
+        self._waiting.clear()
+        self._moved.set()
 
 
 class _Forward:
@@ -26,7 +66,7 @@ class _Forward:
         self.error = error
         self.data = 0
         self.port = 0
-        self.incoming: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.incoming = _Intake()
 
 
 async def forward_spdy(connection: SpdyConnection, dial: Dial, clock: Clock) -> None:
@@ -55,11 +95,11 @@ async def forward_spdy(connection: SpdyConnection, dial: Dial, clock: Clock) -> 
                     forward_ = by_stream.get(event.stream)
                     if forward_ is not None:
                         if event.data:
-                            forward_.incoming.put_nowait(event.data)
+                            await forward_.incoming.put(event.data)
                         if event.fin:
-                            forward_.incoming.put_nowait(None)
+                            await forward_.incoming.put(None)
                 elif event.stream in by_stream:
-                    by_stream[event.stream].incoming.put_nowait(None)
+                    await by_stream[event.stream].incoming.put(None)
             await connection.flush()
 
 
@@ -92,6 +132,7 @@ async def _join(connection: SpdyConnection, forward: _Forward, dial: Dial, by_st
     except (ConnectionError, ExceptionGroup):
         return  # either end left: the other learns it from the FIN below
     finally:
+        forward.incoming.close()
         by_stream.pop(forward.data, None)
         with contextlib.suppress(ConnectionError):
             if forward.error:

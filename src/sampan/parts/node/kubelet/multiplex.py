@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import WSMsgType, web
@@ -21,7 +21,8 @@ STDIN, STDOUT, STDERR, STATUS, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 NAMES = {"stdin": STDIN, "stdout": STDOUT, "stderr": STDERR, "error": STATUS, "resize": RESIZE}
 OUT_LIMIT = 256 * 1024
 
-OnInput = Callable[[bytes], object]
+OnInput = Callable[[bytes], Awaitable[None]]
+"""Takes what the client sends; it returns when there is room for more, and until then no more is read."""
 OnResize = Callable[[int, int], object]
 
 
@@ -63,7 +64,7 @@ class SocketChannels:
                 continue
             channel, payload = data[0], data[1:]
             if channel == STDIN and payload:
-                on_input(payload)
+                await on_input(payload)
             elif channel == CLOSE and payload[:1] == bytes([STDIN]):
                 on_end_of_input()
             elif channel == RESIZE:
@@ -152,6 +153,8 @@ class SpdyChannels:
                     self._accept(event)
                 elif isinstance(event, Data):
                     self._early.append(event)
+                    if sum(len(early.data) for early in self._early) > OUT_LIMIT:
+                        raise ConnectionResetError("the client sent input before its streams were open")
             await self._connection.flush()
 
     def _accept(self, event: Opened) -> None:
@@ -172,7 +175,7 @@ class SpdyChannels:
                     channel = self._streams.get(event.stream)
                     if channel == STDIN:
                         if event.data:
-                            on_input(event.data)
+                            await on_input(event.data)
                         if event.fin:
                             on_end_of_input()
                     elif channel == RESIZE and event.data:

@@ -45,6 +45,8 @@ CHANNEL_PROTOCOLS = (
 SPDY_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 PORT_FORWARD = "portforward.k8s.io"
 TUNNEL = f"SPDY/3.1+{PORT_FORWARD}"
+MESSAGE_LIMIT = 64 * 1024 * 1024
+"""Bytes in one WebSocket message: some clients send a whole file as one."""
 OPEN = frozenset({"/healthz"})
 MASTERS = "system:masters"
 
@@ -232,7 +234,7 @@ class KubeletServer:
     async def _stream(self, request: web.Request, begin: Any, *, attached: bool) -> web.StreamResponse:
         """Upgrade in the protocol the client speaks, start the process, and join the two."""
         if _upgrade(request) == "websocket":
-            websocket = web.WebSocketResponse(protocols=CHANNEL_PROTOCOLS, compress=False, max_msg_size=0)
+            websocket = web.WebSocketResponse(protocols=CHANNEL_PROTOCOLS, compress=False, max_msg_size=MESSAGE_LIMIT)
             await websocket.prepare(request)
             await self._joined(SocketChannels(websocket), begin, attached)
             return websocket
@@ -296,7 +298,9 @@ class KubeletServer:
 
         clock = self._agent.clock
         if _upgrade(request) == "websocket":
-            websocket = web.WebSocketResponse(protocols=(TUNNEL, *CHANNEL_PROTOCOLS), compress=False, max_msg_size=0)
+            websocket = web.WebSocketResponse(
+                protocols=(TUNNEL, *CHANNEL_PROTOCOLS), compress=False, max_msg_size=MESSAGE_LIMIT
+            )
             await websocket.prepare(request)
             with contextlib.suppress(ConnectionError):
                 if websocket.ws_protocol == TUNNEL:

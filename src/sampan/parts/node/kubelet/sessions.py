@@ -11,6 +11,8 @@ from sampan.parts.node.kubelet.multiplex import STDERR, STDOUT, Channels
 from sampan.parts.node.runtime.interface import Process
 
 READ_SIZE = 32 * 1024
+FEED_LIMIT = 1024 * 1024
+"""Bytes of input that may wait for a process that does not read them; then the client waits."""
 
 
 class _Pipe:
@@ -43,14 +45,22 @@ class _Feed:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[memoryview] = deque()
+        self._size = 0
+        self._room = asyncio.Event()
         self._ended = False
         if process.stdin is not None:
             os.set_blocking(process.stdin, False)
 
-    def write(self, data: bytes) -> None:
-        self._waiting.append(data)
+    async def write(self, data: bytes) -> None:
+        if self._process.stdin is None:
+            return  # nobody reads it
+        self._waiting.append(memoryview(data))
+        self._size += len(data)
         self._push()
+        while self._size > FEED_LIMIT:
+            self._room.clear()
+            await self._room.wait()
 
     def end(self) -> None:
         self._ended = True
@@ -69,11 +79,16 @@ class _Feed:
                 return
             except OSError:
                 self._waiting.clear()
+                self._size = 0
                 break
+            self._size -= written
+            if self._size <= FEED_LIMIT:
+                self._room.set()
             if written < len(self._waiting[0]):
                 self._waiting[0] = self._waiting[0][written:]
             else:
                 self._waiting.popleft()
+        self._room.set()
         loop.remove_writer(descriptor)
         if self._ended and self._process.stdin is not None and self._process.stdin != self._process.stdout:
             os.close(descriptor)
