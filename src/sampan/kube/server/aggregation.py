@@ -318,14 +318,13 @@ class Aggregation:
         identity = _identity(user)
         if wants_upgrade(request):
             return await tunnel(request, backend, request.raw_path, self._clock, headers=identity)
-        headers = [(name, value) for name, value in forwarded(request) if not name.lower().startswith("x-remote-")]
         import aiohttp
 
         try:
             async with self._http().request(
                 request.method,
                 exact(f"https://{backend}{request.raw_path}"),
-                headers=[*headers, *identity],
+                headers=[*forwarded(request), *identity],
                 data=request.content if request.can_read_body else None,
                 ssl=backend.context or False,
                 server_hostname=backend.server_name,

@@ -16,6 +16,16 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 
 
+_IDENTITY = ("x-remote-", "impersonate-")
+"""How the headers begin in which an API server and its clients say who asks: what a client wrote there was judged here, and must
+not reach a server that would take it for our word."""
+
+
+def travels(name: str) -> bool:
+    """Whether a request header of this name may be passed on to another server."""
+    return not name.lower().startswith(_IDENTITY)
+
+
 def exact(url: str) -> Any:
     """A URL that is sent as it is written."""
     from yarl import URL
@@ -24,8 +34,10 @@ def exact(url: str) -> Any:
 
 
 def forwarded(request: web.BaseRequest) -> list[tuple[str, str]]:
-    """The request headers that travel on; credentials and what belongs to this connection stay behind."""
-    return [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP]
+    """The request headers that travel on; credentials, identities and what belongs to this connection stay behind."""
+    return [
+        (name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP and travels(name)
+    ]
 
 
 async def relay(

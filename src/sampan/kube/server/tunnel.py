@@ -16,6 +16,7 @@ from aiohttp import web
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
+from sampan.kube.server.relay import travels
 from sampan.kube.status import ApiError, internal
 
 HEAD_LIMIT = 64 * 1024
@@ -125,6 +126,8 @@ def _head(
     lines = [f"{request.method} {path} HTTP/1.1", f"Host: {backend}"]
     for name, value in request.headers.items():
         lowered = name.lower()
+        if not travels(name):
+            continue
         if lowered not in _DROPPED or (keep_authorization and lowered == "authorization"):
             lines.append(f"{name}: {value}")
     lines += [f"{name}: {value}" for name, value in headers]
