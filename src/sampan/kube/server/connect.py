@@ -24,6 +24,7 @@ from sampan.kube.server.routing import Target
 from sampan.kube.server.tunnel import Backend, dial_problem, error_text, tunnel, wants_upgrade
 from sampan.kube.server.verbs import Api
 from sampan.kube.status import FieldError, bad_request, internal, invalid, not_found, unavailable
+from sampan.kube.types.duration import parse_time
 from sampan.kube.types.resource import ResourceType
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class KubeletConnector:
         self._clock = clock
         self.context: ssl.SSLContext | None = None
         """Trusts the kubelets' authority and presents the API server's client certificate; None: plain HTTP."""
+        self._unknown: ssl.SSLContext | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -123,13 +125,22 @@ class KubeletConnector:
         path = target.rest or "/"
         if type.resource == NODES:
             backend = self._kubelet(name)
-            return (Backend(backend.host, int(port), backend.context) if port.isdecimal() else backend), path
-        context = self.context if scheme == "https" else None
+            return (Backend(backend.host, _port(port), backend.context) if port else backend), path
+        context = self._anybody() if scheme == "https" else None
         if type.resource == PODS:
             host, number_ = self._pod_address(target.namespace, name, port)
         else:
             host, number_ = self._endpoint(target.namespace, name, port)
         return Backend(host, number_, context), path
+
+    def _anybody(self) -> ssl.SSLContext:
+        """TLS to what users run: it presents nothing, for our certificate is worth everything to a kubelet, and a pod on the
+        host's network has the kubelet's address; nor does it ask who answers, as upstream's proxy does not."""
+        if self._unknown is None:
+            self._unknown = ssl.create_default_context()
+            self._unknown.check_hostname = False
+            self._unknown.verify_mode = ssl.CERT_NONE
+        return self._unknown
 
     def _pod_address(self, namespace: str, name: str, port: str) -> tuple[str, int]:
         pod = self._api.cache.get(PODS, namespace, name)
@@ -140,7 +151,7 @@ class KubeletConnector:
             raise bad_request("address not allowed")
         ports = [p for c in pod["spec"]["containers"] for p in c.get("ports") or ()]
         if port.isdecimal():
-            return address, int(port)
+            return address, _port(port)
         for candidate in ports:
             if not port or candidate.get("name") == port:
                 return address, int(candidate["containerPort"])
@@ -243,6 +254,13 @@ class KubeletConnector:
             raise unavailable(f"error trying to reach service: {error}") from None
 
 
+def _port(text: str) -> int:
+    """A port's number. Raises ApiError 400."""
+    if not text.isdecimal() or len(text) > 5 or not 0 < int(text) < 65536:
+        raise bad_request(f"invalid port {text[:40]!r}: it is a number between 1 and 65535")
+    return int(text)
+
+
 def _split_name(name: str) -> tuple[str, str, str]:
     """(scheme, name, port) of ``[scheme:]name[:port]``."""
     parts = name.split(":")
@@ -283,6 +301,11 @@ def _check_log(query: Query, name: str) -> None:
         if value is not None and value < least:
             message = f"Invalid value: {value}: must be greater than {'or equal to ' if not least else ''}0"
             raise invalid("", "PodLogOptions", name, [FieldError(option, "FieldValueInvalid", message)])
+    if since := text(query, "sinceTime"):
+        try:
+            parse_time(since)
+        except ValueError:
+            raise bad_request(f'parsing time "{since}" as "2006-01-02T15:04:05Z07:00": it is not RFC 3339') from None
     if text(query, "sinceSeconds") and text(query, "sinceTime"):
         message = "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
         raise invalid("", "PodLogOptions", name, [FieldError("", "FieldValueForbidden", message)])

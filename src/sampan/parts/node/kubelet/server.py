@@ -47,6 +47,8 @@ PORT_FORWARD = "portforward.k8s.io"
 TUNNEL = f"SPDY/3.1+{PORT_FORWARD}"
 MESSAGE_LIMIT = 64 * 1024 * 1024
 """Bytes in one WebSocket message: some clients send a whole file as one."""
+LONGEST_SINCE = 20 * 365 * 86400
+"""Seconds a log may be asked to look back; nothing here is older."""
 OPEN = frozenset({"/healthz"})
 MASTERS = "system:masters"
 
@@ -166,11 +168,14 @@ class KubeletServer:
         query = request.query
 
         def number(name: str) -> int | None:
-            return int(query[name]) if query.get(name, "").lstrip("-").isdecimal() else None
+            return int(query[name][:20]) if query.get(name, "").isdecimal() else None
 
-        since = parse_time(query["sinceTime"]) if query.get("sinceTime") else None
+        try:
+            since = parse_time(query["sinceTime"]) if query.get("sinceTime") else None
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"sinceTime: {error}") from None
         if (seconds := number("sinceSeconds")) is not None:
-            since = self._agent.clock.now() - timedelta(seconds=seconds)
+            since = self._agent.clock.now() - timedelta(seconds=min(seconds, LONGEST_SINCE))
         previous = query.get("previous") == "true"
         attempt = state.restarts - (1 if previous else 0)
         if previous and state.restarts < 1:
