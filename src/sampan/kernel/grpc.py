@@ -641,7 +641,7 @@ _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 def _timeout(text: str) -> float | None:
     unit = _UNITS.get(text[-1])
-    return int(text[:-1]) * unit if unit is not None and text[:-1].isdigit() and len(text) <= 9 else None
+    return int(text[:-1]) * unit if unit is not None and text[:-1].isdecimal() and len(text) <= 9 else None
 
 
 def _literal(name: str, value: str) -> bytes:
