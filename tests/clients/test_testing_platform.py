@@ -53,12 +53,19 @@ def test_two_platforms_live_side_by_side_and_leave_nothing() -> None:
 
 
 def test_autojump_lives_through_a_day_at_once() -> None:
-    with sampan.testing.Platform(parts=PARTS, clock="frozen") as platform:
+    with sampan.testing.Platform(parts=PARTS, clock="frozen", event_loop="asyncio") as platform:
         begin = platform.clock.time()
         with platform.clock.autojump(limit=86400.5):
             while platform.clock.time() < begin + 86400:
                 pass
         assert rang(platform) == 24
+
+
+def test_it_runs_on_the_products_event_loop_which_no_clock_can_jump_on() -> None:
+    with sampan.testing.Platform(parts=PARTS) as platform:
+        assert platform.call(lambda: type(asyncio.get_running_loop()).__module__) == "uvloop"
+        with pytest.raises(RuntimeError, match='takes event_loop="asyncio"'), platform.clock.autojump():
+            pass
 
 
 async def test_it_also_lives_in_the_running_loop(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ def autojump(clock: Clock, *, grace: float = 0.0, limit: float | None = None) ->
     loop = asyncio.get_running_loop()
     inner = getattr(loop, "_selector", None)
     if not isinstance(inner, selectors.BaseSelector):
-        raise RuntimeError(f"autojump needs asyncio's own event loop; this one is {type(loop).__name__}")
+        raise RuntimeError(
+            f"autojump needs asyncio's own event loop; this one is {type(loop).__module__}'s "
+            '(sampan.testing.Platform takes event_loop="asyncio")'
+        )
     run_in_executor = loop.run_in_executor
     end = None if limit is None else clock.monotonic() + limit
 

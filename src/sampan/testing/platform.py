@@ -1,7 +1,8 @@
 """`Platform`: the real platform, in this process, for the length of a ``with`` block.
 
-Everything is what ``sampan up`` runs, but for three things: all parts share this process (so a test starts in a fraction of a
-second), ports are free ones, and the data directory is a temporary one that goes with the platform.
+Everything is what ``sampan up`` runs, its event loop (uvloop) included, but for three things: all parts share this process (so
+a test starts in a fraction of a second), ports are free ones, and the data directory is a temporary one that goes with the
+platform.
 
 Used with ``with``, the platform lives on a thread of its own, because a test that blocks (on a subprocess, on a synchronous
 client) would otherwise block the very server it waits for. Used with ``async with``, it lives in the running event loop.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from sampan.kernel.autojump import autojump
 from sampan.kernel.clock import Clock
@@ -73,6 +74,9 @@ class SteeredClock:
 
         ``limit``: platform seconds to jump at most; a platform always has some periodic work, so without a limit its time
         runs as fast as it can.
+
+        Raises:
+            RuntimeError: the platform runs on uvloop, which waits in C; give it ``event_loop="asyncio"``.
         """
         stack = ExitStack()
         self._platform.call(lambda: stack.enter_context(autojump(self._clock, grace=grace, limit=limit)))
@@ -87,6 +91,8 @@ class Platform:
 
     ``only`` and ``without`` choose parts; ``settings`` maps ``part.field`` to values; ``parts`` replaces the known parts;
     ``clock`` is ``"real"``, ``"frozen"`` (at the machine's time of day) or a `Clock`; ``data_dir`` keeps the data.
+    ``event_loop`` is the one that ``with`` runs the platform on: the product's own, or asyncio's, which a clock that jumps by
+    itself (`SteeredClock.autojump`) needs.
     """
 
     def __init__(
@@ -99,11 +105,13 @@ class Platform:
         data_dir: Path | None = None,
         parts: Mapping[str, str | type[Part[Any]]] | None = None,
         one_process: bool = True,
+        event_loop: Literal["uvloop", "asyncio"] = "uvloop",
     ) -> None:
         if parts is None:
             from sampan.parts import PARTS
 
             parts = PARTS
+        self._event_loop = event_loop
         self._given_clock = clock
         self._parts = parts
         self._options: dict[str, Any] = {
@@ -197,7 +205,7 @@ class Platform:
         started = threading.Event()
 
         def live() -> None:
-            with asyncio.Runner() as runner:
+            with asyncio.Runner(loop_factory=_loop_factory(self._event_loop)) as runner:
                 self._loop = runner.get_loop()
                 try:
                     runner.run(self._start())
@@ -251,6 +259,14 @@ class Platform:
             await self.kernel.stop()
         finally:
             self._folder.close()
+
+
+def _loop_factory(event_loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if event_loop == "asyncio":
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 def _flag(name: str, value: object) -> str:

@@ -8,7 +8,8 @@
 | ``kube`` | function | an asyncio client of its Kubernetes API (where pytest-asyncio is installed) |
 | ``kubeconfig`` | function | path of the platform's kubeconfig, also set as KUBECONFIG for what the test starts |
 
-The platform runs on a thread of its own, so these work in synchronous and asynchronous tests alike.
+The platform runs on a thread of its own, so these work in synchronous and asynchronous tests alike; on uvloop, as the product
+does, but for tests that take ``clock``, since a clock that jumps by itself needs asyncio's own event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "sampan(only, without, settings, clock): how the test's platform is to be (sampan.testing.Platform)"
+        "markers",
+        "sampan(only, without, settings, clock, event_loop): how the test's platform is to be (sampan.testing.Platform)",
     )
 
 
@@ -41,7 +43,9 @@ def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
     from sampan.testing.platform import Platform
 
     marker = request.node.get_closest_marker("sampan")
-    with Platform(**(marker.kwargs if marker is not None else {})) as running:
+    wanted = dict(marker.kwargs) if marker is not None else {}
+    wanted.setdefault("event_loop", "asyncio" if "clock" in request.fixturenames else "uvloop")
+    with Platform(**wanted) as running:
         yield running
 
 

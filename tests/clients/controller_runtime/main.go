@@ -200,6 +200,7 @@ func errorsAreTyped(ctx context.Context, clients kubernetes.Interface, namespace
 		return createErr
 	}
 	_, again := clients.CoreV1().Secrets(namespace).Create(ctx, secret, metav1.CreateOptions{})
+	defer clients.CoreV1().Secrets(namespace).Delete(ctx, "twice", metav1.DeleteOptions{})
 	made.ResourceVersion = "1"
 	made.Data["a"] = []byte{1}
 	_, stale := clients.CoreV1().Secrets(namespace).Update(ctx, made, metav1.UpdateOptions{})
