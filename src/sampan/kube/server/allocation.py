@@ -134,6 +134,9 @@ class ServiceAllocator:
             for port in spec.get("ports") or ():
                 if port.get("nodePort") in held:
                     port.pop("nodePort", None)
+        if kind == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local":
+            self._health_check(allocation, key, spec, before)
+        elif spec.get("healthCheckNodePort") == before.get("healthCheckNodePort"):
             spec.pop("healthCheckNodePort", None)
 
     def _reserve(self, allocation: Allocation, item: str | tuple[int, str]) -> None:
@@ -225,6 +228,24 @@ class ServiceAllocator:
             chosen.setdefault(wanted, set()).add(protocol)
             self._reserve(allocation, (wanted, protocol))
             port["nodePort"] = wanted
+
+    def _health_check(self, allocation: Allocation, key: str, spec: dict[str, Any], before: Mapping[str, Any]) -> None:
+        """The port on which a node tells load balancers whether it has endpoints of its own."""
+        held = before.get("healthCheckNodePort")
+        wanted = spec.get("healthCheckNodePort") or held
+        path = "spec.healthCheckNodePort"
+        if wanted and wanted != held and not self._free((wanted, "TCP"), key):
+            message = f"Internal error: failed to allocate requested HealthCheck NodePort {wanted}: provided port is already allocated"
+            allocation.errors.append(FieldError(path, "InternalError", message))
+            return
+        if not wanted:
+            wanted = self._choose_port("TCP", {})
+        if wanted is None:
+            message = "Internal error: failed to allocate a HealthCheck NodePort: range is full"
+            allocation.errors.append(FieldError(path, "InternalError", message))
+            return
+        self._reserve(allocation, (wanted, "TCP"))
+        spec["healthCheckNodePort"] = wanted
 
     def _choose_port(self, protocol: str, chosen: Mapping[int, set[str]]) -> int | None:
         count = len(NODE_PORTS)
