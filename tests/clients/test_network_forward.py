@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -211,6 +212,51 @@ async def _ingress(client: HttpClient, name: str) -> Any:
     return ((await client.get(SERVICES, name, "default")).get("status") or {}).get("loadBalancer", {}).get("ingress")
 
 
+async def test_a_load_balancer_keeps_strangers_out_and_its_health_is_told() -> None:
+    settings = {"kubernetes.store": "memory"}
+    async with (
+        sampan.testing.Platform(only=["kubernetes", "network"], settings=settings) as platform,
+        platform.client() as client,
+        _echo("hello") as server,
+    ):
+        port = _free()
+        wanted = _service("web", "LoadBalancer", port, loadBalancerSourceRanges=["10.0.0.0/8"])
+        wanted["spec"]["externalTrafficPolicy"] = "Local"
+        made = await client.create(SERVICES, wanted, "default")
+        check = made["spec"]["healthCheckNodePort"]
+        assert (await _until(lambda: _health(check)))[0] == 503
+        await client.create(ENDPOINT_SLICES, _slice("web", server), "default")
+        (given,) = await _until(lambda: _ingress(client, "web"))
+
+        async def kept_out() -> bool:
+            try:
+                return await _say(given["ip"], port) == b""
+            except ConnectionResetError:
+                return True
+
+        assert await _until(kept_out)
+        status, told = await _health(check)
+        assert (status, told["localEndpoints"]) == (200, 1)
+        await client.patch(SERVICES, "web", {"spec": {"loadBalancerSourceRanges": ["127.0.0.0/8"]}}, "default")
+        assert await _until(lambda: _say(given["ip"], port)) == b"hello"
+        await client.delete(SERVICES, "web", "default")
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await _health(check)
+                except OSError:
+                    break
+                await asyncio.sleep(0.02)
+
+
+async def _health(port: int) -> tuple[int, Any]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n")
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split()[1]), json.loads(body)
+
+
 async def test_node_ports_and_load_balancers_on_the_host() -> None:
     settings = {"kubernetes.store": "memory"}
     async with (
@@ -224,7 +270,7 @@ async def test_node_ports_and_load_balancers_on_the_host() -> None:
         node_port = made["spec"]["ports"][0]["nodePort"]
         assert await _until(lambda: _say("127.0.0.1", node_port)) == b"hello"
         (given,) = await _until(lambda: _ingress(client, "web"))
-        assert given["ip"].startswith("127.77.")
+        assert given["ip"].startswith("127.")
         assert await _until(lambda: _say(given["ip"], port)) == b"hello"
 
         # the second one gets another address, so it may have the same port

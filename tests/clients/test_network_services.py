@@ -85,6 +85,16 @@ async def _settled(ask: Callable[[], Awaitable[object]], wanted: object) -> None
             print(found)
 
 
+async def _listening(host: str, port: int) -> None:
+    """A pod without a readiness probe is ready before its program is."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return (await asyncio.open_connection(host, port))[1].close()
+            except OSError:
+                await asyncio.sleep(0.01)
+
+
 def _get(host: str, port: int) -> int:
     connection = http.client.HTTPConnection(host, port, timeout=10)
     connection.request("GET", "/")
@@ -113,6 +123,7 @@ async def test_pods_reach_services_by_name_and_policies_hold() -> None:
         made = await client.create(SERVICES, service, "default")
         address = made["spec"]["clusterIP"]
         web = await _until_pod(client, "web", "Running")
+        await _listening(web["status"]["podIP"], 8080)
 
         # names, the Service by name and address, the API server, a port that is not there
         assert await asker.ask(

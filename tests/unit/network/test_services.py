@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sampan.kube.objects import Object
-from sampan.parts.network.services import Backends, Frontend, frontends
+from sampan.parts.network.control.health import answer
+from sampan.parts.network.services import Backends, Frontend, Health, frontends, health_of
 
 
 def _service(*, labels: dict[str, str] | None = None, status: Object | None = None, **spec: Any) -> Object:
@@ -114,3 +116,37 @@ def test_clients_stay_for_three_hours_unless_told_otherwise() -> None:
     assert frontends(_service(sessionAffinity="ClientIP"), [])[VIP].affinity == 10800
     config = {"clientIP": {"timeoutSeconds": 60}}
     assert frontends(_service(sessionAffinity="ClientIP", sessionAffinityConfig=config), [])[VIP].affinity == 60
+
+
+def test_clients_of_a_load_balancer_may_have_to_come_from_somewhere() -> None:
+    status = {"loadBalancer": {"ingress": [{"ip": "127.77.1.1"}]}}
+    given: dict[str, Any] = {"type": "LoadBalancer", "externalIPs": ["192.0.2.1"]}
+    ranges = ["10.0.0.0/8", "127.0.0.1/32"]
+    found = frontends(_service(status=status, loadBalancerSourceRanges=ranges, **given), [])
+    assert found[Frontend("127.77.1.1", 80, "TCP")].sources == ("10.0.0.0/8", "127.0.0.1/32")
+    assert found[Frontend("192.0.2.1", 80, "TCP")].sources == found[VIP].sources == ()
+    everywhere = frontends(_service(status=status, loadBalancerSourceRanges=["0.0.0.0/0"], **given), [])
+    assert everywhere[Frontend("127.77.1.1", 80, "TCP")].sources == ()
+    annotated = _service(status=status, **given)
+    annotated["metadata"]["annotations"] = {"service.beta.kubernetes.io/load-balancer-source-ranges": "10.1.0.0/16, x"}
+    assert frontends(annotated, [])[Frontend("127.77.1.1", 80, "TCP")].sources == ("10.1.0.0/16",)
+
+
+def test_the_health_check_counts_ready_endpoints_of_this_node() -> None:
+    local: dict[str, Any] = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000}
+    slices = [_slice(_endpoint(ONE), _endpoint(TWO, ready=False), _endpoint(THREE, node="there"))]
+    assert health_of(_service(**local), slices, "here") == Health(31000, "default", "web", 1)
+    assert health_of(_service(**{**local, "externalTrafficPolicy": "Cluster"}), slices, "here") is None
+    assert health_of(_service(), slices, "here") is None
+
+
+def test_the_health_check_answers_in_kube_proxys_words() -> None:
+    status, body = answer(Health(31000, "default", "web", 2))
+    assert status == "200 OK"
+    assert json.loads(body) == {
+        "service": {"namespace": "default", "name": "web"},
+        "localEndpoints": 2,
+        "serviceProxyHealthy": True,
+    }
+    assert answer(Health(31000, "default", "web", 0))[0] == "503 Service Unavailable"
+    assert answer(None)[0] == "503 Service Unavailable"

@@ -27,6 +27,7 @@ from sampan.parts.network import loopback_address
 from sampan.parts.network.control import dns_service
 from sampan.parts.network.control.attachment import Attachment, is_loopback
 from sampan.parts.network.control.balancer import LoadBalancers
+from sampan.parts.network.control.health import HealthChecks
 from sampan.parts.network.control.mirroring import EndpointMirror
 from sampan.parts.network.control.policies import NetworkPolicies
 from sampan.parts.network.control.proxy import ServiceProxy
@@ -63,7 +64,9 @@ class NetworkSettings(PartSettings, kw_only=True):
     )
     load_balancer_range: Annotated[
         str,
-        msgspec.Meta(description="addresses of load balancers; empty: a 127.77.N.0/24 that follows from the platform"),
+        msgspec.Meta(
+            description="addresses of load balancers; empty: a /24 of 127.64.0.0/12 that follows from the platform"
+        ),
     ] = ""
 
 
@@ -124,7 +127,8 @@ class NetworkPart(Part[NetworkSettings]):
             return backends.reach == "external" and is_loopback(frontend.address)
 
         await proxy.use(self._host, for_host)
-        for controller in (proxy, policies, balancers, EndpointMirror(control), attachment):
+        self._health = HealthChecks(control, settings.node_port_host, lambda: proxy.node)
+        for controller in (proxy, policies, balancers, EndpointMirror(control), attachment, self._health):
             await controller.start()
         count = gauge(context.metrics, "sampan_network_frontends", "Addresses and ports of Services.", ())
         count.set_function(lambda: len(proxy.frontends))
@@ -139,8 +143,8 @@ class NetworkPart(Part[NetworkSettings]):
 
     def _own_range(self) -> str:
         """Platforms side by side must not take each other's addresses."""
-        number = hashlib.sha256(str(self.context.root).encode()).digest()[0]
-        return f"127.77.{number}.0/24"
+        high, low = hashlib.sha256(str(self.context.root).encode()).digest()[:2]
+        return f"127.{64 + high % 16}.{low}.0/24"
 
     async def stop(self) -> None:
         """Close the sockets."""
@@ -149,6 +153,7 @@ class NetworkPart(Part[NetworkSettings]):
             self._names.close()
         if self._attachment is not None:
             self._host.close()
+            self._health.close()
             self._forwarders.close()
             if self._attachment.kernel is not None:
                 self._attachment.kernel.close()

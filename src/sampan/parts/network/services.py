@@ -18,6 +18,8 @@ Reach = Literal["cluster", "node", "external"]
 
 AFFINITY_SECONDS = 10800
 """How long a client stays with its endpoint (``sessionAffinity: ClientIP``) where the Service does not say."""
+SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
+"""The annotation that was there before ``spec.loadBalancerSourceRanges``."""
 _SKIPPED_LABELS = ("service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name")
 
 
@@ -41,6 +43,8 @@ class Backends(NamedTuple):
     """``cluster`` and ``external`` are addresses of their own; ``node`` is a port of the node."""
     name: str = ""
     """The Service's port, for messages."""
+    sources: tuple[str, ...] = ()
+    """Networks that clients must be in (``loadBalancerSourceRanges``); empty: from anywhere."""
 
 
 def endpoints_of(port: Mapping[str, Any], slices: Sequence[Object], node: str = "") -> tuple[tuple[str, int], ...]:
@@ -94,6 +98,46 @@ def affinity_of(service: Object) -> int:
     return seconds
 
 
+def source_ranges(service: Object) -> tuple[str, ...]:
+    """Networks a load balancer takes clients from; one that is none is left out, all of them mean everywhere."""
+    given = list(service["spec"].get("loadBalancerSourceRanges") or ())
+    if not given:
+        given = [one for one in dig(service, "metadata", "annotations", SOURCE_RANGES, default="").split(",") if one]
+    found = []
+    for one in given:
+        try:
+            found.append(str(ipaddress.ip_network(one.strip(), strict=False)))
+        except ValueError:
+            continue  # validation refuses it in the field; the annotation is free text
+    return () if "0.0.0.0/0" in found else tuple(dict.fromkeys(found))
+
+
+class Health(NamedTuple):
+    """What a load balancer asks the node about a Service of ``externalTrafficPolicy: Local``."""
+
+    port: int
+    namespace: str
+    name: str
+    local: int
+    """Ready endpoints on this node."""
+
+
+def health_of(service: Object, slices: Sequence[Object], node: str = "") -> Health | None:
+    """The health check of a Service that has one."""
+    spec, metadata = service["spec"], service["metadata"]
+    port = spec.get("healthCheckNodePort")
+    if not port or spec.get("type") != "LoadBalancer" or spec.get("externalTrafficPolicy") != "Local":
+        return None
+    here = {
+        address
+        for one in slices
+        for endpoint in one.get("endpoints") or ()
+        if is_ready(endpoint) and not (node and endpoint.get("nodeName") not in (None, node))
+        for address in endpoint["addresses"]
+    }
+    return Health(port, metadata["namespace"], metadata["name"], len(here))
+
+
 def is_ipv4(address: str) -> bool:
     """The text is an IPv4 address."""
     try:
@@ -124,7 +168,8 @@ def frontends(
         for one in dig(service, "status", "loadBalancer", "ingress", default=())
         if is_ipv4(one.get("ip") or "") and one.get("ipMode") != "Proxy"
     ]
-    external = [*balancers, *(address for address in spec.get("externalIPs") or () if is_ipv4(address))]
+    external = [address for address in spec.get("externalIPs") or () if is_ipv4(address)]
+    sources = source_ranges(service)
     metadata = service["metadata"]
     for port in spec.get("ports") or ():
         protocol = port.get("protocol") or "TCP"
@@ -139,6 +184,8 @@ def frontends(
             made[Frontend(address, port["port"], protocol)] = inner
         for address in external:
             made[Frontend(address, port["port"], protocol)] = outer._replace(reach="external")
+        for address in balancers:
+            made[Frontend(address, port["port"], protocol)] = outer._replace(reach="external", sources=sources)
         if port.get("nodePort"):
             for address in node_addresses:
                 made[Frontend(address, port["nodePort"], protocol)] = outer._replace(reach="node")

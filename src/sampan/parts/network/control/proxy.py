@@ -34,7 +34,8 @@ class Route(NamedTuple):
     takes: Takes
 
 
-def _service_keys(one: Object) -> list[Key]:
+def service_keys(one: Object) -> list[Key]:
+    """The Services an EndpointSlice belongs to."""
     return [Key(*key.split("/", 1)) for key in service_of(one)]
 
 
@@ -54,7 +55,7 @@ class ServiceProxy(Controller):
         self.informer(ENDPOINT_SLICES).add_index(BY_SERVICE, service_of)
 
     def sources(self) -> list[Source]:
-        return [For(SERVICES), Watches(ENDPOINT_SLICES, _service_keys)]
+        return [For(SERVICES), Watches(ENDPOINT_SLICES, service_keys)]
 
     @property
     def frontends(self) -> Mapping[Frontend, Backends]:

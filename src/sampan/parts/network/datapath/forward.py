@@ -14,6 +14,7 @@ import socket
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
 from sampan.kernel.clock import Clock, Timer
@@ -36,9 +37,18 @@ class Chooser:
     """Chooses an endpoint for each client of a frontend."""
 
     def __init__(self, clock: Clock, backends: Backends) -> None:
-        self.backends = backends
+        self.use(backends)
         self._clock = clock
         self._clients: OrderedDict[str, tuple[tuple[str, int], float]] = OrderedDict()
+
+    def use(self, backends: Backends) -> None:
+        """Choose among these from now on."""
+        self.backends = backends
+        self._sources = [ip_network(one) for one in backends.sources]
+
+    def admits(self, client: str) -> bool:
+        """The client is where it must be to be served."""
+        return not self._sources or any(ip_address(client) in one for one in self._sources)
 
     def choose(self, client: str) -> tuple[str, int] | None:
         """An endpoint, or None where there is none."""
@@ -86,7 +96,7 @@ class ForwardPath:
         if not backends.endpoints:
             await self.drop(frontend)
         elif forwarder is not None:
-            forwarder.chooser.backends = backends
+            forwarder.chooser.use(backends)
         else:
             kind = _TcpForwarder if frontend.protocol == "TCP" else _UdpForwarder
             made = kind(self._clock, self._tasks, Chooser(self._clock, backends))
@@ -122,6 +132,9 @@ class _TcpForwarder:
             self._server.close()
 
     def _opened(self, client: _Side) -> None:
+        if not self.chooser.admits(client.peer):
+            client.abort()
+            return
         try:
             self._tasks.start("forward", self._connect(client))
         except RuntimeError:  # the platform is going down
@@ -247,7 +260,7 @@ class _UdpForwarder(asyncio.DatagramProtocol):
         if client is None or client.endpoint not in self.chooser.backends.endpoints:
             if client is not None:
                 client.close()
-            endpoint = self.chooser.choose(addr[0])
+            endpoint = self.chooser.choose(addr[0]) if self.chooser.admits(addr[0]) else None
             if endpoint is None:
                 return
             client = self._clients[addr] = _UdpClient(self, addr, endpoint, self._clock)
