@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,19 @@ from tests.clients.kubectl import Command, kubectl
 
 NODE = "worker"
 HEARTBEAT = 10.0
-_subnets = itertools.count(1)
+
+
+def _claim() -> tuple[int, socket.socket]:
+    """A second byte of 127/8 that no other test on this machine uses, as long as the socket lives."""
+    for number in range(100, 250):
+        holder = socket.socket()
+        try:
+            holder.bind((f"127.{number}.255.254", 9))
+        except OSError:
+            holder.close()
+            continue
+        return number, holder
+    raise RuntimeError("every subnet is taken")
 
 
 @dataclass
@@ -131,7 +144,7 @@ class PodPlayer(Controller):
         super().__init__(context)
         self.servers: dict[str, PodServer] = {}
         """By pod uid, the ended ones too."""
-        self._subnet = next(_subnets) + 20 * (int(time.time() * 1000) % 10)
+        self._subnet, self._claimed = _claim()
         self._addresses = itertools.count(2)
 
     def sources(self) -> list[Source]:
@@ -145,6 +158,7 @@ class PodPlayer(Controller):
 
     async def close(self) -> None:
         """End the servers that still run."""
+        self._claimed.close()
         for server in self.servers.values():
             if server.grpc is not None:
                 await server.grpc.stop(None)
@@ -202,7 +216,7 @@ class PodPlayer(Controller):
             await self._report(pod, "Running", "", ended, ready=False)
             return
         number = next(self._addresses)
-        address = f"127.{100 + self._subnet % 100}.{number // 250}.{number % 250 + 1}"
+        address = f"127.{self._subnet}.{number // 250}.{number % 250 + 1}"
         running = {"running": {"startedAt": self._stamp()}}
         await self._report(pod, "Running", address, running, ready=False)
         await asyncio.sleep(float(play.get("play/start-after", 0)))

@@ -127,11 +127,11 @@ class AdminServer:
                 case "GET", "/traces":
                     from sampan.kernel.traces import summary
 
+                    traces = platform.traces
                     if (prefix := request.query.get("id")) is not None:
-                        return _json(platform.traces.find(prefix))
-                    return _json(
-                        [summary(one) for one in platform.traces.recent(int(request.query.get("limit", "20")))]
-                    )
+                        return _json(await traces.whole(traces.find(prefix)))
+                    recent = await traces.whole(traces.recent(int(request.query.get("limit", "20"))))
+                    return _json([summary(one) for one in recent])
         except (SampanError, msgspec.MsgspecError, ValueError) as error:
             return _json({"error": str(error)}, 400)
         return _json({"error": f"{request.method} {request.path} is not served here"}, 404)

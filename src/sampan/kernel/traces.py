@@ -3,14 +3,15 @@
 A trace is every span with the same trace id. `Traces` is an exporter of the core's `Tracer` and remembers the last `KEPT` traces
 in memory, for ``sampan trace``. Which ones it follows is decided where a trace enters (`Traces.follows`): every one while there
 are few, a bounded number a second when there are many, so that a load test costs next to nothing; a trace that was let pass
-once is let pass to its end, so that what is kept is whole.
+once is let pass to its end, so that what is kept is whole. Spans that are cheaper found later than kept come from those who were
+named to `Traces.ask`, when somebody looks.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -53,6 +54,10 @@ class Trace(msgspec.Struct):
         return min(self.spans, key=lambda span: (span.parent_id in known, span.start))
 
 
+Finder = Callable[[Collection[str]], Awaitable[list[Span]]]
+"""Finds the spans it knows of the traces with these ids."""
+
+
 class Traces:
     """The latest traces of one process."""
 
@@ -63,6 +68,19 @@ class Traces:
         self._tokens, self._filled = new_a_second, clock.monotonic()
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._passed: OrderedDict[str, None] = OrderedDict()
+        self._finders: dict[str, Finder] = {}
+
+    def ask(self, name: str, finder: Finder) -> None:
+        """Have ``finder`` add its spans to traces that are looked at, in the place of an earlier one of that name."""
+        self._finders[name] = finder
+
+    async def whole(self, traces: Sequence[Trace]) -> list[Trace]:
+        """These traces with the spans of all that were named to `ask`."""
+        found = {one.id: Trace(one.id, list(one.spans), one.dropped) for one in traces}
+        for finder in self._finders.values():
+            for span in await finder(found.keys()):
+                found[span.context.trace_id].spans.append(span)
+        return list(found.values())
 
     def follows(self, context: SpanContext) -> bool:
         """Whether the spans of this trace are kept; asked for the first time, it is decided."""
@@ -86,10 +104,6 @@ class Traces:
         context = SpanContext(os.urandom(16).hex(), os.urandom(8).hex())
         self._begin(context.trace_id)
         return context
-
-    def known(self, trace_id: str) -> bool:
-        """Whether this trace is being kept."""
-        return trace_id in self._traces
 
     def take(self, spans: Sequence[Span]) -> None:
         """Keep finished spans: an exporter."""

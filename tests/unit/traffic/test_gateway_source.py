@@ -6,7 +6,8 @@ import pytest
 
 from sampan.kube.objects import Key, Object
 from sampan.parts.traffic import resources
-from sampan.parts.traffic.control.publisher import refuse
+from sampan.parts.traffic.control.refusals import overlaid
+from sampan.parts.traffic.control.statuses import dated
 from sampan.parts.traffic.sources.gateway_api import Result
 from sampan.parts.traffic.xds import schema
 from tests.unit.traffic.world_made import MadeWorld, gateway, http_route, listener, told
@@ -93,12 +94,13 @@ def test_statuses_of_other_controllers_are_kept_and_ours_go_with_the_gateway() -
     made.put(gateway("gw", listener()))
     theirs = {"parentRef": {"name": "else"}, "controllerName": "x.io/y", "conditions": []}
     ours = {"parentRef": {"name": "gw"}, "controllerName": "sampan.dev/gateway-controller", "conditions": []}
-    made.put({**http_route("r", "a"), "status": {"parents": [theirs, ours]}})
-    status = made.translate().statuses[resources.HTTP_ROUTES, Key("default", "r")]
+    current = {"parents": [theirs, ours]}
+    made.put({**http_route("r", "a"), "status": current})
+    status = dated(made.translate().statuses[resources.HTTP_ROUTES, Key("default", "r")], current, "now")
     assert [one["controllerName"] for one in status["parents"]] == ["x.io/y", "sampan.dev/gateway-controller"]
-    del made.world.gateways[Key("default", "gw")]  # type: ignore[attr-defined]
-    made.world.version += 1
-    assert made.translate().statuses[resources.HTTP_ROUTES, Key("default", "r")] == {"parents": [theirs]}
+    made.take(gateway("gw"))
+    status = dated(made.translate().statuses[resources.HTTP_ROUTES, Key("default", "r")], current, "now")
+    assert status == {"parents": [theirs]}
 
 
 def test_a_changed_service_is_noticed_by_routes_that_did_not_change() -> None:
@@ -146,13 +148,65 @@ def test_header_values_envoy_would_refuse_are_told(value: str) -> None:
 def test_what_envoy_refuses_is_told_on_the_listener_it_belongs_to() -> None:
     made = MadeWorld()
     made.put(gateway("gw", listener(), listener("other", 81)))
-    status = gateway_status(made.translate())
-    address = status["addresses"][0]["value"]
-    spec = made.world.gateways[Key("default", "gw")]["spec"]
-    refuse(status, spec, made.places, "10.0.0.1:80", "elsewhere")
-    refuse(status, spec, made.places, f"{address}:81", "cannot bind: Address already in use")
+    result = made.translate()
+    address = gateway_status(result)["addresses"][0]["value"]
+    rejected = {
+        (schema.LISTENER, "10.0.0.1:80"): ("1", "elsewhere"),
+        (schema.LISTENER, f"{address}:81"): ("1", "cannot bind: Address already in use"),
+    }
+    status = overlaid(made.source, result.statuses, rejected, {})[resources.GATEWAYS, Key("default", "gw")]
     good, bad = status["listeners"]
     assert told(good)["Programmed"] == "True Programmed"
     assert told(bad)["Programmed"] == "False Invalid"
     assert told(bad)["Accepted"] == "False PortUnavailable"
     assert told(status)["Programmed"] == "True Programmed"
+    assert told(gateway_status(result)["listeners"][1])["Programmed"] == "True Programmed", "the source's own is kept"
+
+
+def listener_set(name: str, *listeners: Object, namespace: str = "default", parent: str = "gw") -> Object:
+    return {
+        "kind": "ListenerSet",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"parentRef": {"name": parent, "namespace": "default"}, "listeners": list(listeners)},
+    }
+
+
+def set_status(result: Result, name: str, namespace: str = "default") -> Object:
+    return result.statuses[resources.LISTENER_SETS, Key(namespace, name)]
+
+
+def test_a_listener_set_needs_leave_and_yields_to_the_gateway_and_older_sets() -> None:
+    made = MadeWorld()
+    made.service("a")
+    made.put(gateway("shut", listener()), listener_set("extra", listener("more", 81), parent="shut"))
+    assert told(set_status(made.translate(), "extra"))["Accepted"] == "False NotAllowed"
+    made.put(gateway("gw", listener(), allowedListeners={"namespaces": {"from": "Same"}}))
+    made.put(listener_set("one", listener("dup", 80), listener("own", 81)))
+    made.put(listener_set("two", listener("late", 81), listener("alone", 82, hostname="x.com")))
+    made.put(listener_set("far", listener("far", 83), namespace="elsewhere"))
+    result = made.translate()
+    assert told(gateway_status(result)["listeners"][0])["Conflicted"] == "False NoConflicts"
+    assert gateway_status(result)["attachedListenerSets"] == 2
+    dup, own = set_status(result, "one")["listeners"]
+    assert told(dup)["Conflicted"] == "True HostnameConflict"
+    assert told(own)["Programmed"] == "True Programmed"
+    assert told(set_status(result, "one"))["Accepted"] == "True ListenersNotValid"
+    late, alone = set_status(result, "two")["listeners"]
+    assert told(late)["Accepted"] == "False HostnameConflict"
+    assert told(alone)["Accepted"] == "True Accepted"
+    assert told(set_status(result, "far", "elsewhere"))["Accepted"] == "False NotAllowed"
+
+
+def test_a_route_attaches_to_a_listener_set_by_name_and_not_to_its_gateway() -> None:
+    made = MadeWorld()
+    made.service("a")
+    made.put(gateway("gw", listener(), allowedListeners={"namespaces": {"from": "All"}}))
+    made.put(listener_set("extra", listener("more", 81)))
+    made.put(http_route("r", "a", parentRefs=[{"kind": "ListenerSet", "name": "extra"}]))
+    result = made.translate()
+    assert told(route_status(result, "r"))["Accepted"] == "True Accepted"
+    assert set_status(result, "extra")["listeners"][0]["attachedRoutes"] == 1
+    assert gateway_status(result)["listeners"][0]["attachedRoutes"] == 0
+    served = {(one.address, one.port) for one in result.listeners if one.hosts}
+    address = gateway_status(result)["addresses"][0]["value"]
+    assert served == {(address, 81), ("127.0.0.1", 9081)}

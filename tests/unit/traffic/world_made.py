@@ -11,12 +11,14 @@ from sampan.parts.traffic.model import Model
 from sampan.parts.traffic.places import Places
 from sampan.parts.traffic.references import Backends
 from sampan.parts.traffic.sources.gateway_api import CONTROLLER, GatewaySource, Result
-from sampan.parts.traffic.world import World
+from sampan.parts.traffic.world import Changes, World
 from sampan.parts.traffic.xds.snapshot import Snapshot
 
 FIELDS = {
     "Gateway": "gateways",
+    "ListenerSet": "listener_sets",
     "HTTPRoute": "http_routes",
+    "GRPCRoute": "grpc_routes",
     "TLSRoute": "tls_routes",
     "TCPRoute": "tcp_routes",
     "Service": "services",
@@ -41,8 +43,7 @@ class MadeWorld:
         self.places = Places("127.0.0.1", "test", lambda port, _: port + 9000, low_ports=low_ports)
         self.source = GatewaySource(self.places)
         self._builder = Builder(Path("gate.sock"))
-        self._recipes: dict[str, Any] = {}
-        self.backends = Backends(self.world, self._recipes)
+        self.backends = Backends(self.world)
 
     def put(self, *objects: Object) -> None:
         """Create or replace objects."""
@@ -51,8 +52,15 @@ class MadeWorld:
             made = {**one, "metadata": metadata}
             field = FIELDS.get(one["kind"], "gateway_classes")
             getattr(self.world, field)[Key.of(made)] = made
-            if not field.endswith("_routes"):
-                self.world.version += 1
+            self.world.note(field, Key.of(made))
+
+    def take(self, *objects: Object) -> None:
+        """Delete objects."""
+        for one in objects:
+            field = FIELDS[one["kind"]]
+            key = Key(one["metadata"].get("namespace", "default"), one["metadata"]["name"])
+            if getattr(self.world, field).pop(key, None) is not None:
+                self.world.note(field, key)
 
     def service(self, name: str, *ports: int, namespace: str = "default") -> None:
         """A Service with an endpoint 10.0.0.1 for every port."""
@@ -60,11 +68,14 @@ class MadeWorld:
         self.put({"kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": {"ports": entries}})
         key = Key(namespace, name)
         made = {"metadata": {}, "ports": entries, "endpoints": [{"addresses": ["10.0.0.1"]}]}
-        self.world.slices[key] = [made]  # type: ignore[index]
+        self.world.slices[key] = [made]
+        self.world.changed.endpoints.add(key)
 
     def translate(self) -> Result:
-        self.backends = Backends(self.world, self._recipes)
-        return self.source.translate(self.world, self.backends)
+        self.backends.follow()
+        result = self.source.translate(self.world, self.backends)
+        self.world.changed = Changes()
+        return result
 
     def snapshot(self) -> Snapshot:
         result = self.translate()

@@ -8,7 +8,7 @@ from typing import Any
 from sampan.kube.objects import Object
 
 GROUP = "gateway.networking.k8s.io"
-BUNDLE = "v1.4.0"
+BUNDLE = "v1.6.0"
 
 Schema = dict[str, Any]
 
@@ -555,25 +555,43 @@ _PENDING = {
     "reason": "Pending",
     "status": "Unknown",
 }
+LISTENER_STATUSES = many(
+    record(
+        {
+            "name": SECTION,
+            "supportedKinds": many(ROUTE_KIND, 8, atomic=True),
+            "attachedRoutes": {"type": "integer", "format": "int32"},
+            "conditions": CONDITIONS,
+        },
+        ("attachedRoutes", "conditions", "name"),
+    ),
+    64,
+    keys=("name",),
+)
 GATEWAY_STATUS = record(
     {
         "addresses": many(
             record({"type": text(default="IPAddress"), "value": text(low=1, high=253)}, ("value",)), 16, atomic=True
         ),
         "conditions": CONDITIONS | {"default": [{**_PENDING, "type": "Accepted"}, {**_PENDING, "type": "Programmed"}]},
-        "listeners": many(
-            record(
-                {
-                    "name": SECTION,
-                    "supportedKinds": many(ROUTE_KIND, 8, atomic=True),
-                    "attachedRoutes": {"type": "integer", "format": "int32"},
-                    "conditions": CONDITIONS,
-                },
-                ("attachedRoutes", "conditions", "name"),
-            ),
-            64,
-            keys=("name",),
+        "listeners": LISTENER_STATUSES,
+        "attachedListenerSets": {"type": "integer", "format": "int32"},
+    },
+    default={"conditions": [{**_PENDING, "type": "Accepted"}, {**_PENDING, "type": "Programmed"}]},
+)
+LISTENER_SET_SPEC = record(
+    {
+        "parentRef": record(
+            {"group": group(GROUP), "kind": kind("Gateway"), "namespace": NAMESPACE, "name": NAME}, ("name",)
         ),
+        "listeners": LISTENERS,
+    },
+    ("listeners", "parentRef"),
+)
+LISTENER_SET_STATUS = record(
+    {
+        "conditions": CONDITIONS | {"default": [{**_PENDING, "type": "Accepted"}, {**_PENDING, "type": "Programmed"}]},
+        "listeners": LISTENER_STATUSES,
     },
     default={"conditions": [{**_PENDING, "type": "Accepted"}, {**_PENDING, "type": "Programmed"}]},
 )
@@ -779,6 +797,15 @@ def all_definitions() -> list[Object]:
                 _column("Programmed", '.status.conditions[?(@.type=="Programmed")].status'),
             ],
             short=("gtw",),
+        ),
+        _definition(
+            "ListenerSet",
+            "listenersets",
+            ("v1",),
+            LISTENER_SET_SPEC,
+            LISTENER_SET_STATUS,
+            [accepted, _column("Programmed", '.status.conditions[?(@.type=="Programmed")].status')],
+            short=("lset",),
         ),
         _definition("HTTPRoute", "httproutes", both, HTTP_ROUTE_SPEC, ROUTE_STATUS, [_HOSTNAMES]),
         _definition("GRPCRoute", "grpcroutes", ("v1",), GRPC_ROUTE_SPEC, ROUTE_STATUS, [_HOSTNAMES]),

@@ -7,9 +7,14 @@ builder by comparing configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
+
+_versions = itertools.count(1)
+"""No two states of any host or listener have the same number."""
 
 
 class PathMatch(NamedTuple):
@@ -166,8 +171,7 @@ class Rule:
     """Breaks ties of `Match.precedence`: age, name, position."""
     name: str = ""
     """``kind/namespace/name`` of the object it comes from, for access logs."""
-    encoded: bytes | None = field(default=None, compare=False, repr=False)
-    """The route's wire form, kept by ``envoy.routes`` so that an unchanged rule is encoded once."""
+    wire: Wire = field(default_factory=lambda: Wire(), compare=False, repr=False)
     rank: tuple[Any, ...] = field(default=(), compare=False, repr=False)
     """Sort key: the match's precedence, then ``order``."""
 
@@ -176,11 +180,48 @@ class Rule:
 
 
 @dataclass(slots=True)
+class Wire:
+    """What became of a rule on its way to Envoy; lives as long as the rule does not change."""
+
+    encoded: bytes | None = None
+    """Its wire form, made by ``envoy.routes`` once."""
+    standing: Literal["new", "trusted", "waiting", "refused"] = "new"
+    """Whether Envoy has taken it, or refused something it was part of (see ``envoy.quarantine``)."""
+    reason: str = ""
+    """Why it is refused."""
+
+
+rank = attrgetter("rank")
+"""Sort key of rules: by precedence."""
+
+
+@dataclass(slots=True)
 class Host:
     """The rules of one host name (``*.example.com`` and ``*`` are patterns)."""
 
     domain: str
     rules: list[Rule] = field(default_factory=list)
+    version: int = field(default_factory=lambda: next(_versions), compare=False)
+    """Changes with the rules; the number of this state alone."""
+    _sorted: bool = field(default=False, compare=False)
+
+    def add(self, rules: Iterable[Rule]) -> None:
+        """Rules in any order."""
+        self.rules.extend(rules)
+        self.version, self._sorted = next(_versions), False
+
+    def remove(self, rules: Iterable[Rule]) -> None:
+        """Take these very rules away."""
+        gone = set(map(id, rules))
+        self.rules = [rule for rule in self.rules if id(rule) not in gone]
+        self.version = next(_versions)
+
+    def ordered(self) -> list[Rule]:
+        """The rules by precedence."""
+        if not self._sorted:
+            self.rules.sort(key=rank)
+            self._sorted = True
+        return self.rules
 
 
 class Certificate(NamedTuple):
@@ -213,10 +254,27 @@ class Listener:
     """Ask for client certificates signed by this authority."""
     client_required: bool = True
     """False: a missing or invalid client certificate is let through."""
+    shape: int = field(default_factory=lambda: next(_versions), compare=False)
+    """Changes with the set of hosts; the number of this state alone."""
 
     def host(self, domain: str) -> Host:
         """The host entry of a domain, made on first use."""
-        return self.hosts.setdefault(domain or "*", Host(domain or "*"))
+        name = domain or "*"
+        if name not in self.hosts:
+            self.hosts[name] = Host(name)
+            self.shape = next(_versions)
+        return self.hosts[name]
+
+    def reshaped(self) -> None:
+        """To be called when anything but the rules of hosts was changed after the listener was built into configuration."""
+        self.shape = next(_versions)
+
+    def drop_empty(self, domain: str) -> None:
+        """Forget a host without rules."""
+        name = domain or "*"
+        if name in self.hosts and not self.hosts[name].rules:
+            del self.hosts[name]
+            self.shape = next(_versions)
 
 
 class Endpoint(NamedTuple):

@@ -22,7 +22,7 @@ from sampan.kube.client.interface import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.status import ApiError
-from sampan.parts.traffic import definitions, resources, spans
+from sampan.parts.traffic import definitions, resources
 from sampan.parts.traffic.access import AccessLog
 from sampan.parts.traffic.control.publisher import Publisher
 from sampan.parts.traffic.dataplane import DataPlane
@@ -31,6 +31,7 @@ from sampan.parts.traffic.envoy.process import Envoy
 from sampan.parts.traffic.model import Certificate
 from sampan.parts.traffic.places import Places, low_ports
 from sampan.parts.traffic.sources import gateway_api, ingress
+from sampan.parts.traffic.spans import GatewaySpans
 from sampan.parts.traffic.xds.server import ControlPlane
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,6 @@ class TrafficPart(Part[TrafficSettings]):
     _publisher: Publisher
     _plane: DataPlane
     _access_log: AccessLog
-    _traces: Traces | None = None
     _came_up = False
     _asked_to_stop = False
 
@@ -110,8 +110,10 @@ class TrafficPart(Part[TrafficSettings]):
             sockets=context.sockets,
             outlive=settings.outlive,
         )
-        self._traces = context.find(Traces)
-        self._access_log = AccessLog(context.root / "logs" / "gateway.jsonl", context.clock)
+        self._access_log = AccessLog(context.root / "logs" / "gateway.jsonl", context.clock, self._envoy.reopen_logs)
+        self._access_log.path.parent.mkdir(parents=True, exist_ok=True)
+        if (traces := context.find(Traces)) is not None and settings.access_log:
+            traces.ask(self.name, GatewaySpans(self._access_log.path, context.clock).find)
         await self._envoy.find()
         choose = context.listeners.choose
         metrics = self._envoy.port("gateway.metrics", settings.metrics_port, choose)
@@ -124,7 +126,7 @@ class TrafficPart(Part[TrafficSettings]):
             self._envoy.xds_socket,
             context.clock,
             on_load=plane.loads.take,
-            on_access=self._access,
+            on_access=self._ended,
             load_interval=settings.load_interval,
         )
         self._control_plane.on_disconnect = plane.reset
@@ -153,7 +155,7 @@ class TrafficPart(Part[TrafficSettings]):
             plane.gate_socket,
             internal,
             self._default_certificate,
-            settings.access_log,
+            self._access_log.path if settings.access_log else None,
         )
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)
@@ -221,16 +223,10 @@ class TrafficPart(Part[TrafficSettings]):
                 await self._envoy.stop()
         if hasattr(self, "_control_plane"):
             await self._control_plane.stop()
-        if hasattr(self, "_access_log"):
-            await self._access_log.flush()
 
-    def _access(self, log_name: str, batch: Any) -> None:
+    def _ended(self, log_name: str, batch: Any) -> None:
         if log_name == SLOT_LOG:
             self._plane.slots(batch)
-        else:
-            self._access_log.take(batch)
-            if self._traces is not None:
-                spans.take(batch, self.context.tracer, self._traces, self.context.clock)
 
     def status(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"envoy": self._envoy.pid, "published": self._publisher.generation}

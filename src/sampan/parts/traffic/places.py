@@ -7,6 +7,7 @@ Ingresses are merged.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import socket
@@ -101,10 +102,11 @@ class Places:
 
 
 def low_ports() -> bool:
-    """Whether this process (and so Envoy) can listen on ports 80 and 443."""
+    """Whether this process (and so Envoy) has the right to listen on ports 80 and 443."""
     for port in (80, 443):
         try:
             socket.create_server((PROBE, port)).close()
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # another platform is trying just now: so it can be done
+                return False
     return True

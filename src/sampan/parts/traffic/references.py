@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from sampan.kube.objects import Key, Object, dig
@@ -51,17 +52,60 @@ def granted(world: World, origin: Origin, group: str, kind: str, target: Key) ->
     return False
 
 
-class Backends:
-    """Resolves backend references into clusters, each made once."""
+class Recipe(NamedTuple):
+    """How a cluster was asked for."""
 
-    def __init__(self, world: World, recipes: dict[str, Recipe] | None = None) -> None:
-        """``recipes``: how clusters were made before, for `again`; kept by the caller."""
+    service: Key
+    port: Object
+    grpc: bool
+    stream: Stream | None
+
+
+class Backends:
+    """Resolves backend references into clusters, each made once and kept while somebody holds it."""
+
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._recipes = {} if recipes is None else recipes
+        self._version = -1
+        self._recipes: dict[str, Recipe] = {}
+        self._by_service: dict[Key, set[str]] = {}
+        self._holders: Counter[str] = Counter()
         self.made: dict[str, Backend] = {}
         self.used: set[str] = set()
         """Clusters asked for; the caller empties it to see which a piece of work needs."""
+        self.asked: set[Key] = set()
+        """Services asked for, also those that do not exist; likewise."""
         self.policies = TlsPolicies(world)
+
+    def follow(self) -> None:
+        """Bring the clusters in step with the world's changes; to be called before anything is resolved."""
+        if self._version != self._world.version:
+            self._version = self._world.version
+            self.policies = TlsPolicies(self._world)
+            services = set(self._by_service)
+        else:
+            services = self._world.changed.services | self._world.changed.endpoints
+        for service in services:
+            for name in self._by_service.get(service, ()):
+                recipe = self._recipes[name]
+                port = self._world.service_port(service, recipe.port["port"], recipe.stream or "TCP")
+                if port is not None:  # else whoever holds it looks at the Service anew, too
+                    self._make(name, recipe._replace(port=port))
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Keep these clusters until they are released as often."""
+        self._holders.update(names)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let go of clusters; those nobody holds are forgotten."""
+        for name in names:
+            self._holders[name] -= 1
+            if self._holders[name] <= 0:
+                del self._holders[name], self.made[name]
+                service = self._recipes.pop(name).service
+                self._by_service[service].discard(name)
+                if not self._by_service[service]:
+                    del self._by_service[service]
 
     def resolve(
         self, origin: Origin, reference: Mapping[str, Any], *, grpc: bool = False, stream: Stream | None = None
@@ -71,6 +115,7 @@ class Backends:
         key = Key(reference.get("namespace") or origin.namespace, reference["name"])
         if (group, kind) != ("", "Service"):
             return Problem("InvalidKind", f"backend kind {group}/{kind} is not supported")
+        self.asked.add(key)
         if not granted(self._world, origin, group, kind, key):
             return Problem("RefNotPermitted", f"Service {key} may not be referred to from namespace {origin.namespace}")
         if reference.get("port") is None:
@@ -81,41 +126,32 @@ class Backends:
             return Problem("BackendNotFound", f"{what} does not exist")
         return self.cluster(key, port, grpc=grpc, stream=stream)
 
-    def again(self, name: str) -> None:
-        """Make a cluster that was made before for Services that did not change since."""
-        if name not in self.made:
-            recipe = self._recipes[name]
-            self.cluster(recipe.service, recipe.port, grpc=recipe.grpc, stream=recipe.stream)
-
     def cluster(self, service: Key, port: Object, *, grpc: bool = False, stream: Stream | None = None) -> str:
         """The cluster of a Service port; one per protocol it is spoken to in."""
         protocol = "tcp" if stream else _protocol(port, grpc=grpc)
-        number = port["port"]
         suffix = f"/{stream.lower()}" if stream else {"http1": "", "h2c": "/h2"}[protocol]
-        name = f"{service.namespace}/{service.name}/{number}{suffix}"
+        name = f"{service.namespace}/{service.name}/{port['port']}{suffix}"
         self.used.add(name)
+        self.asked.add(service)
         if name not in self.made:
-            self._recipes[name] = Recipe(service, port, grpc, stream)
-            tls, broken = self.policies.upstream_tls(service, port) if not stream else (None, False)
-            affinity = dig(self._world.services.get(service), "spec", "sessionAffinity") == "ClientIP"
-            self.made[name] = Backend(
-                name,
-                self._world.endpoints(service, port),
-                protocol=protocol,  # type: ignore[arg-type]
-                tls=tls,
-                broken=broken,
-                affinity=affinity,
-            )
+            self._by_service.setdefault(service, set()).add(name)
+            self._make(name, Recipe(service, port, grpc, stream))
         return name
 
-
-class Recipe(NamedTuple):
-    """How a cluster was asked for."""
-
-    service: Key
-    port: Object
-    grpc: bool
-    stream: Stream | None
+    def _make(self, name: str, recipe: Recipe) -> None:
+        self._recipes[name] = recipe
+        service, port, _, stream = recipe
+        tls, broken = self.policies.upstream_tls(service, port) if not stream else (None, False)
+        made = Backend(
+            name,
+            self._world.endpoints(service, port),
+            protocol="tcp" if stream else "h2c" if name.endswith("/h2") else "http1",
+            tls=tls,
+            broken=broken,
+            affinity=dig(self._world.services.get(service), "spec", "sessionAffinity") == "ClientIP",
+        )
+        if made != self.made.get(name):
+            self.made[name] = made
 
 
 def _protocol(port: Mapping[str, Any], *, grpc: bool) -> str:
@@ -190,7 +226,7 @@ def authority_bundle(world: World, key: Key) -> bytes | Problem:
     """The PEM bundle of CA certificates in a ConfigMap's ``ca.crt``."""
     from cryptography import x509  # eight megabytes that most platforms never need
 
-    text = dig(world.config_maps.get(key), "data", "ca.crt")
+    text = dig(world.config_map(key), "data", "ca.crt")
     if not text:
         return Problem("InvalidCACertificateRef", f"ConfigMap {key} does not exist or has no ca.crt")
     try:
@@ -233,7 +269,7 @@ def certificate(world: World, origin: Origin, reference: Mapping[str, Any]) -> C
         return Problem("InvalidCertificateRef", f"certificate kind {group}/{kind} is not supported")
     if not granted(world, origin, group, kind, key):
         return Problem("RefNotPermitted", f"Secret {key} may not be referred to from namespace {origin.namespace}")
-    secret = world.secrets.get(key)
+    secret = world.secret(key)
     if secret is None:
         return Problem("InvalidCertificateRef", f"Secret {key} does not exist")
     return read_certificate(key, secret)

@@ -6,6 +6,7 @@ _GROUP = "gateway.networking.k8s.io"
 
 GATEWAY_CLASSES = Resource(_GROUP, "v1", "gatewayclasses")
 GATEWAYS = Resource(_GROUP, "v1", "gateways")
+LISTENER_SETS = Resource(_GROUP, "v1", "listenersets")
 HTTP_ROUTES = Resource(_GROUP, "v1", "httproutes")
 GRPC_ROUTES = Resource(_GROUP, "v1", "grpcroutes")
 TLS_ROUTES = Resource(_GROUP, "v1", "tlsroutes")

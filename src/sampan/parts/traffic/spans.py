@@ -1,51 +1,99 @@
-"""The gateway's share of a trace: an access-log entry whose trace the platform keeps, as a span.
+"""The gateway's share of a trace: the lines of its access log that belong to it, as spans.
 
-Envoy makes no spans of its own here. An entry carries the request's ``traceparent`` where the client sent one, and always its
-``x-request-id``; what stands behind the gateway follows either (the application has to pass one of them on), so the trace is known
-by the time the entry comes. Entries of other requests cost a look-up.
+Envoy makes no spans of its own here. A line carries the request's ``traceparent`` where the client sent one, and always its
+``x-request-id``; what stands behind the gateway follows either (the application has to pass one of them on). The log is read only
+when somebody looks at a trace, so a request costs nothing more.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
+import asyncio
+import hashlib
+import re
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
 
 from sampan.kernel.clock import Clock, machine_time
-from sampan.kernel.telemetry import Span, SpanContext, Tracer, of_request_id
-from sampan.kernel.traces import Traces
-from sampan.parts.traffic.access import METHODS
+from sampan.kernel.telemetry import Span, SpanContext, of_request_id
+
+LOOKED_THROUGH = 16 << 20
+"""Bytes at the log's end that are searched for a trace."""
+IDENTITY = re.compile(rb'"(?:request_id":"([0-9A-Fa-f-]{36})"|traceparent":"[0-9a-f]{2}-([0-9a-f]{32})-)')
 
 
-def take(batch: Any, tracer: Tracer, traces: Traces, clock: Clock) -> None:
-    """Make the spans of a decoded StreamAccessLogsMessage."""
-    for entry in batch.http_logs.log_entry:
-        request = entry.request
-        parent = SpanContext.parse(request.request_headers.get("traceparent"))
-        context = parent or of_request_id(request.request_id)
-        if context is not None and traces.known(context.trace_id):
-            tracer.finish(span_of(entry, context, parent, clock))
+class Line(msgspec.Struct):
+    """What of a line of the access log a span needs (`traffic.envoy.access.FIELDS`); what Envoy did not know is null."""
+
+    time: str
+    milliseconds: int | None = None
+    method: str | None = None
+    host: str | None = None
+    path: str | None = None
+    status: int | None = None
+    cluster: str | None = None
+    upstream: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
 
-def span_of(entry: Any, context: SpanContext, parent: SpanContext | None, clock: Clock) -> Span:
-    """The span of one HTTPAccessLogEntry: a child of ``parent``, or what ``context`` names itself."""
-    common, request, status = entry.common_properties, entry.request, entry.response.response_code.value
-    ahead = clock.time() - machine_time()  # Envoy's times are the machine's
-    start = common.start_time.seconds * 10**9 + common.start_time.nanos + int(ahead * 1e9)
-    last = common.time_to_last_downstream_tx_byte
-    method = METHODS[request.request_method] if request.request_method < len(METHODS) else ""
-    upstream = common.upstream_remote_address.socket_address
+class GatewaySpans:
+    """Finds the gateway's spans of traces in its access log."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+
+    async def find(self, trace_ids: Collection[str]) -> list[Span]:
+        """The spans of these traces. Raises OSError where the log cannot be read."""
+        return await asyncio.to_thread(self._find, frozenset(trace_ids)) if trace_ids else []
+
+    def _find(self, trace_ids: frozenset[str]) -> list[Span]:
+        try:
+            with self._path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - LOOKED_THROUGH))
+                text = file.read(LOOKED_THROUGH)
+        except FileNotFoundError:
+            return []
+        ahead = round(self._clock.time() - machine_time(), 3)  # Envoy's times are the machine's
+        found: dict[int, Span] = {}
+        for match in IDENTITY.finditer(text):
+            trace_id = (match[1] or match[2]).replace(b"-", b"").decode().lower()
+            begin = text.rfind(b"\n", 0, match.start()) + 1
+            end = text.find(b"\n", match.end())
+            # a half line at either end is one that was cut off or is being written
+            if trace_id not in trace_ids or begin in found or end < 0 or text[begin : begin + 1] != b"{":
+                continue
+            if (span := span_of(msgspec.json.decode(text[begin:end], type=Line), ahead)) is not None:
+                found[begin] = span
+        return [span for span in found.values() if span.context.trace_id in trace_ids]
+
+
+def span_of(line: Line, ahead: float = 0.0) -> Span | None:
+    """The span of one request: a child of its ``traceparent``, or what its request id names itself.
+
+    ``ahead``: seconds by which the platform's clock is ahead of the machine's. None: the line names no trace.
+    """
+    parent = SpanContext.parse(line.traceparent)
+    context = parent or of_request_id(line.request_id)
+    if context is None:
+        return None
+    if parent is not None:  # the same request is the same span however often it is looked at
+        own = hashlib.sha256(f"{line.request_id}{line.time}".encode()).hexdigest()[:16]
+        context = SpanContext(parent.trace_id, own)
+    start = int((datetime.fromisoformat(line.time).timestamp() + ahead) * 1e9)
+    status = line.status or 0
     return Span(
-        name=f"{method} {request.path.partition('?')[0]}",
-        context=SpanContext(context.trace_id, os.urandom(8).hex()) if parent else context,
+        name=f"{line.method or ''} {(line.path or '').partition('?')[0]}",
+        context=context,
         parent_id=parent.span_id if parent else "",
         kind="server",
-        service=f"gateway {request.authority.partition(':')[0]}",
+        service=f"gateway {(line.host or '').partition(':')[0]}",
         start=start,
-        end=start + last.seconds * 10**9 + last.nanos,
-        attributes={
-            "status": status,
-            "cluster": common.upstream_cluster,
-            "upstream": f"{upstream.address}:{upstream.port_value}" if upstream.address else "",
-        },
+        end=start + (line.milliseconds or 0) * 10**6,
+        attributes={"status": status, "cluster": line.cluster or "", "upstream": line.upstream or ""},
         error=str(status) if status >= 500 else "",
     )

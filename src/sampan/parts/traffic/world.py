@@ -8,7 +8,24 @@ from dataclasses import dataclass, field
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.traffic.model import Endpoint
 
-Objects = Mapping[Key, Object]
+Objects = dict[Key, Object]
+
+ROUTE_KINDS = {"http_routes": "HTTPRoute", "grpc_routes": "GRPCRoute"}
+"""Fields whose objects are followed one by one: there may be thousands, and one of them changes."""
+LOOKED_UP = ("secrets", "config_maps")
+"""Fields of which only what somebody refers to matters."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What changed since the last publication, where it is followed object by object."""
+
+    routes: set[tuple[str, Key]] = field(default_factory=set)
+    """(kind, key)."""
+    services: set[Key] = field(default_factory=set)
+    endpoints: set[Key] = field(default_factory=set)
+    """Services whose addresses changed."""
+    ingresses: set[Key] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -17,6 +34,7 @@ class World:
 
     gateway_classes: Objects = field(default_factory=dict)
     gateways: Objects = field(default_factory=dict)
+    listener_sets: Objects = field(default_factory=dict)
     http_routes: Objects = field(default_factory=dict)
     grpc_routes: Objects = field(default_factory=dict)
     tls_routes: Objects = field(default_factory=dict)
@@ -28,16 +46,42 @@ class World:
     ingress_classes: Objects = field(default_factory=dict)
     knative_ingresses: Objects = field(default_factory=dict)
     services: Objects = field(default_factory=dict)
-    slices: Mapping[Key, list[Object]] = field(default_factory=dict)
+    slices: dict[Key, list[Object]] = field(default_factory=dict)
     """EndpointSlices by the key of their Service."""
     secrets: Objects = field(default_factory=dict)
     config_maps: Objects = field(default_factory=dict)
     namespaces: Objects = field(default_factory=dict)
     version: int = 0
-    """Counts changes of anything but routes and endpoints."""
+    """Counts changes of what is not in ``changed``."""
     serverless_services: Objects = field(default_factory=dict)
-    early: Mapping[Key, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    early: dict[Key, frozenset[tuple[str, int]]] = field(default_factory=dict)
     """Addresses of Services announced ahead of their EndpointSlices."""
+    changed: Changes = field(default_factory=Changes)
+    _asked: set[tuple[str, Key]] = field(default_factory=set)
+
+    def note(self, name: str, key: Key) -> bool:
+        """An object of the field ``name`` was put, replaced or taken away; False where that makes no difference."""
+        if name in ROUTE_KINDS:
+            self.changed.routes.add((ROUTE_KINDS[name], key))
+        elif name == "services":
+            self.changed.services.add(key)
+        elif name == "ingresses":
+            self.changed.ingresses.add(key)
+        elif name in LOOKED_UP and (name, key) not in self._asked:
+            return False
+        else:
+            self.version += 1
+        return True
+
+    def secret(self, key: Key) -> Object | None:
+        """A Secret that something refers to; from now on its changes matter."""
+        self._asked.add(("secrets", key))
+        return self.secrets.get(key)
+
+    def config_map(self, key: Key) -> Object | None:
+        """A ConfigMap that something refers to; from now on its changes matter."""
+        self._asked.add(("config_maps", key))
+        return self.config_maps.get(key)
 
     def namespace_labels(self, name: str) -> Mapping[str, str]:
         """Labels of a namespace."""
@@ -57,6 +101,8 @@ class World:
         """The addresses behind a Service port: ready ones, and terminating ones that still serve as a last resort."""
         found: dict[tuple[str, int], Endpoint] = {}
         for one in self.slices.get(service, ()):
+            if one.get("addressType") == "FQDN":
+                continue  # names are for whoever resolves them; a data plane takes addresses
             number = next(
                 (
                     candidate["port"]
@@ -77,7 +123,9 @@ class World:
         for address, number in self.early.get(service, ()):
             if (address, number) not in found:
                 found[address, number] = Endpoint(address, number)
-        return tuple(sorted(found.values()))
+        # a dual-stack Service has its pods twice: one family is enough
+        four = [one for one in found.values() if ":" not in one.address]
+        return tuple(sorted(four if any(one.healthy for one in four) else found.values()))
 
 
 def by_age(item: tuple[Key, Object]) -> tuple[str, Key]:

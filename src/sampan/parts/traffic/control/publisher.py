@@ -1,8 +1,8 @@
-"""The gateway's one loop: objects change, the whole configuration is translated, published and reported.
+"""The gateway's one loop: objects change, what they touch is translated, published, and reported.
 
-Translation is pure and cheap (unchanged rules and backends keep their wire form), so there is one way to be right: always
-from everything. Changes that arrive while a publication waits for Envoy are taken together in the next one. A status is
-written after Envoy has acknowledged what it reports.
+The sources keep what they made and look again at what changed (``world.Changes``); what comes out is always the whole
+configuration, equal to one made from nothing. Changes that arrive while a publication waits for Envoy are taken together in the
+next one. Statuses are written behind the publications, after Envoy has acknowledged what they report.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from pathlib import Path
 from sampan.kube.client import resources as core
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.events import EventRecorder
-from sampan.kube.objects import Key, Object, Resource, copy, dig
-from sampan.kube.status import ApiError
+from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.parts.traffic import resources
+from sampan.parts.traffic.control.quarantine import Quarantine
+from sampan.parts.traffic.control.refusals import overlaid
+from sampan.parts.traffic.control.statuses import StatusWriter
 from sampan.parts.traffic.envoy.build import Builder
-from sampan.parts.traffic.model import Certificate, Model
+from sampan.parts.traffic.model import Certificate, Listener, Model, Rule
 from sampan.parts.traffic.places import Places
-from sampan.parts.traffic.references import Backends, Recipe
-from sampan.parts.traffic.sources import ingress, knative
-from sampan.parts.traffic.sources.gateway_api import GatewaySource, Statuses
-from sampan.parts.traffic.world import World
+from sampan.parts.traffic.references import Backends
+from sampan.parts.traffic.sources.gateway_api import GatewaySource, Result, Statuses
+from sampan.parts.traffic.sources.ingress import IngressSource
+from sampan.parts.traffic.sources.knative import KnativeSource
+from sampan.parts.traffic.world import Changes, World
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.server import ControlPlane
+from sampan.parts.traffic.xds.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,7 @@ SERVICE_NAME = "kubernetes.io/service-name"
 _FIELDS: Mapping[Resource, str] = {
     resources.GATEWAY_CLASSES: "gateway_classes",
     resources.GATEWAYS: "gateways",
+    resources.LISTENER_SETS: "listener_sets",
     resources.HTTP_ROUTES: "http_routes",
     resources.GRPC_ROUTES: "grpc_routes",
     resources.TLS_ROUTES: "tls_routes",
@@ -72,35 +77,42 @@ class Publisher:
         gate_socket: Path,
         internal_port: int,
         default_certificate: Callable[[], Certificate],
-        access_log: bool = True,
+        access_log: Path | None = None,
     ) -> None:
         self._context = context
         self._control_plane = control_plane
-        self._places = places
-        self._address = places.shared
         self._told: dict[tuple[str, str], str] = {}
         """Refused versions that are in the log."""
-        self._ports = (http_port, https_port)
-        self._internal_port = internal_port
         self._default_certificate = default_certificate
         self._default_known: tuple[float, Certificate] | None = None
         self._recorder = EventRecorder(context.client, context.clock, context.tasks, "ingress-controller")
         self._warned: set[tuple[str, str]] = set()
         self._world = World()
-        self._recipes: dict[str, Recipe] = {}
-        self._compared: dict[tuple[Resource, Key], tuple[Object, Object]] = {}
-        """Statuses found to stand as wanted, with the objects they stand in."""
+        self._backends = Backends(self._world)
         self._gateways = GatewaySource(places)
+        self._ingresses = IngressSource(places.shared, http_port, https_port)
+        self._knative = KnativeSource(places.shared, http_port, internal_port)
+        self._bare = [
+            Listener("platform", "http", places.shared, http_port, "HTTP"),
+            Listener("platform", "https", places.shared, https_port, "HTTPS"),
+            Listener("platform", "internal", places.shared, internal_port, "HTTP"),
+        ]
         self._builder = Builder(gate_socket, access_log=access_log)
+        self._quarantine = Quarantine()
+        self._sure = False
+        """The next publication leaves all suspects out."""
         self._dirty = asyncio.Event()
         self._published = asyncio.Event()
         self.knative_followed = asyncio.Event()
-        self._unreported = asyncio.Event()
-        self._statuses: Statuses = {}
+        self._writer = StatusWriter(context, self._current)
+        self._unreported: dict[tuple[Resource, Key], Object | None] = {}
+        """Statuses that changed and are told once what they report is published."""
+        self._refusals: Statuses = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._announcing: dict[Key, asyncio.Future[None]] = {}
         self.generation = 0
         """How many configurations were published."""
+        control_plane.on_rejected = self._dirty.set
 
     async def start(self) -> None:
         """Follow the objects; publishing begins once all are known."""
@@ -111,14 +123,14 @@ class Publisher:
         slices.on_change(self._slice_changed)
         self._dirty.set()
         self._context.tasks.keep("publisher", self._run)
-        self._context.tasks.keep("statuses", self._report)
+        self._context.tasks.keep("statuses", self._writer.run)
 
     async def follow(self, *followed: Resource) -> None:
         """Translate these kinds too from now on; they must be served already."""
         for resource in followed:
             informer = self._context.informers.informer(resource)
             await informer.wait_synced()
-            informer.on_change(self._follow(_FIELDS[resource]))
+            informer.on_change(self._follow(resource, _FIELDS[resource]))
         if resources.KNATIVE_INGRESSES in followed:
             await self.complete()
             self.knative_followed.set()
@@ -136,12 +148,13 @@ class Publisher:
 
     async def announce(self, service: Key, endpoints: frozenset[tuple[str, int]]) -> None:
         """Send traffic of a Service to these addresses besides those of its EndpointSlices; on return Envoy knows them."""
-        early: dict[Key, frozenset[tuple[str, int]]] = self._world.early  # type: ignore[assignment]
+        early = self._world.early
         if early.get(service, frozenset()) != endpoints:
             if endpoints:
                 early[service] = endpoints
             else:
                 early.pop(service, None)
+            self._world.changed.endpoints.add(service)
             self._announcing[service] = self._next()
         # the same may have been announced a moment ago and still be on its way to Envoy
         pending = self._announcing.get(service)
@@ -154,26 +167,34 @@ class Publisher:
         """Return once the first configuration is out."""
         await self._published.wait()
 
-    def _follow(self, name: str) -> Callable[[Object | None, Object | None], None]:
+    def _follow(self, resource: Resource, name: str) -> Callable[[Object | None, Object | None], None]:
         """A listener that keeps one field of the world current."""
         objects: dict[Key, Object] = getattr(self._world, name)
 
         def changed(old: Object | None, new: Object | None) -> None:
+            one = old if new is None else new
+            assert one is not None
+            key = Key.of(one)
             if new is not None:
-                objects[Key.of(new)] = new
+                objects[key] = new
+                self._writer.look(resource, key)
                 # our own status writes come back as changes of the same generation
                 if old is not None and _same_wish(old, new):
                     return
-            elif old is not None:
-                objects.pop(Key.of(old), None)
-            if not name.endswith("_routes"):
-                self._world.version += 1
-            self._dirty.set()
+            else:
+                objects.pop(key, None)
+            if self._world.note(name, key):
+                self._dirty.set()
 
         return changed
 
+    def _current(self, resource: Resource, key: Key) -> Object | None:
+        """An object as it is known now."""
+        objects: dict[Key, Object] = getattr(self._world, _FIELDS[resource])
+        return objects.get(key)
+
     def _slice_changed(self, old: Object | None, new: Object | None) -> None:
-        slices: dict[Key, list[Object]] = self._world.slices  # type: ignore[assignment]
+        slices = self._world.slices
         for one in (old, new):
             service = dig(one, "metadata", "labels", SERVICE_NAME)
             if one is None or not service:
@@ -186,6 +207,7 @@ class Publisher:
                 slices[key] = kept
             else:
                 slices.pop(key, None)
+            self._world.changed.endpoints.add(key)
         self._dirty.set()
 
     async def _run(self) -> None:
@@ -202,19 +224,86 @@ class Publisher:
             self._published.set()
 
     async def _publish(self) -> None:
-        backends = Backends(self._world, self._recipes)
-        gateways = self._gateways.translate(self._world, backends)
-        default = await self._default() if self._world.ingresses else None
-        ingresses = ingress.translate(self._world, backends, self._address, *self._ports, default)
-        services = knative.translate(self._world, backends, self._address, *self._ports, self._internal_port)
-        model = Model([*gateways.listeners, *ingresses.listeners, *services.listeners], backends.made)
-        await self._control_plane.publish(self._builder.build(model))
+        default = await self._default()
+        results = self._translate(default)
+        for one in results:
+            self._unreported |= {entry: one.statuses.get(entry) for entry in one.changed}
+        listeners = [listener for one in results for listener in one.listeners]
+        listeners += self._idle({(one.address, one.port) for one in listeners}, default)
+        model = Model(listeners, self._backends.made)
+        if self._sure:
+            self._sure = False
+        elif self._quarantine.trial():
+            self._builder.ports.epoch += 1
+        snapshot = self._builder.build(model)
+        taken = await self._control_plane.publish(snapshot)
         self.generation += 1
-        statuses = {**gateways.statuses, **ingresses.statuses, **services.statuses}
-        self._report_rejections(statuses)
-        self._statuses = statuses
-        self._unreported.set()
-        self._warn(ingresses.warnings)
+        if self._isolate(taken, snapshot):
+            self._dirty.set()
+        else:
+            self._report(results)
+
+    def _idle(self, taken: set[tuple[str, int]], default: Certificate) -> list[Listener]:
+        """Listeners that answer 404 on the platform's own ports as long as nobody serves anything there."""
+        for one in self._bare:
+            if one.protocol == "HTTPS" and one.certificates != [default]:
+                one.certificates = [default]
+                one.reshaped()
+        return [one for one in self._bare if (one.address, one.port) not in taken]
+
+    def _translate(self, default: Certificate | None) -> tuple[Result, Result, Result]:
+        world, backends = self._world, self._backends
+        try:
+            backends.follow()
+            return (
+                self._gateways.translate(world, backends),
+                self._ingresses.translate(world, backends, default),
+                self._knative.translate(world, backends),
+            )
+        finally:
+            world.changed = Changes()
+
+    def _isolate(self, taken: bool, snapshot: Snapshot) -> bool:
+        """Set aside the rules because of which Envoy refuses a route configuration; whether to publish again."""
+        ports, wanted = self._builder.ports, snapshot.of(schema.ROUTES)
+        refused = {
+            name: reason
+            for (type_url, name), (version, reason) in self._control_plane.rejected().items()
+            if type_url == schema.ROUTES and name in wanted and wanted[name].version == version
+        }
+        if taken:
+            ports.trust(refused)
+        suspects: dict[int, Rule] = {id(rule): rule for name in refused for rule in ports.suspects(name)}
+        if suspects:
+            reason = next(iter(refused.values()))
+            log.warning("Envoy refuses routes; %d rules may be why: %s", len(suspects), reason)
+            # everything else goes out before the search begins
+            self._sure = not self._quarantine.waiting and len(suspects) > 1
+            self._quarantine.refused(list(suspects.values()), reason)
+            ports.epoch += 1
+        return bool(suspects) or self._quarantine.waiting
+
+    def _report(self, results: tuple[Result, Result, Result]) -> None:
+        """Tell in statuses and events what became of the objects."""
+        rejected = self._control_plane.rejected()
+        for (type_url, name), (version, reason) in rejected.items():
+            if self._told.get((type_url, name)) != version:
+                log.error("Envoy refuses %s %s: %s", type_url.rpartition(".")[2], name, reason)
+        self._told = {key: version for key, (version, _) in rejected.items()}
+        for (resource, key), status in self._unreported.items():
+            self._writer.want(resource, key, status)
+        self._unreported.clear()
+        gateways, ingresses, _ = results
+        rules = self._builder.ports.refused()
+        before = self._refusals
+        self._refusals = overlaid(self._gateways, gateways.statuses, rejected, rules)
+        for resource, key in before.keys() | self._refusals.keys():
+            entry = (resource, key)
+            self._writer.want(resource, key, self._refusals.get(entry) or gateways.statuses.get(entry))
+        warnings = list(ingresses.warnings)
+        for key, one in self._world.ingresses.items() if rules else ():
+            warnings += [(one, "RefusedByEnvoy", reason) for reason in rules.get(f"ingress/{key}", ())]
+        self._warn(warnings)
 
     async def _default(self) -> Certificate:
         """The default certificate, read again now and then because it is renewed."""
@@ -231,86 +320,6 @@ class Publisher:
                 self._recorder.event(one, "Warning", reason, message)
         self._warned = now
 
-    async def _report(self) -> None:
-        """Write statuses behind the publications: traffic never waits for them."""
-        while True:
-            await self._unreported.wait()
-            self._unreported.clear()
-            await self._write(self._statuses)
-
-    def _report_rejections(self, statuses: Statuses) -> None:
-        """What passed our own checks and Envoy still refuses is told where it belongs: on the Gateway."""
-        rejected = self._control_plane.rejected()
-        for (type_url, name), (version, reason) in rejected.items():
-            if self._told.get((type_url, name)) != version:
-                log.error("Envoy refuses %s %s: %s", type_url.rpartition(".")[2], name, reason)
-        self._told = {key: version for key, (version, _) in rejected.items()}
-        for (type_url, name), (_, reason) in rejected.items():
-            if type_url in (schema.LISTENER, schema.ROUTES):
-                for (resource, key), status in statuses.items():
-                    if resource == resources.GATEWAYS:
-                        spec = self._world.gateways[key]["spec"]
-                        refuse(status, spec, self._places, name, reason)
-
-    async def _write(self, statuses: Statuses) -> None:
-        self._compared = {entry: known for entry, known in self._compared.items() if entry in statuses}
-        for (resource, key), status in statuses.items():
-            current: Object | None = getattr(self._world, _FIELDS[resource]).get(key)
-            if current is None:
-                continue
-            before = self._compared.get((resource, key))
-            if before is not None and before[0] is status and before[1] is current:
-                continue
-            wanted = self._with_times(status, current.get("status") or {})
-            if wanted == {name: dig(current, "status", name) for name in wanted}:
-                self._compared[resource, key] = (status, current)
-                continue
-            try:
-                await self._context.client.patch(
-                    resource, key.name, {"status": wanted}, key.namespace or None, subresource="status"
-                )
-            except ApiError as error:
-                if not (error.not_found or error.conflict):
-                    log.warning("status of %s %s: %s", resource, key, error.message)
-
-    def _with_times(self, wanted: Object, current: Object) -> Object:
-        """The wanted status with ``lastTransitionTime`` kept where a condition's status did not change."""
-        dated: Object = copy(wanted)
-        stamp = self._context.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-        _date(dated.get("conditions"), current.get("conditions"), stamp)
-        for listener in dated.get("listeners") or ():
-            known = (one for one in current.get("listeners") or () if one["name"] == listener["name"])
-            before: Object = next(known, {})
-            _date(listener["conditions"], before.get("conditions"), stamp)
-        for field, reference in (("parents", "parentRef"), ("ancestors", "ancestorRef")):
-            for entry in dated.get(field) or ():
-                same = (
-                    one
-                    for one in current.get(field) or ()
-                    if (one[reference], one["controllerName"]) == (entry[reference], entry["controllerName"])
-                )
-                earlier: Object = next(same, {})
-                _date(entry["conditions"], earlier.get("conditions"), stamp)
-        return dated
-
-
-def refuse(status: Object, spec: Object, places: Places, name: str, reason: str) -> None:
-    """Tell in a Gateway's status that Envoy refuses the listener (or its routes) of this name, if it is the Gateway's."""
-    address = status["addresses"][0]["value"]
-    place = name.removeprefix("udp/").partition("/")[0]
-    ports = {one["name"]: places.own(address, one["port"]).port for one in spec["listeners"]}
-    hit = [one for one in status["listeners"] if f"{address}:{ports.get(one['name'])}" == place]
-    changes = {"Programmed": {"status": "False", "reason": "Invalid", "message": reason}}
-    if "bind" in reason:
-        changes["Accepted"] = {"status": "False", "reason": "PortUnavailable", "message": reason}
-    for listener in hit:
-        for condition in listener["conditions"]:
-            condition |= changes.get(condition["type"], {})
-    if hit and len(hit) == len(status["listeners"]):
-        for condition in status["conditions"]:
-            if condition["type"] == "Programmed":
-                condition |= changes["Programmed"]
-
 
 def _same_wish(old: Object, new: Object) -> bool:
     """Two states that differ in nothing but status and bookkeeping."""
@@ -320,13 +329,3 @@ def _same_wish(old: Object, new: Object) -> bool:
     return old.get("spec") == new.get("spec") and all(
         old["metadata"].get(name) == new["metadata"].get(name) for name in metadata
     )
-
-
-def _date(conditions: list[Object] | None, before: list[Object] | None, stamp: str) -> None:
-    known = {one["type"]: one for one in before or ()}
-    for condition in conditions or ():
-        old = known.get(condition["type"])
-        unchanged = old is not None and old["status"] == condition["status"]
-        condition.setdefault(
-            "lastTransitionTime", old["lastTransitionTime"] if old is not None and unchanged else stamp
-        )

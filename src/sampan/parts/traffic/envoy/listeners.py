@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from sampan.parts.traffic.envoy import gate
-from sampan.parts.traffic.envoy.bootstrap import XDS_CLUSTER
-from sampan.parts.traffic.envoy.routes import NO_SUCH_CLUSTER, in_order, route_configuration
-from sampan.parts.traffic.model import (
-    EVERYTHING,
-    Host,
-    Listener,
-    Match,
-    Respond,
-    Rule,
-    Target,
-    matches_host,
-    specificity,
-)
+from sampan.parts.traffic.envoy import access, gate
+from sampan.parts.traffic.envoy.hosts import Configuration, Plan, groups, plans
+from sampan.parts.traffic.envoy.routes import NO_SUCH_CLUSTER
+from sampan.parts.traffic.model import EVERYTHING, Host, Listener, Match, Respond, Rule, Target
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.snapshot import Resource
 
-ACCESS_LOG = "sampan-access"
 _FROM_CONTROL_PLANE = {"ads": {}, "resourceApiVersion": "V3"}
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
@@ -37,37 +28,115 @@ _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnecti
 MISDIRECTED = Rule(Match(EVERYTHING), Respond(421), name="misdirected")
 
 
-class Built:
+class Built(NamedTuple):
     """Resources of all listeners."""
 
-    def __init__(self, access_log: bool) -> None:
-        self.access_log = access_log
-        self.listeners: list[Resource] = []
-        self.routes: list[Resource] = []
-        self.secrets: dict[str, Resource] = {}
-        self.known: dict[object, str] = {}
-        """Route configurations by their content."""
+    listeners: list[Resource]
+    routes: list[Resource]
+    secrets: list[Resource]
 
 
-def build(listeners: Iterable[Listener], *, access_log: bool = True) -> Built:
-    """Envoy listeners, route configurations and secrets for the model's listeners."""
-    built = Built(access_log)
-    by_socket: dict[tuple[str, int, bool], list[Listener]] = defaultdict(list)
-    for listener in listeners:
-        by_socket[listener.address, listener.port, listener.protocol == "UDP"].append(listener)
-    for (address, port, udp), sharing in sorted(by_socket.items()):
+@dataclass(slots=True)
+class _Port:
+    """What is known of an address and port while the listeners that share it stay the same."""
+
+    shapes: tuple[int, ...]
+    configurations: list[Configuration]
+    listener: Callable[[list[str]], _Made]
+    """Makes the Envoy listener for route configurations of these names."""
+    names: list[str] | None = None
+    made: _Made | None = None
+
+
+class _Made(NamedTuple):
+    listener: Resource | None
+    secrets: dict[str, Resource]
+
+
+class Ports:
+    """Makes listeners, route configurations and secrets, and keeps what did not change."""
+
+    def __init__(self, access_log: Path | None) -> None:
+        """``access_log``: the file each request is a line of."""
+        self._access_log = access_log
+        self._ports: dict[tuple[str, int, bool], _Port] = {}
+        self._sent: dict[str, Configuration] = {}
+        self.epoch = 0
+        """To be counted up when the standing of rules changed."""
+
+    def build(self, listeners: Iterable[Listener]) -> Built:
+        """Everything for the model's listeners."""
+        by_socket: dict[tuple[str, int, bool], list[Listener]] = defaultdict(list)
+        for listener in listeners:
+            by_socket[listener.address, listener.port, listener.protocol == "UDP"].append(listener)
+        known, self._ports, self._sent = self._ports, {}, {}
+        made: list[Resource] = []
+        routes: list[Resource] = []
+        secrets: dict[str, Resource] = {}
+        names: dict[tuple[bytes, ...], str] = {}
+        for where, sharing in sorted(by_socket.items()):
+            port = known.get(where)
+            shapes = tuple(listener.shape for listener in sharing)
+            if port is None or port.shapes != shapes:
+                port = self._plan(*where, sharing, shapes)
+            self._ports[where] = port
+            used = []
+            for configuration in port.configurations:
+                parts = configuration.parts(self.epoch)
+                if parts not in names:  # a lone Gateway's copy on the shared address has its configuration too
+                    names[parts] = configuration.name
+                    routes.append(configuration.resource(parts))
+                    self._sent[configuration.name] = configuration
+                used.append(names[parts])
+            if port.made is None or port.names != used:
+                port.names, port.made = used, port.listener(used)
+            if port.made.listener is not None:
+                made.append(port.made.listener)
+            secrets |= port.made.secrets
+        return Built(made, routes, list(secrets.values()))
+
+    def trust(self, refused: Collection[str] = ()) -> None:
+        """Envoy took every route configuration but these."""
+        for name, configuration in self._sent.items():
+            if name not in refused:
+                configuration.trust()
+
+    def suspects(self, name: str) -> list[Rule]:
+        """Which rules may be why Envoy refused a route configuration."""
+        configuration = self._sent.get(name)
+        return configuration.suspects() if configuration is not None else []
+
+    def refused(self) -> dict[str, dict[str, None]]:
+        """Why rules are left out, by the name of the object they come from."""
+        found: dict[str, dict[str, None]] = defaultdict(dict)
+        for configuration in self._sent.values():
+            for plan in configuration.plans:
+                for rule in plan.refused:
+                    found[rule.name][rule.wire.reason] = None
+        return found
+
+    def _plan(self, address: str, port: int, udp: bool, sharing: list[Listener], shapes: tuple[int, ...]) -> _Port:
         # several Gateways may meet on the shared address: the oldest decides what is spoken on a port
         layer = _layer(sharing[0])
         sharing = [one for one in sharing if _layer(one) == layer]
+        name = f"{address}:{port}"
         if udp:
-            _add_udp(built, address, port, sharing)
-        elif layer == "TCP":
-            _add_tcp(built, address, port, sharing)
-        elif layer == "HTTP":
-            _add_http(built, address, port, sharing)
-        else:
-            _add_tls(built, address, port, sharing)
-    return built
+            return _Port(shapes, [], lambda _: _udp(address, port, sharing))
+        if layer == "TCP":
+            return _Port(shapes, [], lambda _: _tcp(address, port, sharing))
+        if layer == "HTTP":
+            hosts = [plan for group in groups(sharing) for plan in plans(group, sharing)]
+            return _Port(
+                shapes,
+                [Configuration(name, hosts)],
+                lambda names: _http(address, port, sharing, names[0], self._access_log),
+            )
+        secure = groups([one for one in sharing if one.protocol == "HTTPS" and one.certificates])
+        return _Port(
+            shapes,
+            [_https_configuration(name, group, [one for other in secure for one in other]) for group in secure],
+            lambda names: _tls(address, port, sharing, secure, names, self._access_log),
+        )
 
 
 def _layer(listener: Listener) -> str:
@@ -77,79 +146,42 @@ def _layer(listener: Listener) -> str:
 # -- plain HTTP
 
 
-def _add_http(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
+def _http(address: str, port: int, sharing: Sequence[Listener], routes_name: str, access_log: Path | None) -> _Made:
     name = f"{address}:{port}"
-    hosts = [host for group in _groups(sharing) for host in _merged(_isolated(group, sharing))]
-    routes_name = _add_routes(built, name, hosts)
-    chain = {"filters": [_connection_manager(name, routes_name, built, sharing)]}
-    _add_listener(built, name, address, port, [chain])
-
-
-def _add_routes(built: Built, name: str, hosts: list[Host]) -> str:
-    """A route configuration; the name of an equal one where there is one (a lone Gateway's copy on the shared address)."""
-    content = tuple((host.domain, tuple(map(id, host.rules))) for host in hosts)
-    known = built.known.get(content)
-    if known is not None:
-        return known
-    built.known[content] = name
-    built.routes.append(Resource.of(name, route_configuration(name, hosts)))
-    return name
-
-
-def _groups(sharing: Sequence[Listener]) -> list[list[Listener]]:
-    """Listeners by host pattern, the most specific first; those with one pattern answer together."""
-    groups: dict[str, list[Listener]] = defaultdict(list)
-    for listener in sharing:
-        groups[listener.hostname].append(listener)
-    return [groups[pattern] for pattern in sorted(groups, key=lambda one: (specificity(one), one), reverse=True)]
-
-
-def _isolated(group: Sequence[Listener], sharing: Sequence[Listener]) -> list[Host]:
-    """The group's hosts, without those a more specific listener of the port answers for, and its bare pattern."""
-    pattern = group[0].hostname
-    rivals = [one.hostname for one in sharing if specificity(one.hostname) > specificity(pattern)]
-    kept = [
-        host
-        for listener in group
-        for host in listener.hosts.values()
-        if not any(matches_host(rival, host.domain) for rival in rivals)
-    ]
-    if all(host.domain != (pattern or "*") for host in kept):
-        kept.append(Host(pattern or "*"))
-    return kept
-
-
-def _merged(hosts: Iterable[Host]) -> list[Host]:
-    """One entry a domain, rules in order; a narrower domain falls through to the rules of the wider ones over it."""
-    rules: dict[str, list[Rule]] = defaultdict(list)
-    for host in hosts:
-        rules[host.domain] += host.rules
-    wide = sorted((domain for domain in rules if domain.startswith("*")), key=specificity, reverse=True)
-    ordered = {domain: in_order(own) for domain, own in rules.items()}
-    merged = []
-    for domain in sorted(rules, key=lambda one: (specificity(one), one), reverse=True):
-        through = [rule for other in wide if other != domain and matches_host(other, domain) for rule in ordered[other]]
-        merged.append(Host(domain, ordered[domain] + through))
-    return merged
+    chain = {"filters": [_connection_manager(name, routes_name, access_log, sharing)]}
+    return _Made(_listener(name, address, port, [chain]), {})
 
 
 # -- TLS
 
 
-def _add_tls(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
+def _tls(
+    address: str,
+    port: int,
+    sharing: Sequence[Listener],
+    secure: list[list[Listener]],
+    names: list[str],
+    access_log: Path | None,
+) -> _Made:
+    """``secure``: the HTTPS listeners by host pattern, ``names`` their route configurations."""
     name = f"{address}:{port}"
-    chains = []
-    secure = [one for one in sharing if one.protocol == "HTTPS" and one.certificates]
-    for group in _groups(secure):
-        chains.append(_https_chain(built, name, group, secure))
-    for group in _groups([one for one in sharing if one.protocol == "TLS"]):
+    secrets: dict[str, Resource] = {}
+    chains = [
+        {
+            **_server_names(group[0].hostname),
+            "filters": [_connection_manager(name, routes_name, access_log, group)],
+            "transportSocket": _downstream_tls(secrets, group, ["h2", "http/1.1"]),
+        }
+        for group, routes_name in zip(secure, names, strict=True)
+    ]
+    for group in groups([one for one in sharing if one.protocol == "TLS"]):
         for listener in group:
-            chains += _tls_chains(built, name, listener)
+            chains += _tls_chains(secrets, name, listener)
     inspector = {
         "name": "envoy.filters.listener.tls_inspector",
         "typedConfig": schema.any_of("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"),
     }
-    _add_listener(built, name, address, port, _distinct(chains), filters=[inspector])
+    return _Made(_listener(name, address, port, _distinct(chains), filters=[inspector]), secrets)
 
 
 def _distinct(chains: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -164,22 +196,17 @@ def _distinct(chains: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _https_chain(built: Built, name: str, group: Sequence[Listener], sharing: Sequence[Listener]) -> dict[str, Any]:
-    """One host pattern's chain. A Host that belongs to another pattern than the server name did is misdirected."""
+def _https_configuration(name: str, group: Sequence[Listener], sharing: Sequence[Listener]) -> Configuration:
+    """One host pattern's routes. A Host that belongs to another pattern than the server name did is misdirected."""
     pattern = group[0].hostname or "*"
-    hosts = _merged(_isolated(group, sharing))
-    own = {host.domain for host in hosts}
+    hosts = plans(group, sharing)
+    own = {plan.domain for plan in hosts}
     foreign = {one.hostname or "*" for one in sharing} | {"*"}
-    hosts += [Host(domain, [MISDIRECTED]) for domain in sorted(foreign - own - {pattern})]
-    routes_name = _add_routes(built, f"{name}/{pattern}", hosts)
-    return {
-        **_server_names(pattern),
-        "filters": [_connection_manager(name, routes_name, built, group)],
-        "transportSocket": _downstream_tls(built, group, ["h2", "http/1.1"]),
-    }
+    hosts += [Plan(domain, [Host(domain, [MISDIRECTED])]) for domain in sorted(foreign - own - {pattern})]
+    return Configuration(f"{name}/{pattern}", hosts)
 
 
-def _tls_chains(built: Built, name: str, listener: Listener) -> list[dict[str, Any]]:
+def _tls_chains(secrets: dict[str, Resource], name: str, listener: Listener) -> list[dict[str, Any]]:
     chains = []
     for server_name, targets in listener.targets.items():
         chain: dict[str, Any] = {
@@ -189,7 +216,7 @@ def _tls_chains(built: Built, name: str, listener: Listener) -> list[dict[str, A
         if not listener.passthrough:
             if not listener.certificates:
                 continue
-            chain["transportSocket"] = _downstream_tls(built, [listener], [])
+            chain["transportSocket"] = _downstream_tls(secrets, [listener], [])
         chains.append(chain)
     return chains
 
@@ -201,7 +228,7 @@ def _server_names(hostname: str) -> dict[str, Any]:
     return {"filterChainMatch": match}
 
 
-def _downstream_tls(built: Built, group: Sequence[Listener], alpn: list[str]) -> dict[str, Any]:
+def _downstream_tls(secrets: dict[str, Resource], group: Sequence[Listener], alpn: list[str]) -> dict[str, Any]:
     context: dict[str, Any] = {"tlsCertificateSdsSecretConfigs": []}
     if alpn:
         context["alpnProtocols"] = alpn
@@ -214,7 +241,7 @@ def _downstream_tls(built: Built, group: Sequence[Listener], alpn: list[str]) ->
                 "privateKey": {"inlineBytes": base64.b64encode(certificate.key).decode()},
             },
         }
-        built.secrets[secret] = Resource.of(secret, schema.resource(schema.SECRET, content))
+        secrets[secret] = Resource.of(secret, schema.resource(schema.SECRET, content))
         context["tlsCertificateSdsSecretConfigs"].append({"name": secret, "sdsConfig": _FROM_CONTROL_PLANE})
     typed: dict[str, Any] = {"commonTlsContext": context}
     authorities = [listener.client_ca for listener in group if listener.client_ca is not None]
@@ -232,11 +259,10 @@ def _downstream_tls(built: Built, group: Sequence[Listener], alpn: list[str]) ->
 # -- TCP and UDP
 
 
-def _add_tcp(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
+def _tcp(address: str, port: int, sharing: Sequence[Listener]) -> _Made:
     targets = _stream_targets(sharing)
-    if targets:
-        name = f"{address}:{port}"
-        _add_listener(built, name, address, port, [{"filters": [_tcp_proxy(name, targets)]}])
+    name = f"{address}:{port}"
+    return _Made(_listener(name, address, port, [{"filters": [_tcp_proxy(name, targets)]}]) if targets else None, {})
 
 
 def _stream_targets(sharing: Sequence[Listener]) -> Sequence[Target]:
@@ -260,10 +286,10 @@ def _tcp_proxy(name: str, targets: Sequence[Target]) -> dict[str, Any]:
     return {"name": "envoy.filters.network.tcp_proxy", "typedConfig": typed}
 
 
-def _add_udp(built: Built, address: str, port: int, sharing: Sequence[Listener]) -> None:
+def _udp(address: str, port: int, sharing: Sequence[Listener]) -> _Made:
     live = [target for target in _stream_targets(sharing) if target.weight]
     if not live:
-        return
+        return _Made(None, {})
     name = f"udp/{address}:{port}"
     route = schema.any_of("envoy.extensions.filters.udp.udp_proxy.v3.Route", cluster=live[0].cluster or NO_SUCH_CLUSTER)
     matcher = {"onNoMatch": {"action": {"name": "route", "typedConfig": route}}}
@@ -273,54 +299,43 @@ def _add_udp(built: Built, address: str, port: int, sharing: Sequence[Listener])
         "address": {"socketAddress": {"protocol": "UDP", "address": address, "portValue": port}},
         "listenerFilters": [{"name": "envoy.filters.udp_listener.udp_proxy", "typedConfig": typed}],
     }
-    built.listeners.append(Resource.of(name, schema.resource(schema.LISTENER, content)))
+    return _Made(Resource.of(name, schema.resource(schema.LISTENER, content)), {})
 
 
 # -- shared
 
 
-def _add_listener(
-    built: Built,
-    name: str,
-    address: str,
-    port: int,
-    chains: list[dict[str, Any]],
-    filters: Sequence[dict[str, Any]] = (),
-) -> None:
+def _listener(
+    name: str, address: str, port: int, chains: list[dict[str, Any]], filters: Sequence[dict[str, Any]] = ()
+) -> Resource | None:
     if not chains:
-        return
+        return None
     content: dict[str, Any] = {
         "name": name,
         "address": {"socketAddress": {"address": address, "portValue": port}},
         "filterChains": chains,
         "perConnectionBufferLimitBytes": 1 << 20,
+        # with the kernel's sharing of ports, two platforms on one address would take half of each other's connections
+        "enableReusePort": False,
+        "connectionBalanceConfig": {"exactBalance": {}},
     }
     if filters:
         content["listenerFilters"] = list(filters)
-    built.listeners.append(Resource.of(name, schema.resource(schema.LISTENER, content)))
+    return Resource.of(name, schema.resource(schema.LISTENER, content))
 
 
-def _connection_manager(name: str, routes_name: str, built: Built, sharing: Sequence[Listener]) -> dict[str, Any]:
+def _connection_manager(
+    name: str, routes_name: str, access_log: Path | None, sharing: Sequence[Listener]
+) -> dict[str, Any]:
     """One HTTP connection manager. Envoy's default timeouts would end idle streams, so they are off here; rules set theirs."""
     cors = {
         "name": "envoy.filters.http.cors",
         "typedConfig": schema.any_of("envoy.extensions.filters.http.cors.v3.Cors"),
+        "disabled": True,  # a rule with such a policy turns it on
     }
     router = {
         "name": "envoy.filters.http.router",
         "typedConfig": schema.any_of("envoy.extensions.filters.http.router.v3.Router", suppressEnvoyHeaders=True),
-    }
-    access_log = {
-        "name": "envoy.access_loggers.http_grpc",
-        "typedConfig": schema.any_of(
-            "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
-            commonConfig={
-                "logName": ACCESS_LOG,
-                "transportApiVersion": "V3",
-                "grpcService": {"envoyGrpc": {"clusterName": XDS_CLUSTER}},
-            },
-            additionalRequestHeadersToLog=["traceparent"],
-        ),
     }
     # even a log that its filter keeps silent costs every request something
     gated = any(listener.owner == "knative" for listener in sharing)
@@ -329,7 +344,7 @@ def _connection_manager(name: str, routes_name: str, built: Built, sharing: Sequ
         statPrefix=name,
         rds={"routeConfigName": routes_name, "configSource": _FROM_CONTROL_PLANE},
         httpFilters=[cors, gate.http_filter(), router],
-        accessLog=[*([access_log] if built.access_log else []), *([gate.slot_log()] if gated else [])],
+        accessLog=[*([access.file_log(access_log)] if access_log else []), *([gate.slot_log()] if gated else [])],
         useRemoteAddress=True,
         normalizePath=True,
         streamIdleTimeout="0s",

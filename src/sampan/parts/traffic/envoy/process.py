@@ -190,6 +190,14 @@ class Envoy:
         """Envoy's statistics as Prometheus text."""
         return await self._get("/stats/prometheus?usedonly")
 
+    async def reopen_logs(self) -> None:
+        """Make Envoy open its access logs anew.
+
+        Raises:
+            EnvoyError: it does not answer.
+        """
+        await self._post("/reopen_logs")
+
     # -- the process
 
     def _command(self) -> list[str]:

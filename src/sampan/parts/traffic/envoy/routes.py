@@ -1,14 +1,16 @@
 """Rules as Envoy routes.
 
 The order of routes is the Gateway API's precedence; Envoy takes the first that matches. Each rule is encoded once and keeps
-its bytes; a RouteConfiguration is assembled from them, so a change of one rule in thousands costs that one.
+its bytes, and so does each host (``envoy.ports``); a RouteConfiguration is joined from them, so a change of one rule in
+thousands costs that one.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
-from operator import attrgetter
+from functools import lru_cache
 from typing import Any
 
 from sampan.parts.traffic.envoy import gate
@@ -16,7 +18,6 @@ from sampan.parts.traffic.model import (
     Cors,
     Forward,
     HeaderEdit,
-    Host,
     Match,
     NameMatch,
     PathRewrite,
@@ -27,6 +28,8 @@ from sampan.parts.traffic.model import (
     Target,
 )
 from sampan.parts.traffic.xds import schema
+
+log = logging.getLogger(__name__)
 
 NO_SUCH_CLUSTER = "invalid-backend"
 """A cluster that never exists: its share of traffic answers 500."""
@@ -41,33 +44,34 @@ SAFE_RETRY = Retry(attempts=2)
 """What every route retries unless told otherwise: only requests no backend has begun to work on."""
 
 
-def route_configuration(name: str, hosts: Iterable[Host]) -> bytes:
-    """The wire form of a RouteConfiguration with these hosts."""
-    parts = [schema.pack("envoy.config.route.v3.RouteConfiguration", {"name": name, "ignorePortInHostMatching": True})]
-    for host in hosts:
-        domains = [host.domain]
-        parts.append(schema.field(2, _virtual_host(f"{name}|{host.domain}", domains, host.rules)))
-    return b"".join(parts)
+def route_configuration(name: str, hosts: Iterable[bytes]) -> bytes:
+    """The wire form of a RouteConfiguration with these `virtual_host`s."""
+    head = schema.pack("envoy.config.route.v3.RouteConfiguration", {"name": name, "ignorePortInHostMatching": True})
+    return b"".join((head, *hosts))
 
 
-def _virtual_host(name: str, domains: list[str], rules: Iterable[Rule]) -> bytes:
-    head = schema.pack("envoy.config.route.v3.VirtualHost", {"name": name, "domains": domains})
-    return head + b"".join([rule.encoded or _encoded(rule) for rule in rules])
+def virtual_host(domain: str, rules: Iterable[Rule]) -> bytes:
+    """A domain and its rules in order, as a field of a RouteConfiguration; rules that Envoy must not see are left out."""
+    routes = [encoded(rule) for rule in rules if rule.wire.standing in ("new", "trusted")]
+    return schema.field(2, b"".join((_virtual_host(domain), *routes)))
 
 
-def in_order(rules: Iterable[Rule]) -> list[Rule]:
-    """Rules by precedence."""
-    return sorted(rules, key=_rank)
+@lru_cache(maxsize=1 << 14)
+def _virtual_host(domain: str) -> bytes:
+    # what most rules retry is said once: that is half of what Envoy would have to read again at every change
+    content = {"name": domain, "domains": [domain], "retryPolicy": _retry(SAFE_RETRY, None)}
+    return schema.pack("envoy.config.route.v3.VirtualHost", content)
 
 
-_rank = attrgetter("rank")
-
-
-def _encoded(rule: Rule) -> bytes:
-    """The rule as a field of a virtual host."""
-    encoded = schema.field(3, schema.pack("envoy.config.route.v3.Route", route(rule)))
-    object.__setattr__(rule, "encoded", encoded)
-    return encoded
+def encoded(rule: Rule) -> bytes:
+    """The rule as a field of a virtual host, made once; nothing, and the rule is refused, where that cannot be done."""
+    if rule.wire.encoded is None:
+        try:
+            rule.wire.encoded = schema.field(3, schema.pack("envoy.config.route.v3.Route", route(rule)))
+        except Exception as error:
+            log.exception("a rule of %s cannot be encoded", rule.name)
+            rule.wire.encoded, rule.wire.standing, rule.wire.reason = b"", "refused", f"cannot be encoded: {error}"
+    return rule.wire.encoded
 
 
 def route(rule: Rule) -> dict[str, Any]:
@@ -139,8 +143,9 @@ def _forward(action: Forward, match: Match) -> dict[str, Any]:
     made: dict[str, Any] = {
         "timeout": _seconds(action.timeout),
         "clusterNotFoundResponseCode": "INTERNAL_SERVER_ERROR",
-        "retryPolicy": _retry(action.retry or SAFE_RETRY, action.try_timeout),
     }
+    if action.retry is not None or action.try_timeout is not None:
+        made["retryPolicy"] = _retry(action.retry or SAFE_RETRY, action.try_timeout)
     if action.idle_timeout is not None:
         made["idleTimeout"] = _seconds(action.idle_timeout)
     targets = [target for target in action.targets if target.weight]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,55 +24,88 @@ from sampan.parts.traffic.references import Backends, Problem, read_certificate
 from sampan.parts.traffic.sources.gateway_api import Result
 from sampan.parts.traffic.world import World, by_age
 
+log = logging.getLogger(__name__)
+
 CONTROLLER = "sampan.dev/ingress-controller"
 """``spec.controller`` of the IngressClasses we serve."""
 DEFAULT_CLASS = "ingressclass.kubernetes.io/is-default-class"
 LEGACY_CLASS = "kubernetes.io/ingress.class"
 
 
-def translate(
-    world: World,
-    backends: Backends,
-    address: str,
-    http_port: int,
-    https_port: int,
-    default: Certificate | None = None,
-) -> Result:
-    """Listeners for all Ingresses of our classes, and their load balancer status.
+class IngressSource:
+    """Translates, and keeps what it made as long as nothing changes that Ingresses depend on."""
 
-    ``default``: the certificate for hosts that have none of their own; without it they are served in the clear only.
-    """
-    result = Result()
-    plain = Listener("ingress", "http", address, http_port, "HTTP")
-    fallback = Listener("ingress", "https", address, https_port, "HTTPS")
-    if default is not None:
-        fallback.certificates.append(default)
-    secure: dict[str, Listener] = {}
-    for key, ingress in sorted(world.ingresses.items(), key=by_age):
-        if not _is_ours(world, ingress):
-            continue
-        certificates = _certificates(world, key, ingress, result)
-        for host, rule in _rules(world, backends, key, ingress):
-            plain.host(host).rules.append(rule)
-            certificate = _certificate_for(host, certificates)
-            if certificate is None:
-                fallback.host(host).rules.append(rule)
+    def __init__(self, address: str, http_port: int, https_port: int) -> None:
+        self._address, self._http, self._https = address, http_port, https_port
+        self._result = Result()
+        self._clusters: frozenset[str] = frozenset()
+        self._services: frozenset[Key] = frozenset()
+        self._rules: dict[Rule, Rule] = {}
+        self._seen: tuple[int, Certificate | None] = (-1, None)
+
+    def translate(self, world: World, backends: Backends, default: Certificate | None = None) -> Result:
+        """Listeners for all Ingresses of our classes, and their load balancer status.
+
+        ``default``: the certificate for hosts that have none of their own; without it they are served in the clear only.
+        """
+        changed = world.changed.ingresses or world.changed.services & self._services
+        if self._seen == (world.version, default) and not changed:
+            self._result.changed = set()
+            return self._result
+        self._seen = (world.version, default)
+        backends.used, backends.asked = set(), set()
+        result = self._translate(world, backends, default)
+        held, self._clusters, self._services = self._clusters, frozenset(backends.used), frozenset(backends.asked)
+        backends.hold(self._clusters)
+        backends.release(held)
+        result.changed = {
+            entry
+            for entry in self._result.statuses.keys() | result.statuses.keys()
+            if self._result.statuses.get(entry) != result.statuses.get(entry)
+        }
+        self._result = result
+        return result
+
+    def _translate(self, world: World, backends: Backends, default: Certificate | None) -> Result:
+        result = Result()
+        plain = Listener("ingress", "http", self._address, self._http, "HTTP")
+        fallback = Listener("ingress", "https", self._address, self._https, "HTTPS")
+        if default is not None:
+            fallback.certificates.append(default)
+        secure: dict[str, Listener] = {}
+        known, self._rules = self._rules, {}
+        for key, ingress in sorted(world.ingresses.items(), key=by_age):
+            if not _is_ours(world, ingress):
                 continue
-            pattern = "" if host == "*" else host
-            listener = secure.setdefault(
-                pattern, Listener("ingress", host, address, https_port, "HTTPS", hostname=pattern)
-            )
-            if certificate not in listener.certificates:
-                listener.certificates.append(certificate)
-            listener.host(host).rules.append(rule)
-        ports = [{"port": port, "protocol": "TCP"} for port in (http_port, https_port)]
-        result.statuses[INGRESSES, key] = {"loadBalancer": {"ingress": [{"ip": address, "ports": ports}]}}
-    if plain.hosts:
-        result.listeners.append(plain)
-    if fallback.hosts and default is not None:
-        result.listeners.append(fallback)
-    result.listeners += secure.values()
-    return result
+            try:
+                certificates = _certificates(world, key, ingress, result)
+                rules = _rules(world, backends, key, ingress)
+            except Exception as error:
+                log.exception("Ingress %s cannot be translated", key)
+                result.warnings.append((ingress, "CannotTranslate", f"cannot be translated: {error!r}"))
+                continue
+            for host, fresh in rules:
+                rule = self._rules[fresh] = known.get(fresh, fresh)  # its wire form is there already
+                plain.host(host).add([rule])
+                certificate = _certificate_for(host, certificates)
+                if certificate is None:
+                    fallback.host(host).add([rule])
+                    continue
+                pattern = "" if host == "*" else host
+                listener = secure.setdefault(
+                    pattern, Listener("ingress", host, self._address, self._https, "HTTPS", hostname=pattern)
+                )
+                if certificate not in listener.certificates:
+                    listener.certificates.append(certificate)
+                listener.host(host).add([rule])
+            ports = [{"port": port, "protocol": "TCP"} for port in (self._http, self._https)]
+            result.statuses[INGRESSES, key] = {"loadBalancer": {"ingress": [{"ip": self._address, "ports": ports}]}}
+        if plain.hosts:
+            result.listeners.append(plain)
+        if fallback.hosts and default is not None:
+            result.listeners.append(fallback)
+        result.listeners += secure.values()
+        return result
 
 
 def _is_ours(world: World, ingress: Object) -> bool:
@@ -114,6 +148,7 @@ def _action(world: World, backends: Backends, key: Key, backend: Mapping[str, An
     if reference is None:
         return Respond(503)
     service = Key(key.namespace, reference["name"])
+    backends.asked.add(service)
     wanted = reference.get("port") or {}
     port = world.service_port(service, wanted.get("name") or wanted.get("number") or "")
     if port is None:
@@ -130,7 +165,7 @@ def _certificates(world: World, key: Key, ingress: Object, result: Result) -> di
         name = entry.get("secretName")
         if not name:
             continue  # the default certificate is asked for
-        secret = world.secrets.get(Key(key.namespace, name))
+        secret = world.secret(Key(key.namespace, name))
         read: Certificate | Problem
         if secret is None:
             read = Problem("InvalidCertificateRef", f"Secret {key.namespace}/{name} does not exist")

@@ -6,6 +6,7 @@ Names visible outside are served on the gateway's ports; cluster-local ones on a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from sampan.parts.traffic.resources import KNATIVE_INGRESSES
 from sampan.parts.traffic.sources.gateway_api import Result
 from sampan.parts.traffic.world import World
 
+log = logging.getLogger(__name__)
+
 CLASS = "sampan.ingress.networking.knative.dev"
 CLASS_ANNOTATION = "networking.knative.dev/ingress.class"
 TIMEOUT_ANNOTATION = "sampan.dev/timeout-seconds"
@@ -35,30 +38,67 @@ INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 """Upstream's proxies use these between themselves; an application never sees them."""
 
 
-def translate(
-    world: World, backends: Backends, address: str, http_port: int, https_port: int, internal_port: int
-) -> Result:
-    """Listeners and statuses for all internal Ingresses of our class."""
-    result = Result()
-    if not world.knative_ingresses:
+class KnativeSource:
+    """Translates, and keeps what it made as long as nothing changes that the internal Ingresses depend on."""
+
+    def __init__(self, address: str, http_port: int, internal_port: int) -> None:
+        self._address, self._http, self._internal = address, http_port, internal_port
+        self._result = Result()
+        self._clusters: frozenset[str] = frozenset()
+        self._services: frozenset[Key] = frozenset()
+        self._rules: dict[Rule, Rule] = {}
+        self._version = -1
+
+    def translate(self, world: World, backends: Backends) -> Result:
+        """Listeners and statuses for all internal Ingresses of our class."""
+        touched = (world.changed.services | world.changed.endpoints) & self._services
+        if self._version == world.version and not touched:
+            self._result.changed = set()
+            return self._result
+        self._version = world.version
+        backends.used, backends.asked = set(), set()
+        result = self._translate(world, backends)
+        held, self._clusters, self._services = self._clusters, frozenset(backends.used), frozenset(backends.asked)
+        backends.hold(self._clusters)
+        backends.release(held)
+        result.changed = {
+            entry
+            for entry in self._result.statuses.keys() | result.statuses.keys()
+            if self._result.statuses.get(entry) != result.statuses.get(entry)
+        }
+        self._result = result
         return result
-    public = Listener("knative", "public", address, http_port, "HTTP")
-    private = Listener("knative", "private", address, internal_port, "HTTP")
-    for key, ingress in sorted(world.knative_ingresses.items()):
-        if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
-            continue
-        ready = True
-        for rule in ingress["spec"].get("rules") or ():
-            made, complete = _rules(world, backends, key, ingress, rule)
-            ready = ready and complete
-            internal = rule.get("visibility") == "ClusterLocal"
-            for host in rule.get("hosts") or ():
-                private.host(host).rules.extend(made)
-                if not internal:
-                    public.host(host).rules.extend(made)
-        result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, ready)
-    result.listeners += [public, private]
-    return result
+
+    def _translate(self, world: World, backends: Backends) -> Result:
+        result = Result()
+        known, self._rules = self._rules, {}
+        if not world.knative_ingresses:
+            return result
+        public = Listener("knative", "public", self._address, self._http, "HTTP")
+        private = Listener("knative", "private", self._address, self._internal, "HTTP")
+        for key, ingress in sorted(world.knative_ingresses.items()):
+            if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
+                continue
+            ready = True
+            for rule in ingress["spec"].get("rules") or ():
+                try:
+                    made, complete = _rules(world, backends, key, ingress, rule)
+                except Exception:
+                    log.exception("Ingress %s of Knative cannot be translated", key)
+                    ready = False
+                    continue
+                kept = []
+                for fresh in made:
+                    kept.append(self._rules.setdefault(fresh, known.get(fresh, fresh)))
+                ready = ready and complete
+                internal = rule.get("visibility") == "ClusterLocal"
+                for host in rule.get("hosts") or ():
+                    private.host(host).add(kept)
+                    if not internal:
+                        public.host(host).add(kept)
+            result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, ready)
+        result.listeners += [public, private]
+        return result
 
 
 def _rules(
@@ -89,6 +129,7 @@ def _rules(
 def _target(world: World, backends: Backends, split: Mapping[str, Any]) -> Target:
     service = Key(split["serviceNamespace"], split["serviceName"])
     weight = int(split.get("percent") or 100)
+    backends.asked.add(service)
     port = world.service_port(service, split.get("servicePort") or 80)
     if port is None:
         return Target("", weight)

@@ -52,6 +52,8 @@ class _Subscription:
     names: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)
     """Version last sent of each resource the Envoy holds."""
+    settled: Mapping[str, Resource] | None = None
+    """What was found to be held in full: there is nothing to look for as long as it is this very mapping."""
 
     def wants(self, name: str) -> bool:
         return self.wildcard or name in self.names
@@ -66,7 +68,7 @@ class Stream:
         self._pending: dict[str, _Sent] = {}
         self._nonces = itertools.count(1)
         self.rejected: dict[tuple[str, str], tuple[str, str]] = {}
-        """(type, name) to (rejected version, reason); dropped once a newer version is accepted."""
+        """(type, name) to (rejected version, reason), as long as that version is what is wanted."""
 
     @property
     def pending(self) -> frozenset[str]:
@@ -77,6 +79,8 @@ class Stream:
         """Take a request; the responses it calls for."""
         first = request.type_url not in self._subscriptions
         subscription = self._subscriptions.setdefault(request.type_url, _Subscription())
+        if first or request.error is not None or request.subscribe or request.unsubscribe:
+            subscription.settled = None
         if first:
             subscription.held.update(request.initial_versions)
             subscription.names.update(request.initial_versions)
@@ -108,17 +112,21 @@ class Stream:
     def update(self, snapshot: Snapshot, types: Iterable[str] = TYPES, *, removals: bool) -> list[Response]:
         """Move to a snapshot: its changes in these types, and what it no longer has when ``removals``."""
         self._snapshot = snapshot
-        self.rejected = {key: why for key, why in self.rejected.items() if key[1] in snapshot.of(key[0])}
+        self.rejected = {key: why for key, why in self.rejected.items() if _wanted(snapshot, key) == why[0]}
         responses = []
         for type_url in types:
             subscription = self._subscriptions.get(type_url)
             if subscription is None:
                 continue
             current = snapshot.of(type_url)
+            if subscription.settled is current:
+                continue
             due = self._changes(type_url, current, None)
-            gone = [name for name in subscription.held if name not in current] if removals else []
-            if due or gone:
-                responses.append(self._send(type_url, due, gone))
+            gone = [name for name in subscription.held if name not in current]
+            if due or (gone and removals):
+                responses.append(self._send(type_url, due, gone if removals else []))
+            elif not gone:
+                subscription.settled = current
         return responses
 
     def _changes(self, type_url: str, current: Mapping[str, Resource], among: set[str] | None) -> list[Resource]:
@@ -141,6 +149,7 @@ class Stream:
     def _send(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> Response:
         nonce = str(next(self._nonces))
         subscription = self._subscriptions[type_url]
+        subscription.settled = None
         before = {one.name: subscription.held[one.name] for one in resources if one.name in subscription.held}
         for one in resources:
             if type_url == schema.CLUSTER and one.name in subscription.held:
@@ -157,6 +166,7 @@ class Stream:
         endpoints = self._subscriptions.get(schema.ENDPOINTS)
         if endpoints is not None:
             endpoints.held.pop(cluster, None)
+            endpoints.settled = None
 
     def _answer(self, request: Request) -> list[Response]:
         """An ACK or NACK. A refused response with several resources is repeated one by one to find the bad ones."""
@@ -193,3 +203,8 @@ class Stream:
             if due:
                 again.append(self._send(schema.ENDPOINTS, due, []))
         return again
+
+
+def _wanted(snapshot: Snapshot, key: tuple[str, str]) -> str | None:
+    found = snapshot.of(key[0]).get(key[1])
+    return found.version if found is not None else None

@@ -79,6 +79,8 @@ class ControlPlane:
         self._publishing = asyncio.Lock()
         self.on_disconnect: Callable[[], None] | None = None
         """Called when an Envoy's stream ends: what was under way there will not be reported."""
+        self.on_rejected: Callable[[], None] | None = None
+        """Called when an Envoy refuses something while nothing is being published."""
         self._server: grpc.aio.Server | None = None
         self._connected = asyncio.Event()
 
@@ -129,8 +131,11 @@ class ControlPlane:
         """What Envoys refuse at present: (type, name) to (version, reason)."""
         return {key: value for connection in self._connections for key, value in connection.stream.rejected.items()}
 
-    async def publish(self, snapshot: Snapshot) -> None:
-        """Bring every Envoy to a snapshot; returns when they have acknowledged it (or had their time)."""
+    async def publish(self, snapshot: Snapshot) -> bool:
+        """Bring every Envoy to a snapshot; returns when they have acknowledged it (or had their time).
+
+        True when there is an Envoy, and all of them have taken it but for what is `rejected`.
+        """
         async with self._publishing:
             before = self._snapshot
             during = before.merged(snapshot)
@@ -140,6 +145,7 @@ class ControlPlane:
             await self._step(during, REFERRING, removals=False)
             self._snapshot = snapshot
             await self._step(snapshot, (*reversed(REFERRING), *REFERRED), removals=True)
+            return bool(self._connections) and not any(one.stream.pending for one in self._connections)
 
     async def _step(self, snapshot: Snapshot, types: tuple[str, ...], *, removals: bool) -> None:
         waiting = []
@@ -173,7 +179,10 @@ class ControlPlane:
 
         async def read() -> None:
             async for message in requests:
-                connection.take(_request(message))
+                request = _request(message)
+                connection.take(request)
+                if request.error is not None and self.on_rejected is not None and not self._publishing.locked():
+                    self.on_rejected()
 
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(read())

@@ -43,4 +43,9 @@ class Snapshot:
 
     def merged(self, newer: Snapshot) -> Snapshot:
         """Everything of both; ``newer`` wins. What Envoy holds between the additions and the removals of a push."""
-        return Snapshot({type_url: {**self.of(type_url), **newer.of(type_url)} for type_url in TYPES})
+
+        def both(type_url: str) -> Mapping[str, Resource]:
+            old, new = self.of(type_url), newer.of(type_url)
+            return new if old is new or old.keys() <= new.keys() else {**old, **new}
+
+        return Snapshot({type_url: both(type_url) for type_url in TYPES})

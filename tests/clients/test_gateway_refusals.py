@@ -1,0 +1,105 @@
+"""What passes our checks and Envoy refuses all the same costs the object it comes from, and nobody else.
+
+Our own check of regular expressions is blinded here, so that real refusals reach the platform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sampan.kube.objects import Object
+from tests.clients.gateway_harness import Bench, bench, reasons, route, to
+
+pytestmark = pytest.mark.xdist_group("gateway")
+
+BAD = "/[a-"
+
+
+@pytest.fixture(scope="module")
+def gw() -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sampan.parts.traffic.sources.routes._regex", lambda pattern: pattern)
+        with bench() as made:
+            yield made
+
+
+def rule(path: str, kind: str = "PathPrefix") -> Object:
+    return {"matches": [{"path": {"type": kind, "value": path}}], "backendRefs": to("v1")}
+
+
+def parent(gw: Bench, namespace: str, name: str) -> Object:
+    status: Object = gw.get("HTTPRoute", name, namespace).get("status") or {}
+    return next(iter(status.get("parents") or ()), {"conditions": []})
+
+
+def message(entry: Object, kind: str) -> str:
+    return next(one["message"] for one in entry["conditions"] if one["type"] == kind)
+
+
+def test_one_refused_rule_is_told_and_everything_else_goes_on(gw: Bench) -> None:
+    ns = gw.namespace("refused")
+    gw.service(ns, "v1")
+    address = gw.gateway(ns, "gw")
+    gw.route(route(ns, "good", "gw", [rule("/good")]))
+    bad = gw.route(route(ns, "bad", "gw", [rule(BAD, "RegularExpression")]))["parents"][0]
+    assert reasons(bad)["Accepted"] == "False UnsupportedValue"
+    assert "missing ]" in message(bad, "Accepted"), "Envoy's own words"
+    mixed = gw.route(route(ns, "mixed", "gw", [rule("/fine"), rule(f"{BAD}2", "RegularExpression")]))["parents"][0]
+    assert reasons(mixed)["Accepted"] == "True Accepted"
+    assert reasons(mixed)["PartiallyInvalid"] == "True UnsupportedValue"
+    later = gw.route(route(ns, "later", "gw", [rule("/later")]))["parents"][0]
+    assert reasons(later)["Accepted"] == "True Accepted"
+    for path in ("/good", "/fine", "/later"):
+        assert gw.ask(address, path=path).backend == "v1"
+    assert gw.ask(address, path="/elsewhere").status == 404
+    mended = gw.route(route(ns, "bad", "gw", [rule("/mended")]))["parents"][0]
+    assert reasons(mended)["Accepted"] == "True Accepted"
+    assert gw.ask(address, path="/mended").backend == "v1"
+
+
+def test_the_bad_ones_are_found_among_many_that_came_at_once(gw: Bench) -> None:
+    ns = gw.namespace("many")
+    gw.service(ns, "v1")
+    bad = {3, 17, 18}
+    routes = [
+        route(ns, f"r{n}", "gw", [rule(f"{BAD}{n}", "RegularExpression") if n in bad else rule(f"/p{n}")])
+        for n in range(24)
+    ]
+    gw.apply(*routes)
+    address = gw.gateway(ns, "gw")
+    for n in range(24):
+        expected = "False UnsupportedValue" if n in bad else "True Accepted"
+        gw.until(lambda n=n, expected=expected: reasons(parent(gw, ns, f"r{n}")).get("Accepted") == expected)
+        if n not in bad:
+            assert gw.ask(address, path=f"/p{n}").backend == "v1"
+    assert gw.platform.run(facts(gw)) == []
+
+
+async def facts(gw: Bench) -> list[str]:
+    """What `sampan status` says is refused as a whole."""
+    status = await gw.platform.kernel.status()
+    traffic = next(part.facts for part in status.parts if part.name == "traffic")
+    return [name for name in traffic if name.startswith("rejected")]
+
+
+def test_an_object_nobody_thought_of_costs_itself_alone(gw: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ns = gw.namespace("odd")
+    gw.service(ns, "v1")
+    address = gw.gateway(ns, "gw")
+    from sampan.parts.traffic.sources import routes
+
+    there = routes._http_match
+
+    def match(source: Object) -> object:
+        if source["path"]["value"] == "/odd":
+            raise ZeroDivisionError("nobody thought of this")
+        return there(source)
+
+    monkeypatch.setattr(routes, "_http_match", match)
+    odd = gw.route(route(ns, "odd", "gw", [rule("/odd")]))["parents"][0]
+    assert reasons(odd)["Accepted"] == "False UnsupportedValue"
+    assert "nobody thought of this" in message(odd, "Accepted")
+    gw.route(route(ns, "even", "gw", [rule("/even")]))
+    assert gw.ask(address, path="/even").backend == "v1"
