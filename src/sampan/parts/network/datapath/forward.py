@@ -133,7 +133,7 @@ class _TcpForwarder:
 
     def _opened(self, client: _Side) -> None:
         if not self.chooser.admits(client.peer):
-            client.abort()
+            asyncio.get_running_loop().call_soon(client.abort)  # its transport is only being made
             return
         try:
             self._tasks.start("forward", self._connect(client))
