@@ -204,6 +204,15 @@ def _privileges(directory: DataDirectory) -> Iterator[Finding]:
     tier, why = _tier(directory)
     text = f"tier {tier}: {TIERS[tier]}" + (f" ({why})" if why else "")
     yield Finding("isolation", "good" if tier == "T1" else "note", text)
+    if tier != "T1":
+        lowest = _number("/proc/sys/net/ipv4/ip_unprivileged_port_start", 1024)
+        low = f" and cannot listen below {lowest}" if lowest and not root else ""
+        yield Finding(
+            "pod ports",
+            "note",
+            f"pods share the machine's ports{low}: of two that listen on 0.0.0.0:8080 one fails, nginx at port 80 may not start; "
+            "let programs listen on $PORT at their own address, or run as root",
+        )
     fuse = os.access("/dev/fuse", os.R_OK | os.W_OK)
     yield Finding("fuse", "good" if fuse else "note", "/dev/fuse can be used" if fuse else "/dev/fuse cannot be opened")
 

@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sampan.parts.node.agent.launching import _with_interpreter
 from sampan.parts.node.errors import BuildError, ImageError, ImageNameError, ImageNeverPullError
-from sampan.parts.node.images import transfer
+from sampan.parts.node.images import environment, transfer
 from sampan.parts.node.images.build import build, entry, pack, requirements
 from sampan.parts.node.images.environment import environment_key, requirement_lines
-from sampan.parts.node.images.image import ImageConfig
+from sampan.parts.node.images.image import PYTHON, ImageConfig
 from sampan.parts.node.images.provider import Images
 from sampan.parts.node.images.reference import Reference, default_pull_policy
 from sampan.parts.node.images.standins.webserver import parse
@@ -227,6 +229,27 @@ def test_files_of_a_layer_lose_what_would_give_rights(tmp_path: Path) -> None:
     (place,) = store.prepare(digest, "a:1").layers
     assert (Path(place) / "program").stat().st_mode & 0o7777 == 0o755
     assert (Path(place) / "also").samefile(Path(place) / "program")
+
+
+def test_python_is_there_where_the_system_has_only_python3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = tmp_path / "usr/bin/python3.11"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    monkeypatch.setattr(environment, "base_interpreter", lambda: str(interpreter))
+    store = ImageStore(tmp_path / "images")
+    config = ImageConfig(cmd=["python", "a.py"], labels={PYTHON: "base"})
+    image = store.prepare(
+        store.add("docker.io/library/a:1", config, [layer(member("a"))], ["sha256:0"], CREATED), "a:1"
+    )
+    assert image.python == str(interpreter)
+    lowest = Path(image.layers[-1])
+    assert (lowest / "usr/local/bin/python").readlink() == interpreter
+    assert (Path(image.layers[0]) / "a").exists()
+    assert _with_interpreter(["python", "a.py"], image) == [str(interpreter), "a.py"]
+    assert _with_interpreter(["sh", "python"], image) == ["sh", "python"]
+    (interpreter.parent / "python").symlink_to(interpreter)
+    assert _with_interpreter(["python", "a.py"], image) == ["python", "a.py"]
+    assert len(store.prepare(image.digest, "a:1").layers) == 1
 
 
 def test_a_layer_cut_off_in_the_middle_is_the_images_fault(tmp_path: Path) -> None:

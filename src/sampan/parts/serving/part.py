@@ -51,7 +51,7 @@ class ServingPart(Part[ServingSettings]):
     needs = ("kubernetes", "workloads", "traffic")
     settings_type = ServingSettings
 
-    _gate: Gate
+    _gate: Gate | None = None
     _autoscalers: PodAutoscalerController
 
     async def provision(self) -> None:
@@ -84,13 +84,14 @@ class ServingPart(Part[ServingSettings]):
         ):
             await controller.start()
         plane.loads.subscribe(self._served)
-        self._gate = Gate(context, plane, self._autoscalers.scaler)
-        self._autoscalers.busy = self._gate.busy
-        await self._gate.start()
+        self._gate = gate = Gate(context, plane, self._autoscalers.scaler)
+        self._autoscalers.busy = gate.busy
+        await gate.start()
         await plane.follow_knative()
 
     async def stop(self) -> None:
-        await self._gate.stop()
+        if self._gate is not None:
+            await self._gate.stop()
 
     def _served(self, load: ClusterLoad) -> None:
         """Envoy's report of one cluster: ``namespace/revision/80`` and its variants are ours."""
@@ -130,7 +131,7 @@ class ServingPart(Part[ServingSettings]):
             for one in routes
             if (url := dig(one, "status", "url")) and not url.endswith(".svc.cluster.local")
         }
-        return {**self._gate.status(), **({"urls": urls} if urls else {})}
+        return {**(self._gate.status() if self._gate is not None else {}), **({"urls": urls} if urls else {})}
 
 
 def _config_map(name: str, data: Mapping[str, str]) -> Object:

@@ -113,7 +113,7 @@ def container_spec(
     metadata = pod["metadata"]
     uid, gid, groups, name = user(pod, container, image)
     security: Object = container.get("securityContext") or {}
-    args = command(container, image, env)
+    args = _with_interpreter(command(container, image, env), image)
     cwd = container.get("workingDir") or image.config.working_dir or "/"
     if not isolated:
         args, cwd, env = _unrooted(args, cwd, env, image)
@@ -159,6 +159,13 @@ def container_spec(
             "image_id": state.image_id,
         },
     )
+
+
+def _with_interpreter(args: list[str], image: Image) -> list[str]:
+    """``python`` by its own path where the system has only a ``python3``, so that it is known as what a zygote serves."""
+    if args[0] == "python" and image.python and not Path(image.python).with_name("python").exists():
+        return [image.python, *args[1:]]
+    return args
 
 
 def _unrooted(args: list[str], cwd: str, env: dict[str, str], image: Image) -> tuple[list[str], str, dict[str, str]]:

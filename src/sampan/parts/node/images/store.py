@@ -5,6 +5,7 @@
     <images>/oci-layout, index.json      the OCI layout's own files; a reference is an annotation of an index entry
     <images>/blobs/sha256/<digest>       manifests, configurations, layer archives
     <images>/layers/<digest>/            a layer extracted (marker ``<digest>.complete`` beside it)
+    <images>/pythons/<key>/              a layer naming ``python`` where the system has a ``python3`` only
     <images>/environments/<key>/         dependency environments (`environment`)
     <images>/mappings.json               user mappings: a name stands for another image
 
@@ -135,6 +136,8 @@ class ImageStore:
             key = self.environments.ensure(lines)
             python = self.environments.interpreter(key)
             extra = python_directories(python)
+            if not Path(python).with_name("python").exists():
+                layers.insert(0, str(self._named_python(python)))
         return Image(
             name=name,
             id=manifest["config"]["digest"],
@@ -147,6 +150,16 @@ class ImageStore:
             size=sum(layer["size"] for layer in manifest["layers"]),
             tags=tuple(name for name, other in self.references().items() if other == digest),
         )
+
+    def _named_python(self, interpreter: str) -> Path:
+        """A layer with the commands that a system's Python may lack: Debian's is ``python3`` only."""
+        place = self.directory / "pythons" / hashlib.sha256(interpreter.encode()).hexdigest()[:16]
+        commands = place / "usr/local/bin"
+        commands.mkdir(parents=True, exist_ok=True)
+        for name in ("python", "python3"):
+            with contextlib.suppress(FileExistsError):
+                (commands / name).symlink_to(interpreter)
+        return place
 
     # -- writing
 
