@@ -166,5 +166,8 @@ class Part(ABC, Generic[S]):
         """Release everything; called once, also after a failed `start`."""
 
     def status(self) -> dict[str, Any]:
-        """Facts for ``sampan status``: short, JSON-compatible. ``urls`` (name to URL) lists applications a person can open."""
+        """Facts for ``sampan status``: short, JSON-compatible.
+
+        ``urls`` (name to URL) lists applications a person can open, ``rows`` (title to rows of short texts) what is worth a table.
+        """
         return {}

@@ -109,8 +109,32 @@ def test_status_shows_a_failed_part_with_its_reason() -> None:
     text = click.unstyle("\n".join(lines))
     assert "degraded  process 7" in text
     assert "+3600 s from the machine's  frozen" in text
-    assert "messaging        failed     3 restarts  no room" in text
-    assert "kubernetes               127.0.0.1:6443" in text
+    assert "  messaging  failed" in text and text.count("3 restarts  no room") == 1
+    assert ":6443" in text
+
+
+def test_status_shows_ports_pods_and_urls_at_a_glance_in_the_width_there_is() -> None:
+    def part(name: str, **facts: object) -> dict[str, object]:
+        return {"name": name, "state": "ready", "process": 7, "restarts": 0, "error": "", "needs": [], "facts": facts}
+
+    rows = [[f"default/web-{number:02}", "Running", "1/1", "", f"127.9.0.{number}"] for number in range(20)]
+    status = {
+        "state": "ready",
+        "pid": 7,
+        "data_dir": "/data",
+        "parts": [
+            part("traffic", urls={"default/web": "http://127.0.0.1:9080"}, envoy=4711, told="x" * 80),
+            part("node", tier="T1", rows={"pods": rows}),
+        ],
+        "addresses": {"gateway": "127.0.0.1:9080", "gateway.tls": "127.0.0.1:9443", "kubelet": "0.0.0.0:10250"},
+    }
+    lines = [click.unstyle(line) for line in describe(status, 80)]
+    text = "\n".join(lines)
+    assert "gateway :9080, tls :9443" in text and "kubelet 0.0.0.0:10250" in text and "tier=T1" in text
+    assert "default/web-14  Running  1/1  127.9.0.14" in text and "web-15" not in text and "and 5 more" in text
+    assert "default/web  http://127.0.0.1:9080" in text
+    assert max(map(len, lines)) <= 80
+    assert "web-19" in "\n".join(describe(status, 0, 100))
 
 
 def test_the_data_directory_may_stand_before_or_after_the_command(tmp_path: Path) -> None:

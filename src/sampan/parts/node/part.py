@@ -24,6 +24,7 @@ from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
 from sampan.parts.node.agent.peers import PeerRoutes
 from sampan.parts.node.agent.sources import InformedSources, ReferencedSources
+from sampan.parts.node.agent.worker import PodWorker
 from sampan.parts.node.images.provider import Images
 from sampan.parts.node.runtime.process import ProcessRuntime
 
@@ -178,4 +179,19 @@ class NodePart(Part[NodeSettings]):
             "tier": self._runtime.tier,
             "pods": len(self._agent.workers),
             "pod_range": self._runtime.pod_range,
+            "rows": {"pods": sorted(_row(worker) for worker in self._agent.workers.values())},
         }
+
+
+def _row(worker: PodWorker) -> list[str]:
+    """A pod as a line of ``sampan status``: its key, phase, ready containers, restarts and address."""
+    status = worker.status or worker.pod.get("status") or {}
+    containers = status.get("containerStatuses") or []
+    ready, restarts = sum(1 for one in containers if one["ready"]), sum(one["restartCount"] for one in containers)
+    return [
+        worker.key,
+        "Terminating" if worker.pod["metadata"].get("deletionTimestamp") else status.get("phase", "Pending"),
+        f"{ready}/{len(worker.pod['spec']['containers'])}",
+        f"{restarts} restarts" if restarts else "",
+        status.get("podIP", ""),
+    ]
