@@ -116,6 +116,27 @@ async def test_the_attempts_made_before_a_restart_count(tmp_path: Path) -> None:
         assert letter["knativeerrordata"] == base64.b64encode(b"no 2").decode()
 
 
+async def test_a_batch_enters_as_a_whole_or_not_at_all(platform: Platform) -> None:
+    async with platform.client() as client, receiver() as sink, aiohttp.ClientSession() as session:
+        await broker(client, "many")
+        await trigger(client, "many-all", "many", sink.url)
+        url = f"http://{platform.address('eventing.ingress')}/default/many"
+        kind = {"Content-Type": "application/cloudevents-batch+json; charset=utf-8"}
+        events = [
+            {"specversion": "1.0", "id": f"b{number}", "type": "t", "source": "/s", "data": {"n": number}}
+            for number in range(3)
+        ]
+        for spoilt in ([], [*events, {"id": "no event"}], [*events, {**events[0], "knativebrokerttl": "1"}]):
+            async with session.post(url, json=spoilt, headers=kind) as response:
+                assert response.status == 400, await response.text()
+        async with session.post(url, json=events, headers=kind) as response:
+            assert response.status == 202
+        await sink.wait(3)
+        await asyncio.sleep(0.2)
+        assert sorted(one["id"] for one in sink.events) == ["b0", "b1", "b2"]
+        assert sorted(one.data["n"] for one in sink.events) == [0, 1, 2]
+
+
 async def test_a_poison_event_does_not_hold_up_the_others(platform: Platform) -> None:
     async with platform.client() as client, receiver() as sink:
         await broker(client, "busy")

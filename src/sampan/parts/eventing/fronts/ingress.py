@@ -6,6 +6,7 @@ listens here (job sinks, webhooks of sources) registers itself by host or path p
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
@@ -17,7 +18,7 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.http import BodyTooLargeError, SlowClientError, read_body
 from sampan.kernel.telemetry import counter, histogram
 from sampan.kube.control.interface import Informer
-from sampan.kube.objects import Key
+from sampan.kube.objects import Key, Object
 from sampan.parts.eventing import cloudevents
 from sampan.parts.eventing.cloudevents import Event
 from sampan.parts.eventing.dispatcher import TTL
@@ -108,10 +109,17 @@ class Ingress:
     async def _body(self, request: web.BaseRequest) -> bytes:
         return await read_body(request, self._machine, limit=self._limit)
 
-    async def _event(self, request: web.BaseRequest) -> Event:
-        event = cloudevents.decode(request.headers, await self._body(request))
-        passed = passed_headers(request.headers)
-        return Event(event.attributes, event.data, event.mode, passed) if passed else event
+    async def _events(self, request: web.BaseRequest) -> list[Event]:
+        """The event of a request, or those of a batch."""
+        body, headers = await self._body(request), request.headers
+        if headers.get("content-type", "").lower().startswith(cloudevents.BATCH):
+            events = cloudevents.decode_batch(headers, body)
+            if not events:
+                raise MalformedEventError("the batch is empty")
+        else:
+            events = [cloudevents.decode(headers, body)]
+        passed = passed_headers(headers)
+        return [Event(one.attributes, one.data, one.mode, passed) for one in events] if passed else events
 
     async def _to_broker(self, request: web.BaseRequest) -> web.Response:
         path = request.path.removesuffix("/")
@@ -120,27 +128,32 @@ class Ingress:
         parts = path.split("/")[1:]
         if len(parts) != 2 or not all(parts):
             return _refused(400, "malformed path; an event goes to /<namespace>/<broker>")
-        event = await self._event(request)
+        events = await self._events(request)
         key = Key(parts[0], parts[1])
         if self._brokers.get(key) is None:
             return self._answered(UNKNOWN, 404, f"there is no Broker {key}")
-        await self.enter(str(key), event)
+        for event in events:
+            _lives_left(event)  # of a batch all enter or none
+        await asyncio.gather(*(self.enter(str(key), event) for event in events))
         return self._answered(key, 202)
 
     async def _to_channel(self, request: web.BaseRequest, key: Key) -> web.Response:
         if request.path not in ("", "/"):
             return _refused(400, "a channel takes events at / only")
-        event = await self._event(request)
+        events = await self._events(request)
         channel = self._channels.get(key)
         if channel is None:
             return self._answered(UNKNOWN, 404, f"there is no InMemoryChannel {key}")
+        await asyncio.gather(*(self._into(channel, key, event) for event in events))
+        return self._answered(key, 202)
+
+    async def _into(self, channel: Object, key: Key, event: Event) -> None:
         with self._tracing.step(
             event, event.text("type") or "event", f"channel {key}", "producer", headers=event.headers, begins=True
         ):
             await self._store(topic_of(channel), event)
         for observe in self._observe:
             observe("InMemoryChannel", key, event)
-        return self._answered(key, 202)
 
     async def enter(self, broker: str, event: Event) -> None:
         """Store an event in a broker (``namespace/name``), with its arrival time and one life less.
@@ -154,13 +167,7 @@ class Ingress:
         found = self._brokers.get(key)
         if found is None:
             raise UnavailableError(f"there is no Broker {broker}")
-        ttl = event.attributes.get(TTL)
-        try:
-            left = FIRST_TTL if ttl is None else int(ttl) - 1
-        except ValueError:
-            raise MalformedEventError(f"attribute {TTL} is not a number") from None
-        if left <= 0:
-            raise MalformedEventError(f"the event has entered brokers {FIRST_TTL} times: replies go round in a circle")
+        left = _lives_left(event)
         arrival = self._clock.now().isoformat(timespec="microseconds").replace("+00:00", "Z")
         event = event.with_attributes(knativebrokerttl=left, knativearrivaltime=arrival)
         with self._tracing.step(
@@ -178,6 +185,22 @@ class Ingress:
     def _answered(self, key: Key, code: int, why: str = "") -> web.Response:
         self._count.labels(str(key), str(code)).inc()
         return web.Response(status=code, headers=ALLOW) if not why else _refused(code, why)
+
+
+def _lives_left(event: Event) -> int:
+    """How often an event may still enter a broker after this time.
+
+    Raises:
+        MalformedEventError: it may not even now.
+    """
+    ttl = event.attributes.get(TTL)
+    try:
+        left = FIRST_TTL if ttl is None else int(ttl) - 1
+    except ValueError:
+        raise MalformedEventError(f"attribute {TTL} is not a number") from None
+    if left <= 0:
+        raise MalformedEventError(f"the event has entered brokers {FIRST_TTL} times: replies go round in a circle")
+    return left
 
 
 def _prefix(path: str) -> str:
