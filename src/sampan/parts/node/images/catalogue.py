@@ -144,6 +144,8 @@ def _entries() -> dict[str, StandIn]:
         hello = _program("says hello", "/server", "hello", "helloworld", language, port=8080)
         entries[f"knative-samples/helloworld-{language}"] = hello
         entries[f"knative/helloworld-{language}"] = hello
+    for name, stand_in in _eventing().items():
+        entries[name] = stand_in
     for name, command in {
         "library/busybox": "sh",
         "library/alpine": "/bin/sh",
@@ -162,6 +164,7 @@ def _entries() -> dict[str, StandIn]:
         "e2e-test-images/node-perf/pytorch-wide-deep": "/bin/sh",
         "nicolaka/netshoot": "bash",
         "curlimages/curl": "sh",
+        "radial/busyboxplus": "sh",
         "alpine/curl": "sh",
         "chainguard/bash": "bash",
         "google_containers/busybox": "sh",
@@ -170,6 +173,23 @@ def _entries() -> dict[str, StandIn]:
         entries[name] = _shell(command)
     entries["curlimages/curl"] = StandIn("curl of the host", ("curl",), ("--help",), shell_box=True)
     return entries
+
+
+def _eventing() -> dict[str, StandIn]:
+    """The programs of Knative Eventing's samples, under the names they were published by."""
+    entries = {}
+    for name, title, port in (
+        ("event_display", "prints the events it gets", 8080),
+        ("heartbeats", "sends an event again and again", 0),
+        ("appender", "answers an event with its message made longer", 8080),
+    ):
+        program = _program(title, f"/ko-app/{name}", "events", name, port=port)
+        for repository in ("knative-releases/knative.dev/eventing", "knative-releases/knative.dev/eventing-contrib"):
+            entries[f"{repository}/cmd/{name}"] = program
+        entries[f"knative-nightly/knative.dev/eventing/cmd/{name}"] = program
+        entries[f"knative-nightly/knative.dev/eventing-contrib/cmd/{name}"] = program
+    player = _program("shows events and sends them", "/player", "events", "player", port=8080)
+    return {**entries, "ruben/cloudevents-player": player, "n3wscott/sockeye": player}
 
 
 ENTRIES = _entries()
