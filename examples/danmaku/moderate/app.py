@@ -15,16 +15,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 RUDE = re.compile(r"\b(?:damn|crap|idiot|stupid)\b|笨蛋|傻瓜", re.IGNORECASE)
 ADVERTISING = re.compile(r"https?://|www\.|加微信", re.IGNORECASE)
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]|(?<=[\u0300-\u036f]{3})[\u0300-\u036f]+"
+)
+"""Characters that turn the direction of text or hide in it, and towers of accents that would grow over other lanes."""
 LONGEST = 80
 POD = socket.gethostname()
 
 
 def moderate(comment: dict[str, str]) -> dict[str, str] | None:
     """The comment as everybody may see it, or None."""
-    text = " ".join(str(comment.get("text", "")).split())[:LONGEST]
+    text = " ".join(UNSEEN.sub("", str(comment.get("text", ""))).split())[:LONGEST]
     if not text or ADVERTISING.search(text):
         return None
-    return {**comment, "text": RUDE.sub(lambda found: "✱" * len(found.group()), text), "pod": POD}
+    user = " ".join(UNSEEN.sub("", str(comment.get("user", ""))).split())[:20]
+    return {**comment, "user": user, "text": RUDE.sub(lambda found: "✱" * len(found.group()), text), "pod": POD}
 
 
 class Function(BaseHTTPRequestHandler):

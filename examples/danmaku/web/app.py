@@ -1,7 +1,7 @@
 """The web service: serves the page, takes comments, and pushes approved ones to every open page.
 
     GET  /          the page
-    GET  /live      the live flow (server-sent events)
+    GET  /live      the live flow (server-sent events); ?after=ID or Last-Event-ID: what was missed first
     POST /comments  {"user", "text", "colour"}: sent on as an event to $K_SINK, which SinkBinding sets
     POST /events    approved comments, delivered by the Trigger
 
@@ -15,16 +15,25 @@ import json
 import os
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 PAGE = (Path(__file__).parent / "index.html").read_bytes()
 LARGEST = 16 * 1024
 RECENT = 12
 """Comments a newly opened page gets to see at once."""
+KEPT = 500
+"""Comments kept for pages whose connection broke, and to know one that is delivered twice."""
+FIELDS = ("user", "text", "colour", "sent", "key")
+"""What a page says of a comment; by ``key`` it knows its own again."""
 PASSED = ("traceparent", "tracestate", "x-request-id")
 """Headers that a request hands on, so that its way can be followed."""
 SLOW = 256
 """Comments a page may be behind before it loses the oldest."""
+GUARD = (
+    "Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src data:\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+)
+"""What the page may do: speak to us, and nothing else."""
 REASONS = {
     200: "OK",
     202: "Accepted",
@@ -39,16 +48,29 @@ class Audience:
     """Every open page."""
 
     def __init__(self) -> None:
-        self.pages: set[asyncio.Queue[str]] = set()
-        self.recent: list[str] = []
+        self.pages: set[asyncio.Queue[bytes]] = set()
+        self.kept: dict[str, bytes] = {}
+        """The latest comments as lines of the live flow, by id."""
 
-    def show(self, comment: str) -> None:
-        """To all of them."""
-        self.recent = [*self.recent, comment][-RECENT:]
+    def show(self, comment: dict[str, str]) -> None:
+        """To all of them, once: events are delivered at least once."""
+        name = str(comment.get("id", ""))
+        if name in self.kept:
+            return
+        lines = f"id: {name}\ndata: {json.dumps(comment, ensure_ascii=False)}\n\n".encode()
+        self.kept[name] = lines
+        if len(self.kept) > KEPT:
+            del self.kept[next(iter(self.kept))]
         for page in self.pages:
             if page.qsize() >= SLOW:
                 page.get_nowait()
-            page.put_nowait(comment)
+            page.put_nowait(lines)
+
+    def missed(self, after: str) -> list[bytes]:
+        """What a page did not see whose last comment was ``after`` (empty, or too old: the latest few)."""
+        names = list(self.kept)
+        first = names.index(after) + 1 if after in self.kept else max(0, len(names) - RECENT)
+        return [self.kept[name] for name in names[first:]]
 
 
 class Sink:
@@ -111,7 +133,8 @@ class Web:
                     break
                 body = await reader.readexactly(length)
                 if method == "GET" and urlsplit(target).path == "/live":
-                    await self._live(reader, writer)
+                    asked = parse_qs(urlsplit(target).query).get("after", [""])[0]
+                    await self._live(reader, writer, headers.get("last-event-id") or asked)
                     break
                 await self._answer(writer, method, urlsplit(target).path, headers, body)
                 await writer.drain()
@@ -131,15 +154,14 @@ class Web:
             case "POST", "/comments":
                 answer(writer, await self._said(headers, body))
             case "POST", "/events":
-                self._audience.show(body.decode().replace("\n", " "))
-                answer(writer, 202)
+                answer(writer, self._approved(body))
             case _:
                 answer(writer, 404)
 
     async def _said(self, headers: dict[str, str], body: bytes) -> int:
         try:
             given = json.loads(body)
-            comment = {name: str(given.get(name, ""))[:200] for name in ("user", "text", "colour", "sent")}
+            comment = {name: str(given.get(name, ""))[:200] for name in FIELDS}
         except (ValueError, AttributeError):
             return 400
         if not comment["text"].strip() or self._sink is None:
@@ -150,8 +172,17 @@ class Web:
         except OSError:
             return 503
 
-    async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        page: asyncio.Queue[str] = asyncio.Queue()
+    def _approved(self, body: bytes) -> int:
+        try:
+            comment = json.loads(body)
+            self._audience.show({name: str(value) for name, value in comment.items()})
+        except (ValueError, AttributeError):
+            return 400
+        return 202
+
+    async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, after: str) -> None:
+        page: asyncio.Queue[bytes] = asyncio.Queue()
+        missed = self._audience.missed(after)
         self._audience.pages.add(page)
         gone = asyncio.ensure_future(reader.read())
         try:
@@ -159,8 +190,8 @@ class Web:
                 b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
                 b"X-Accel-Buffering: no\r\nConnection: close\r\n\r\nretry: 300\n\n"
             )
-            for comment in self._audience.recent:
-                writer.write(f"event: earlier\ndata: {comment}\n\n".encode())
+            for lines in missed:
+                writer.write(b"event: earlier\n" + lines)
             told = 0
             while not gone.done():
                 if told != (told := len(self._audience.pages)):
@@ -169,9 +200,9 @@ class Web:
                 waiting = asyncio.ensure_future(page.get())
                 await asyncio.wait({waiting, gone}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
                 if waiting.done():
-                    writer.write(f"data: {waiting.result()}\n\n".encode())
+                    writer.write(waiting.result())
                     while not page.empty():
-                        writer.write(f"data: {page.get_nowait()}\n\n".encode())
+                        writer.write(page.get_nowait())
                 else:
                     waiting.cancel()
                     writer.write(b": still here\n\n")
@@ -182,10 +213,8 @@ class Web:
 
 def answer(writer: asyncio.StreamWriter, status: int, body: bytes = b"", kind: str = "text/plain") -> None:
     """Write a whole response."""
-    writer.write(
-        f"HTTP/1.1 {status} {REASONS.get(status, 'OK')}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
+    head = f"HTTP/1.1 {status} {REASONS.get(status, 'OK')}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}{GUARD}\r\n".encode() + body)
 
 
 async def main() -> None:
