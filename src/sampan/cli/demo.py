@@ -9,7 +9,9 @@ network of their own, an object is stored and read back with the kubeconfig's ce
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -45,7 +47,7 @@ def command(
 ) -> None:
     """Start a platform in a temporary directory, put an application on it, and show that it answers.
 
-    Without --check the platform stays until Ctrl-C, so that you can look at it with kubectl.
+    Without --check the platform stays until Ctrl-C, so that you can look at it. Several demos can run beside each other.
     """
     import uvloop
 
@@ -60,7 +62,6 @@ def command(
 async def _demo(
     folder: Path, check: bool, only: list[str], without: list[str], config: Path | None, flags: tuple[str, ...]
 ) -> None:
-    from sampan.cli.up import platform_lines
     from sampan.kernel.platform import Platform
     from sampan.parts import PARTS
 
@@ -74,20 +75,24 @@ async def _demo(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, platform.ask_to_stop)
+    gc.disable()  # until it is ready: nearly everything that is made until then stays
     async with platform:
-        for line in platform_lines(folder, platform.listeners.addresses()):
-            click.echo(line)
+        gc.freeze()
+        gc.enable()
         status = await platform.status()
         if status.state != "ready":
             raise DemoError(f"the platform is {status.state}")
-        click.echo(f"{len(status.parts)} parts are ready after {perf_counter() - began:.1f} s")
-        if application and await _can_run_pods(platform):
+        click.echo(f"{len(status.parts)} parts are ready after {perf_counter() - began:.1f} s, on ports of their own")
+        if why := await _lacking(platform) if application else "the examples are not in an installed package":
+            click.echo(f"the bullet comments (examples/danmaku) are left out: {why}")
+            if platform.directory.kubeconfig.exists():
+                click.echo(await asyncio.to_thread(_show, folder, platform.directory.kubeconfig))
+        else:
             click.echo(await _application(platform, began))
-        elif platform.directory.kubeconfig.exists():
-            click.echo(await asyncio.to_thread(_show, folder, platform.directory.kubeconfig))
         if not check:
-            click.echo("press Ctrl-C to end the demo")
+            click.echo("\n".join(_to_try(folder, application and not why)))
             await platform.wait()
+            click.echo("the demo ends, and nothing is left of it")
 
 
 def _show(folder: Path, kubeconfig: Path) -> str:
@@ -147,18 +152,37 @@ def _build_images(folder: Path) -> None:
         build(store, EXAMPLE / directory, name, created=created)
 
 
-async def _can_run_pods(platform: Any) -> bool:
-    """The parts are there, and pods have addresses of their own (without, they do not see the cluster's names)."""
+async def _lacking(platform: Any) -> str:
+    """Why the application cannot run here; empty: it can. Without addresses of their own pods do not see the cluster's names."""
     from sampan.kube.client import Client
     from sampan.kube.client.resources import NODES
 
-    parts = (await platform.status()).parts
-    names = {part if isinstance(part, str) else part.name for part in parts}
-    if not names >= NEEDED:
-        return False
+    absent = NEEDED - {part.name for part in (await platform.status()).parts}
+    if absent:
+        return f"it needs the part{'s' if len(absent) > 1 else ''} {', '.join(sorted(absent))}"
     nodes = (await platform.get(Client).list(NODES)).items
-    conditions = [one for node in nodes for one in node["status"].get("conditions") or ()]
-    return any(one["type"] == "PodIsolation" and one["status"] == "True" for one in conditions)
+    conditions = [
+        one for node in nodes for one in node["status"].get("conditions") or () if one["type"] == "PodIsolation"
+    ]
+    if any(one["status"] == "True" for one in conditions):
+        return ""
+    said = next((one.get("message") for one in conditions), "there is no node")
+    return f"its pods need addresses of their own, which takes root and cgroup v2 ({said}; `sampan doctor` tells more)"
+
+
+def _to_try(folder: Path, application: bool) -> list[str]:
+    """What a person can do with the running demo."""
+    program = Path(sys.argv[0])
+    command = f"{f'{sys.executable} -m sampan' if program.suffix == '.py' else program} --data-dir {folder}"
+    lines = [
+        "",
+        "from another terminal:",
+        f"  everything at a glance    {command} status",
+        f"  kubectl                   export KUBECONFIG={folder / 'kubeconfig'}; kubectl get all -A",
+    ]
+    if application:
+        lines.append(f"  the way of a comment      {command} trace --last")
+    return [*lines, "", "press Ctrl-C to end the demo"]
 
 
 async def _application(platform: Any, began: float) -> str:
@@ -177,10 +201,9 @@ async def _application(platform: Any, began: float) -> str:
         raise DemoError(f"no comment came back from {url} within {PATIENCE:g} s") from None
     return (
         f"the application answers after {perf_counter() - began:.1f} s; a comment took {milliseconds:.0f} ms through "
-        "gateway, topic, broker and function\n"
-        f"  open      {url}/ in two windows and type\n"
-        f"  a crowd   python {EXAMPLE / 'crowd.py'} {url} --kubeconfig {platform.directory.kubeconfig}\n"
-        f"  look      kubectl --kubeconfig {platform.directory.kubeconfig} get ksvc,broker,trigger,pods"
+        "gateway, topic, broker and function\n\n"
+        f"  open {click.style(f'{url}/', bold=True, underline=True)} in two windows and type\n"
+        f"  let a crowd in with: {sys.executable} {EXAMPLE / 'crowd.py'} {url} --kubeconfig {platform.directory.kubeconfig}"
     )
 
 
