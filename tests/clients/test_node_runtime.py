@@ -173,6 +173,28 @@ async def test_privileges_are_dropped(best: Bench) -> None:
     assert "read-only" in best.log("r")
 
 
+async def test_the_default_seccomp_filter_holds_what_starts_and_what_joins(node: Bench) -> None:
+    await node.pod()
+    mode = "grep ^Seccomp: /proc/self/status"
+    await node.run("free", "sh", "-c", mode)
+    await node.run("c", "sh", "-c", f"{mode}; exec sleep 1000", seccomp=True)
+    await node.run("u", "sh", "-c", "unshare -m true 2>/dev/null || echo refused", seccomp=True)
+    process = await node.runtime.exec(ExecSpec("c", ("sh", "-c", mode)))
+    assert await process.wait() == 0
+    assert process.stdout is not None
+    assert os.read(process.stdout, 100).split() == [b"Seccomp:", b"2"]
+    process.close()
+    python = f"import subprocess; subprocess.run({mode!r}, shell=True)"
+    await node.run("p", sys.executable, "-c", python, python=sys.executable, seccomp=True)
+    assert (await node.exit("p")).code == 0
+    await node.exit("free")
+    assert node.log("p").split() == ["Seccomp:", "2"]
+    assert node.log("free").split() == ["Seccomp:", "0"]
+    assert node.log("c").split() == ["Seccomp:", "2"]
+    await node.exit("u")
+    assert node.log("u") == "refused"
+
+
 SERVER = (
     "import socket, sys\n"
     "s = socket.create_server(('', 8080)); l = socket.create_server(('127.0.0.1', 9000))\n"

@@ -13,6 +13,7 @@ from typing import Any
 from sampan.kube.objects import Object, copy, dig
 from sampan.kube.server.call import Call
 from sampan.kube.status import FieldError, bad_request, conflict, invalid
+from sampan.kube.types.qos import qos_class
 from sampan.kube.types.resource import ResourceType
 
 SCALE_API = "autoscaling/v1"
@@ -38,7 +39,7 @@ def merged(call: Call, obj: Object, written: Object) -> Object:
         case "ephemeralcontainers":
             return _with_ephemeral(call, obj, written)
         case "resize":
-            return _resized(obj, written)
+            return _resized(call, obj, written)
         case "finalize":
             result = copy(obj)
             result.setdefault("spec", {})["finalizers"] = list(dig(written, "spec", "finalizers", default=[]))
@@ -162,19 +163,44 @@ def _with_ephemeral(call: Call, obj: Object, written: Object) -> Object:
     return result
 
 
-def _resized(obj: Object, written: Object) -> Object:
+def _resized(call: Call, obj: Object, written: Object) -> Object:
     result: Object = copy(obj)
+    problems: list[FieldError] = []
     for field in ("containers", "initContainers"):
         wanted = {c.get("name"): c for c in dig(written, "spec", field, default=[]) if isinstance(c, dict)}
-        for container in result["spec"].get(field) or ():
+        for index, container in enumerate(result["spec"].get(field) or ()):
             fresh = wanted.get(container["name"])
             if fresh is None:
                 continue
+            problems += _unresizable(container, fresh, f"spec.{field}[{index}].resources")
             container["resources"] = copy(fresh.get("resources") or {})
             if "resizePolicy" in fresh:
                 container["resizePolicy"] = copy(fresh["resizePolicy"])
+    quality = qos_class(result["spec"])
+    if quality != qos_class(obj["spec"]):
+        message = f'Invalid value: "{quality}": Pod QOS Class may not change as a result of resizing'
+        problems.append(FieldError("spec", "FieldValueInvalid", message))
+    if problems:
+        raise invalid("", "Pod", call.name, problems)
     _precondition(result, written)
     return result
+
+
+def _unresizable(old: Object, new: Object, path: str) -> list[FieldError]:
+    """What a resize may not do: take a request or limit away, or touch anything but cpu and memory."""
+    problems = []
+    for which in ("limits", "requests"):
+        before: Object = dig(old, "resources", which, default={})
+        after: Object = dig(new, "resources", which, default={})
+        for name in ("cpu", "memory"):
+            if name in before and name not in after:
+                message = f"Forbidden: resource {which} cannot be removed"
+                problems.append(FieldError(f"{path}.{which}", "FieldValueForbidden", message))
+        others = (before.keys() | after.keys()) - {"cpu", "memory"}
+        if any(before.get(name) != after.get(name) for name in others):
+            message = "Forbidden: only cpu and memory resources are mutable"
+            problems.append(FieldError(f"{path}.{which}", "FieldValueForbidden", message))
+    return problems
 
 
 # -- acts

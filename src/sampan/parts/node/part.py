@@ -22,6 +22,7 @@ from sampan.kube.joining.interface import Joined
 from sampan.kube.resources import NODES
 from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
+from sampan.parts.node.agent.eviction import Reserve
 from sampan.parts.node.agent.peers import PeerRoutes
 from sampan.parts.node.agent.sources import InformedSources, ReferencedSources
 from sampan.parts.node.agent.worker import PodWorker
@@ -51,6 +52,15 @@ class NodeSettings(PartSettings, kw_only=True):
     zygote: Annotated[bool, msgspec.Meta(description="fork Python containers from a warm interpreter")] = True
     log_size: Annotated[int, msgspec.Meta(description="bytes of a container's log before it is rotated")] = 10 << 20
     log_files: Annotated[int, msgspec.Meta(description="files kept of a container's log", ge=2)] = 5
+    housekeeping: Annotated[
+        float, msgspec.Meta(description="seconds between looks at what pods take of disk and memory", gt=0)
+    ] = 10.0
+    disk_reserve: Annotated[
+        int, msgspec.Meta(description="bytes of disk that are to stay free; below, pods are evicted (0: never)", ge=0)
+    ] = 256 << 20
+    memory_reserve: Annotated[
+        int, msgspec.Meta(description="bytes of memory that are to stay free; below, pods are evicted (0: never)", ge=0)
+    ] = 100 << 20
     abandon: Annotated[
         float, msgspec.Meta(description="seconds that pods go on without an agent before they are ended", ge=0)
     ] = 600.0
@@ -110,6 +120,8 @@ class NodePart(Part[NodeSettings]):
             log_files=settings.log_files,
             sources=InformedSources(control.informers) if joined is None else ReferencedSources(control),
             api_server=None if joined is None else joined.server,
+            reserve=Reserve(settings.disk_reserve, settings.memory_reserve),
+            housekeeping=settings.housekeeping,
         )
         address = context.listeners.address("kubelet")
         assert address is not None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sampan.kube.objects import Object, dig
 from sampan.kube.types.duration import parse_time
-from sampan.parts.node.agent.state import Ended
+from sampan.parts.node.agent.state import Ended, recalled
 from sampan.parts.node.runtime.interface import Container
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def adopt(worker: PodWorker, address: str, containers: list[Container]) -> None:
             continue
         state.id, state.restarts = container.id, max(container.attempt, state.restarts)
         state.hash = container.labels.get("hash", "")
+        state.applied = recalled(container.labels.get("resources", ""))
+        state.allocated = state.applied
         state.image, state.image_id = container.labels.get("image", ""), container.labels.get("image_id", "")
         state.started = container.started_at
         if container.exit is not None:

@@ -21,6 +21,7 @@ from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.resources import PODS, SERVICES
 from sampan.parts.network import loopback_address
 from sampan.parts.node.agent.adoption import adopt
+from sampan.parts.node.agent.eviction import NOTHING_RESERVED, Eviction, Reserve
 from sampan.parts.node.agent.following import Following
 from sampan.parts.node.agent.handlers import Handlers
 from sampan.parts.node.agent.payload import PodFacts
@@ -61,6 +62,8 @@ class Agent:
         log_files: int = 5,
         sources: Sources | None = None,
         api_server: tuple[str, int] | None = None,
+        reserve: Reserve = NOTHING_RESERVED,
+        housekeeping: float = 10.0,
     ) -> None:
         """``sources`` finds what pods refer to (default: by the informers); ``api_server`` is where this machine reaches the
         API, if not on its own loopback."""
@@ -85,6 +88,7 @@ class Agent:
         self._recorder = EventRecorder(client, clock, tasks, "kubelet", host=name)
         self.tokens = Tokens(client, clock)
         self.following = Following(self)
+        self.eviction = Eviction(self, reserve, housekeeping)
         self.registration = Registration(self, labels or {}, max_pods)
         self._runtime_up = False
         self._pods: Informer
@@ -109,6 +113,7 @@ class Agent:
             self.sources.on_change(plural, self.following.source_changed)
         for plural in ("persistentvolumeclaims", "persistentvolumes"):
             self.sources.on_change(plural, self.following.claim_changed)
+        self.tasks.keep("eviction", self.eviction.run)
         self.tasks.keep("tokens", self.following.watch_tokens)
 
     async def close(self) -> None:
@@ -280,6 +285,13 @@ class Agent:
         """Services as this node's pods reach them."""
         found = self._services.objects()
         return found if self.runtime.tier == "T1" else [_on_loopback(service, self._api_server) for service in found]
+
+    async def reclaim_images(self) -> None:
+        """Give back the disk of what images can be made from again and no pod uses now."""
+        used = {state.image_id for worker in self.workers.values() for state in worker.state.containers.values()}
+        freed = await asyncio.to_thread(self.images.reclaim, used)
+        if freed:
+            log.info("gave back %d MiB of unpacked images", freed >> 20)
 
     def after(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> None:
         """Call back later, on the platform's clock."""

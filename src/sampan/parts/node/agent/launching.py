@@ -10,9 +10,9 @@ from typing import Any
 from sampan.kube.objects import Object, dig
 from sampan.kube.types import quantity
 from sampan.parts.node.agent.environment import expand
-from sampan.parts.node.agent.state import ContainerState
+from sampan.parts.node.agent.state import ContainerState, remembered, roles
 from sampan.parts.node.agent.volumes import PodVolumes, mounts
-from sampan.parts.node.errors import ContainerConfigError
+from sampan.parts.node.errors import ContainerConfigError, NodeError
 from sampan.parts.node.images.image import Image
 from sampan.parts.node.runtime.interface import ContainerSpec, Limits, Mount, Root
 
@@ -86,6 +86,27 @@ def user(pod: Object, container: Object, image: Image) -> tuple[int, int, tuple[
     return int(uid or 0), int(gid or 0), groups, name
 
 
+def seccomp(pod: Object, container: Object) -> bool:
+    """The container is to run under the runtime's default seccomp filter. Raises NodeError: it names a profile of its own."""
+    security: Object = container.get("securityContext") or {}
+    profile: Object = security.get("seccompProfile") or dig(
+        pod, "spec", "securityContext", "seccompProfile", default={}
+    )
+    if security.get("privileged"):
+        return False
+    if profile.get("type") == "Localhost":
+        name = profile.get("localhostProfile")
+        raise NodeError(f'cannot load seccomp profile "{name}": this node has the profile RuntimeDefault only')
+    return profile.get("type") == "RuntimeDefault"
+
+
+def apparmor(pod: Object) -> str:
+    """The strictest AppArmor profile type a pod asks for: Localhost, RuntimeDefault, or "" where it asks for none."""
+    wanted = {dig(pod, "spec", "securityContext", "appArmorProfile", "type")}
+    wanted |= {dig(spec, "securityContext", "appArmorProfile", "type") for spec, _role in roles(pod)}
+    return next((kind for kind in ("Localhost", "RuntimeDefault") if kind in wanted), "")
+
+
 def container_spec(
     pod: Object,
     container: Object,
@@ -141,6 +162,7 @@ def container_spec(
         user=name,
         privileged=bool(security.get("privileged")),
         no_new_privileges=security.get("allowPrivilegeEscalation") is False,
+        seccomp=seccomp(pod, container),
         capabilities_add=tuple(capabilities.get("add") or ()),
         capabilities_drop=tuple(capabilities.get("drop") or ()),
         python=image.python,
@@ -157,6 +179,7 @@ def container_spec(
             "hash": state.hash,
             "image": container["image"],
             "image_id": state.image_id,
+            "resources": remembered(container.get("resources")),
         },
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from sampan.kube.types.duration import format_time
 PODS_CGROUP = "sampan.dev/pods-cgroup"
 """Annotation that tells the network part where the pods' sockets can be reached."""
 LEASE_SECONDS = 40
-DISK_PRESSURE = 0.90
-"""Share of the disk in use from which the node reports DiskPressure."""
 
 
 def machine(directory: Path) -> dict[str, Any]:
@@ -41,7 +39,6 @@ def machine(directory: Path) -> dict[str, Any]:
         "cpu": len(os.sched_getaffinity(0)),
         "memory": memory,
         "disk": disk.total,
-        "disk_used": disk.used / disk.total,
         "os_image": names.get("PRETTY_NAME", "Linux").strip('"'),
         "machine_id": read("/etc/machine-id") or read("/var/lib/dbus/machine-id") or "unknown",
         "system_uuid": read("/sys/class/dmi/id/product_uuid") or read("/etc/machine-id") or "unknown",
@@ -87,6 +84,7 @@ def status(
     why: str,
     images: Sequence[object],
     ready: bool,
+    pressures: Collection[str] = (),
     now: datetime,
 ) -> Object:
     """The node's status."""
@@ -98,14 +96,19 @@ def status(
         "hugepages-1Gi": "0",
         "hugepages-2Mi": "0",
     }
-    full = facts["disk_used"] >= DISK_PRESSURE
+    short, full = "MemoryPressure" in pressures, "DiskPressure" in pressures
     private = {
         "T1": "pods have addresses, files and process ids of their own",
         "T2": "pods have files and process ids of their own; addresses are 127.x.y.z and $PORT",
         "T3": "pods share files and process ids; addresses are 127.x.y.z and $PORT",
     }[tier]
     wanted = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        (
+            "MemoryPressure",
+            "True" if short else "False",
+            "KubeletHasInsufficientMemory" if short else "KubeletHasSufficientMemory",
+            f"kubelet has {'in' if short else ''}sufficient memory available",
+        ),
         (
             "DiskPressure",
             "True" if full else "False",

@@ -188,7 +188,7 @@ def completed(pod: Object, state: PodState) -> str:
 
 def _end(pod: Object, state: PodState, decision: Decision, deleting: bool) -> None:
     """End what runs, the sidecars after the others and one by one from the last; then clear away."""
-    grace = grace_period(pod)
+    grace = grace_period(pod) if state.ending_grace is None or deleting else state.ending_grace
     listed = [(state.containers[spec["name"]], role) for spec, role in roles(pod)]
     alive = [(container, role) for container, role in listed if container.running or container.busy]
     first = [container for container, role in alive if role != "sidecar"]

@@ -59,6 +59,10 @@ class Registration:
         await self._renew()
         self._agent.event(found, "Normal", "Starting", "Starting kubelet.")
 
+    async def post(self) -> None:
+        """Post the node's status now. Raises ApiError."""
+        await self._post_status(await self._agent.client.get(NODES, self._agent.name))
+
     async def _post_status(self, found: Object) -> None:
         self._facts = await asyncio.to_thread(node_object.machine, self._agent.layout.base)
         status = node_object.status(
@@ -72,6 +76,7 @@ class Registration:
             why=self._agent.runtime.why,
             images=await asyncio.to_thread(self._agent.images.listed),
             ready=self._agent.runtime_up,
+            pressures=self._agent.eviction.pressures,
             now=self._agent.clock.now(),
         )
         self._agent.allocatable = status["allocatable"]
@@ -86,7 +91,7 @@ class Registration:
                 continue
             posted, up = self._agent.clock.monotonic(), self._agent.runtime_up
             try:
-                await self._post_status(await self._agent.client.get(NODES, self._agent.name))
+                await self.post()
             except ApiError as error:
                 if error.not_found:
                     await self.register()

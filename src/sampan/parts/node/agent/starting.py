@@ -173,9 +173,10 @@ class Starting:
         if not self._worker.pod["spec"].get("hostNetwork") or self._worker.pod["spec"].get("hostAliases"):
             files["/etc/hosts"] = str(directory / "etc-hosts")
         state.hash = container_hash(spec)
+        resources = state.allocated if state.allocated is not None else spec.get("resources") or {}
         runtime_spec = launching.container_spec(
             self._worker.pod,
-            spec,
+            {**spec, "resources": resources},
             state,
             image,
             env,
@@ -193,6 +194,7 @@ class Starting:
         state.ended = None
         state.id, state.reason, state.message = identity, "", ""
         state.doomed = state.doomed_message = ""
+        state.applied, state.resize_error = resources, ""
         state.grace = None
         state.ready = state.started_up = False
         state.running, state.started = True, agent.clock.time()

@@ -73,6 +73,15 @@ class ContainerState:
     busy: str = ""
     """An action under way: ``starting`` or ``killing``."""
     user: dict[str, Any] = field(default_factory=dict)
+    allocated: Object | None = None
+    """The resources the node has granted; None before it was asked."""
+    applied: Object | None = None
+    """The resources its process runs with."""
+    resizing: bool = False
+    resize_error: str = ""
+    """Why they could not be applied."""
+    resize_at: float = 0.0
+    """When to try that again."""
 
 
 @dataclass
@@ -94,7 +103,13 @@ class PodState:
     ending: str = ""
     """Reason for which the agent ends the pod (DeadlineExceeded, Evicted, ...)."""
     ending_message: str = ""
+    ending_grace: float | None = None
+    """Seconds of grace for that end, where it differs from the pod's."""
+    disrupted: str = ""
+    """The node ended it for its own sake: the message of the condition DisruptionTarget."""
     finished: Literal["", "Succeeded", "Failed"] = ""
+    resize_pending: tuple[str, str] | None = None
+    """Reason and message for which the node does not grant what the pod asks for now."""
     removed: bool = False
     """Its processes, sandbox and volumes are gone; only the object remains."""
 
@@ -128,3 +143,16 @@ def grace_period(pod: Object) -> float:
         return float(metadata["deletionGracePeriodSeconds"])
     seconds = dig(pod, "spec", "terminationGracePeriodSeconds")
     return 30.0 if seconds is None else float(seconds)
+
+
+def remembered(resources: Object | None) -> str:
+    """Resources as a label of the runtime's."""
+    return msgspec.json.encode(resources or {}).decode()
+
+
+def recalled(label: str) -> Object | None:
+    """Resources from a label of the runtime's; None where there is none."""
+    if not label:
+        return None
+    resources: Object = msgspec.json.decode(label)
+    return resources

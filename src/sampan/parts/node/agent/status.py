@@ -7,10 +7,13 @@ from typing import Any
 
 from sampan.kube.objects import Object, copy, dig
 from sampan.kube.types.duration import format_time
+from sampan.kube.types.qos import qos_class
 from sampan.parts.node.agent.plan import completed, restart_wanted
 from sampan.parts.node.agent.state import ContainerState, Ended, PodState, roles
 
 RUNTIME = "sampan"
+PASSING_CONDITIONS = ("PodResizePending", "PodResizeInProgress")
+"""Conditions that are there only while they are true."""
 
 
 def _time(wall: float) -> str:
@@ -92,10 +95,11 @@ def _container_status(pod: Object, state: PodState, spec: Object, now: float) ->
         status["containerID"] = f"{RUNTIME}://{container.id}"
     if container.role in ("init", "ephemeral"):
         status["started"] = container.running
-    if resources := spec.get("resources"):
+    granted = spec.get("resources") if container.allocated is None else container.allocated
+    if resources := (container.applied if container.running and container.applied is not None else granted):
         status["resources"] = copy(resources)
-        if requests := resources.get("requests"):
-            status["allocatedResources"] = copy(requests)
+    if requests := dig(granted, "requests"):
+        status["allocatedResources"] = copy(requests)
     if container.user:
         status["user"] = copy(container.user)
     return status
@@ -107,27 +111,12 @@ def _ready(container: ContainerState) -> bool:
     return container.running and container.ready
 
 
-def qos_class(spec: Object) -> str:
-    """Guaranteed, Burstable or BestEffort."""
-    any_set, all_equal = False, True
-    for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
-        requests = dig(container, "resources", "requests", default={})
-        limits = dig(container, "resources", "limits", default={})
-        any_set = any_set or bool(requests) or bool(limits)
-        for name in ("cpu", "memory"):
-            if name not in limits or requests.get(name, limits[name]) != limits[name]:
-                all_equal = False
-    if not any_set:
-        return "BestEffort"
-    return "Guaranteed" if all_equal else "Burstable"
-
-
 def phase(pod: Object, state: PodState) -> str:
     """Pending, Running, Succeeded or Failed."""
     if state.finished:
         return state.finished
-    if state.ending:
-        return "Failed"
+    if state.ending and not any(c.running or c.busy for c in state.containers.values()):
+        return "Failed"  # said once nothing runs any more: whoever replaces the pod must not meet it
     over = completed(pod, state)
     if over:
         return over
@@ -149,7 +138,7 @@ def pod_status(pod: Object, state: PodState, now: float, wall: float, host: str,
     current = phase(pod, state)
     status: Object = {"phase": current, "qosClass": old.get("qosClass") or qos_class(pod["spec"])}
     status["observedGeneration"] = pod["metadata"].get("generation", 1)
-    if state.ending:
+    if state.ending and current == "Failed":
         status["reason"] = state.ending
         status["message"] = state.ending_message
     status["hostIP"] = host
@@ -213,6 +202,13 @@ def conditions(pod: Object, state: PodState, current: str, wall: float, told: Ob
         else:
             wanted.append(("Ready", True, "", ""))
         wanted.append(("ContainersReady", True, "", ""))
+    if state.resize_pending is not None:
+        wanted.append(("PodResizePending", True, *state.resize_pending))
+    if state.disrupted:
+        wanted.append(("DisruptionTarget", True, "TerminationByKubelet", state.disrupted))
+    if not over and (resizing := [c for c in state.containers.values() if _resizing(c)]):
+        errors = [c.resize_error for c in resizing if c.resize_error]
+        wanted.append(("PodResizeInProgress", True, "Error" if errors else "", errors[0] if errors else ""))
     result = []
     generation = pod["metadata"].get("generation", 1)
     for kind, value, reason, message in wanted:
@@ -234,6 +230,11 @@ def conditions(pod: Object, state: PodState, current: str, wall: float, told: Ob
         "lastTransitionTime": _time(wall),
     }
     return [*result, scheduled]
+
+
+def _resizing(container: ContainerState) -> bool:
+    """It runs with other resources than it was granted."""
+    return container.running and container.applied is not None and container.applied != container.allocated
 
 
 def _listed(names: list[str]) -> str:

@@ -22,6 +22,7 @@ from sampan.parts.node.agent.ending import Ending
 from sampan.parts.node.agent.payload import PodFacts
 from sampan.parts.node.agent.plan import Action, End, Finish, Kill, SetUp, Start, TearDown, completed, plan
 from sampan.parts.node.agent.probing import Probing
+from sampan.parts.node.agent.resizing import Resizing
 from sampan.parts.node.agent.starting import Starting
 from sampan.parts.node.agent.state import ContainerState, PodState, roles
 from sampan.parts.node.agent.status import pod_status
@@ -58,7 +59,10 @@ class PodWorker:
         self.starting = Starting(self)
         self.ending = Ending(self)
         self.probing = Probing(self)
+        self.resizing = Resizing(self)
         self.status: Object | None = None
+        self.told: set[str] = set()
+        """Passing conditions that its written status may have."""
         self.gone = False
         self._stale = False
         """A sandbox of this pod has been lost, and may not be cleared away yet."""
@@ -106,6 +110,15 @@ class PodWorker:
         self._stale = True
         self.wake()
 
+    def evict(self, message: str, grace: float, *, disruption: bool = False) -> None:
+        """End the pod as Failed for what it takes; ``disruption``: for the sake of the node, not for a limit of its own."""
+        if self.state.ending or self.state.finished:
+            return
+        self.state.ending, self.state.ending_message, self.state.ending_grace = "Evicted", message, grace
+        self.state.disrupted = message if disruption else ""
+        self.event("Warning", "Evicted", message)
+        self.wake()
+
     # -- the loop
 
     def run(self) -> None:
@@ -129,6 +142,7 @@ class PodWorker:
             over = completed(self.pod, self.state)
             if over in ("Succeeded", "Failed") and not self.state.finished:
                 self.state.finished = "Succeeded" if over == "Succeeded" else "Failed"
+            self.resizing.review()
             decision = plan(self.pod, self.state, now, self.agent.clock.time())
             for action in decision.actions:
                 self._begin(action)
@@ -209,6 +223,15 @@ class PodWorker:
     async def _set_up(self) -> None:
         """Sandbox, volumes, and the files every container sees."""
         state, agent = self.state, self.agent
+        match launching.apparmor(self.pod):
+            case "Localhost":
+                state.ending, state.sandbox_busy = "AppArmor", False
+                state.ending_message = "Cannot enforce AppArmor: AppArmor is not enabled on the host"
+                self.event("Warning", "AppArmor", state.ending_message)
+                self.wake()
+                return
+            case "RuntimeDefault":
+                self.event("Warning", "AppArmor", "The default AppArmor profile is not enforced on this node")
         try:
             if self._stale:
                 # there was a sandbox before: make sure nothing of it is left

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sampan.kube.objects import Object
 from sampan.kube.resources import PODS
 from sampan.kube.status import ApiError
+from sampan.parts.node.agent.status import PASSING_CONDITIONS
 
 if TYPE_CHECKING:
     from sampan.parts.node.agent.agent import Agent
@@ -22,14 +23,13 @@ PASSING = 0.05
 """Seconds that a status which tells only of progress may wait for the next one."""
 
 
-def _with_nulls(status: Object) -> Object:
+def _with_nulls(status: Object, told: set[str]) -> Object:
     """A strategic merge keeps what a patch does not name: what has gone must be said to be gone."""
     gone = {"reason": None, "message": None}
-    return {
-        **gone,
-        **status,
-        "conditions": [{**gone, **condition} for condition in status.get("conditions") or ()],
-    }
+    conditions: list[Object] = [{**gone, **condition} for condition in status.get("conditions") or ()]
+    present = {one["type"] for one in conditions}
+    conditions += [{"$patch": "delete", "type": kind} for kind in PASSING_CONDITIONS if kind in told - present]
+    return {**gone, **status, "conditions": conditions}
 
 
 def _passing(status: Object | None) -> bool:
@@ -79,7 +79,17 @@ class StatusWriter:
                     if status is None or worker.gone:
                         return
                     metadata = worker.pod["metadata"]
-                    patch = {"metadata": {"uid": worker.uid}, "status": _with_nulls(status)}
+                    # what was written a moment ago may not have come back in the object yet
+                    worker.told |= {
+                        condition["type"]
+                        for told in (status, worker.pod.get("status") or {})
+                        for condition in told.get("conditions") or ()
+                        if condition["type"] in PASSING_CONDITIONS
+                    }
+                    patch = {
+                        "metadata": {"uid": worker.uid},
+                        "status": _with_nulls(status, worker.told),
+                    }
                     try:
                         await self._agent.client.patch(
                             PODS,

@@ -130,6 +130,8 @@ def _entries() -> dict[str, StandIn]:
         "google-samples/node-hello": _program("says hello", "/hello-app", "hello", "hello-app", port=8080),
         "knative-samples/autoscale-go": _program("busy on request", "/ko-app/autoscale-go", "hello", "autoscale", port=8080),
         "knative/autoscale-go": _program("busy on request", "/ko-app/autoscale-go", "hello", "autoscale", port=8080),
+        "hpa-example": _program("busy on request", "/hpa-example", "hello", "busy", port=80),
+        "google_containers/hpa-example": _program("busy on request", "/hpa-example", "hello", "busy", port=80),
         "pause": _PAUSE,
         "google_containers/pause": _PAUSE,
         "rancher/mirrored-pause": _PAUSE,

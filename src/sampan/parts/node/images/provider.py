@@ -8,6 +8,7 @@ being present means here), ``Never`` differs in its error only.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from sampan.parts.node.errors import ImageError, ImageNeverPullError
@@ -65,6 +66,16 @@ class Images:
         """The image is here (the kubelet's "already present on machine")."""
         reference = self._mapped(Reference.parse(image))
         return self.store.find(reference) is not None or self.catalogue.entry(reference) is not None
+
+    def reclaim(self, used: Collection[str]) -> int:
+        """Remove what no running container needs and the store can make again; returns the bytes freed. Blocks.
+
+        ``used`` are the image ids of container statuses. Images themselves stay: nothing here could pull them again.
+        """
+        needed = {name.rpartition("@")[2] for name in used}
+        freed = self.store.reclaim({digest for digest in self.store.references().values() if digest in needed})
+        self._prepared = {digest: image for digest, image in self._prepared.items() if digest in needed}
+        return freed
 
     def _mapped(self, reference: Reference) -> Reference:
         mappings = self.store.mappings()

@@ -21,7 +21,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,6 +248,22 @@ class ImageStore:
         for layer in (self.directory / "layers").iterdir():
             if f"sha256:{layer.name.removesuffix('.complete')}" not in needed:
                 shutil.rmtree(layer) if layer.is_dir() else layer.unlink()
+
+    def reclaim(self, used: Collection[str]) -> int:
+        """Remove the extracted layers that only images beside ``used`` (manifest digests) have; returns the bytes freed.
+
+        They are extracted again when a pod names their image.
+        """
+        freed = 0
+        with self.lock():
+            layers = {layer["digest"] for digest in used for layer in self.read(digest)["layers"]}
+            for place in (self.directory / "layers").iterdir():
+                if place.suffix == ".complete" or f"sha256:{place.name}" in layers:
+                    continue
+                place.with_name(f"{place.name}.complete").unlink(missing_ok=True)
+                freed += sum(file.lstat().st_blocks * 512 for file in place.rglob("*"))
+                shutil.rmtree(place, ignore_errors=True)
+        return freed
 
     # -- mappings
 

@@ -97,6 +97,8 @@ class ContainerSpec:
     """A user name to look up in the container's /etc/passwd instead of ``uid``."""
     privileged: bool = False
     no_new_privileges: bool = False
+    seccomp: bool = False
+    """Refuse the system calls that container runtimes refuse by default."""
     capabilities_add: tuple[str, ...] = ()
     capabilities_drop: tuple[str, ...] = ()
     python: str = ""
@@ -244,6 +246,10 @@ class Runtime(Protocol):
 
     async def signal(self, container: str, signal: int, *, everyone: bool = False) -> None:
         """Signal the main process (``everyone``: all its processes); nothing when it has ended."""
+        ...
+
+    async def update(self, container: str, limits: Limits, labels: dict[str, str]) -> None:
+        """Put a running container under other limits and change these of its labels; nothing when it has ended."""
         ...
 
     async def remove_container(self, container: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from sampan.parts.node.runtime import syscalls
 from sampan.parts.node.runtime.interface import ContainerSpec, Limits, Mount, Root, SandboxSpec
-from sampan.parts.node.runtime.privileges import LaunchError, drop_privileges, soft_limits
+from sampan.parts.node.runtime.privileges import LaunchError, confine, drop_privileges, soft_limits
 from sampan.parts.node.runtime.roots import build_root
 
 _DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
@@ -172,6 +172,7 @@ def settle(spec: ContainerSpec, request: Mapping[str, Any]) -> None:
     """The container's root and privileges, as far as the tier gives them. Raises OSError or LaunchError."""
     if request["mounts"]:
         build_root(spec, request["directory"], request["skeleton"], request["devices"])
+    confine(spec, root=request["root"])
     if request["root"]:
         drop_privileges(spec)
     if request["rlimits"]:
@@ -195,6 +196,7 @@ def start_exec(
     """A further process in a container, by exec. Raises OSError or LaunchError."""
     standard_streams(*streams, tty=tty)
     reset_signals()
+    confine(spec, root=root)
     if root:
         drop_privileges(spec)
     env = prepare_environment(spec)

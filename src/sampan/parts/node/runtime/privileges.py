@@ -6,7 +6,7 @@ import os
 import pwd
 import resource
 
-from sampan.parts.node.runtime import syscalls
+from sampan.parts.node.runtime import seccomp, syscalls
 from sampan.parts.node.runtime.interface import ContainerSpec
 
 CAPABILITIES = [
@@ -80,10 +80,10 @@ class LaunchError(Exception):
         self.code = code
 
 
-def _capabilities(spec: ContainerSpec) -> int:
-    every = (1 << (syscalls.last_capability() + 1)) - 1
+def _names(spec: ContainerSpec) -> set[str]:
+    """The capabilities a container has. Raises LaunchError."""
     if spec.privileged:
-        return every
+        return set(CAPABILITIES)
     names = set(DEFAULT_CAPABILITIES)
     add = {name.upper().removeprefix("CAP_") for name in spec.capabilities_add}
     drop = {name.upper().removeprefix("CAP_") for name in spec.capabilities_drop}
@@ -92,12 +92,28 @@ def _capabilities(spec: ContainerSpec) -> int:
     if "ALL" in add:
         names.update(CAPABILITIES)
     names = (names | (add - {"ALL"})) - (drop - {"ALL"} - add)
-    mask = 0
     for name in names:
         if name not in CAPABILITIES:
             raise LaunchError(f"unknown capability {name!r}")
+    return names
+
+
+def _capabilities(spec: ContainerSpec) -> int:
+    every = (1 << (syscalls.last_capability() + 1)) - 1
+    mask = 0
+    for name in _names(spec):
         mask |= 1 << CAPABILITIES.index(name)
     return mask & every
+
+
+def confine(spec: ContainerSpec, *, root: bool) -> None:
+    """Put the process under the seccomp filter its spec asks for; before it gives up being root. Raises OSError or LaunchError."""
+    if not spec.seccomp:
+        return
+    if not root:
+        # only who can gain nothing by an exec may filter without privileges
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    seccomp.install(_names(spec))
 
 
 def drop_privileges(spec: ContainerSpec) -> None:

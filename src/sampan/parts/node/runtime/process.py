@@ -36,6 +36,7 @@ from sampan.parts.node.runtime.interface import (
     ContainerSpec,
     ExecSpec,
     ExitRecord,
+    Limits,
     OnExit,
     Process,
     Sandbox,
@@ -367,6 +368,11 @@ class ProcessRuntime:
 
     async def signal(self, container: str, signal: int, *, everyone: bool = False) -> None:
         await self._ask("signal", container=container, signal=signal, everyone=everyone)
+
+    async def update(self, container: str, limits: Limits, labels: dict[str, str]) -> None:
+        answer = await self._ask("update", container=container, limits=asdict(limits), labels=labels)
+        if "error" in answer:
+            raise NodeError(answer["error"])
 
     async def remove_container(self, container: str) -> None:
         answer = await self._ask("remove_container", container=container)

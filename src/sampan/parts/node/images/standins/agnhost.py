@@ -1,6 +1,6 @@
 """agnhost: the Kubernetes test suite's Swiss army knife, its commonly used subcommands.
 
-netexec, serve-hostname, test-webserver, liveness, porter, pause, connect, entrypoint-tester, logs-generator, dns-suffix,
+netexec, guestbook, serve-hostname, test-webserver, liveness, porter, pause, connect, entrypoint-tester, logs-generator, dns-suffix,
 dns-server-list, etc-hosts, env, help. A subcommand that is not here says so and exits 1.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from sampan.kernel.clock import Clock
+from sampan.parts.node.images.standins.guestbook import guestbook
 from sampan.parts.node.images.standins.serve import run, serve
 
 VERSION = "2.53"
@@ -293,6 +294,7 @@ def _resolver(word: str) -> list[str]:
 
 COMMANDS = {
     "netexec": netexec,
+    "guestbook": guestbook,
     "serve-hostname": serve_hostname,
     "test-webserver": test_webserver,
     "liveness": liveness,

@@ -1,4 +1,4 @@
-"""Hello-world servers: Knative's samples, the autoscaling sample, http-echo, echo-server, whoami, hello-app.
+"""Hello-world servers: Knative's samples, the autoscaling samples, http-echo, echo-server, whoami, hello-app.
 
 The first argument names which one; the rest is the original's command line.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import platform
 import socket
@@ -64,6 +65,18 @@ def autoscale() -> None:
         return web.Response(text="\n".join(lines) + "\n")
 
     run(work, [int(os.environ.get("PORT", "8080"))])
+
+
+def busy() -> None:
+    """The autoscaling walk-through's server: some arithmetic for every request, then ``OK!``."""
+
+    async def work(_: web.Request) -> web.StreamResponse:
+        total = 0.0001
+        for number in range(100_000):
+            total += math.sqrt(number)
+        return web.Response(text="OK!")
+
+    run(work, [80])
 
 
 def http_echo(arguments: list[str]) -> None:
@@ -135,6 +148,8 @@ def main() -> None:
         helloworld(arguments[0] if arguments else "go")
     elif which == "autoscale":
         autoscale()
+    elif which == "busy":
+        busy()
     elif which == "http-echo":
         http_echo(arguments)
     elif which == "echo-server":

@@ -16,7 +16,7 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
 from sampan.parts.node.runtime import launch
-from sampan.parts.node.runtime.interface import Container, ExitRecord
+from sampan.parts.node.runtime.interface import Container, ExitRecord, Limits
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
 from sampan.parts.node.runtime.keeper.processes import exit_code, process_start, process_usage
 from sampan.parts.node.runtime.keeper.streams import Running, Streams, close, resize
@@ -173,6 +173,15 @@ class Containers:
             if request["everyone"] and self._keeper.ground.isolation == "none":
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(running.state.pid, number)
+        reply({})
+
+    def update(self, request: Request, reply: Reply, *_: Any) -> None:
+        """Put a running container under other limits."""
+        running = self.held.get(request["container"])
+        if running is not None and running.state.exit is None:
+            state = running.state
+            self._keeper.ground.cgroups.limit(state.sandbox, state.id, Limits(**request["limits"]))
+            state.labels = {**state.labels, **request["labels"]}
         reply({})
 
     def remove(self, request: Request, reply: Reply, *_: Any) -> None:

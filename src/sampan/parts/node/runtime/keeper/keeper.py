@@ -170,6 +170,7 @@ class Keeper:
             "remove_sandbox": self.sandboxes.remove_one,
             "start": self.containers.start,
             "signal": self.containers.signal,
+            "update": self.containers.update,
             "attach": self.containers.attach,
             "resize": self.containers.resize,
             "reopen_log": self.containers.reopen_log,
