@@ -98,6 +98,7 @@ class KernelPath:
             _attach(directory, self.tables, pods, level)
         finally:
             os.close(directory)
+        self._closed = False
         self._entries: dict[Frontend, tuple[int, Backends]] = {}
         self._markers: dict[str, int] = {}
         self._next = 1
@@ -124,6 +125,7 @@ class KernelPath:
 
     def close(self) -> None:
         """Let go; the programs go on working at the cgroup until it goes."""
+        self._closed = True
         self.tables.close()
 
     # -- frontends
@@ -179,6 +181,8 @@ class KernelPath:
             keys += [struct.pack("=I", number) + _endpoint(address, port) for address, port in backends.endpoints]
 
         def sweep() -> None:
+            if self._closed:
+                return
             for key in keys:
                 self.tables.backends.delete(key)
 
