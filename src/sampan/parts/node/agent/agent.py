@@ -18,12 +18,13 @@ from sampan.kube.client import Client
 from sampan.kube.control.events import EventRecorder
 from sampan.kube.control.interface import Informer, Informers
 from sampan.kube.objects import Key, Object, copy, dig
-from sampan.kube.resources import PODS, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, PODS, SERVICES
 from sampan.parts.network import loopback_address
 from sampan.parts.node.agent.adoption import adopt
 from sampan.parts.node.agent.eviction import NOTHING_RESERVED, Eviction, Reserve
 from sampan.parts.node.agent.following import Following
 from sampan.parts.node.agent.handlers import Handlers
+from sampan.parts.node.agent.letting_go import LettingGo
 from sampan.parts.node.agent.payload import PodFacts
 from sampan.parts.node.agent.registration import Registration
 from sampan.parts.node.agent.sources import InformedSources, Sources
@@ -92,6 +93,7 @@ class Agent:
         self.registration = Registration(self, labels or {}, max_pods)
         self._runtime_up = False
         self._pods: Informer
+        self.letting_go = LettingGo(informers.informer(ENDPOINT_SLICES), clock)
         self.sources: Sources = sources or InformedSources(informers)
         self._api_server = api_server
 

@@ -21,10 +21,6 @@ HOOK_OVERRUN = 2.0
 """Seconds a container still gets after a preStop hook used up the grace period."""
 
 
-LISTEN_PATIENCE = 3.0
-"""Seconds a built-in server may take to listen before it counts as ready all the same."""
-
-
 class Ending:
     """Ends the containers of one pod and notes their ends."""
 
@@ -48,6 +44,8 @@ class Ending:
         image = self._worker.images.get(state.name)
         name = dig(spec, "lifecycle", "stopSignal") or (image.config.stop_signal if image else "") or "SIGTERM"
         if state.running and grace > 0:
+            if self._worker.pod["metadata"].get("deletionTimestamp"):
+                await agent.letting_go.wait(self._worker.uid)
             await agent.runtime.signal(state.id, _signal(name))
         while state.running:
             left = deadline - clock.monotonic()

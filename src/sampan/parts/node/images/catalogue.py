@@ -69,9 +69,8 @@ def _web(flavour: str) -> StandIn:
             "static web server in the place of nginx",
             ("/docker-entrypoint.sh",),
             ("nginx", "-g", "daemon off;"),
-            {"/usr/sbin/nginx": ("webserver", "nginx")},
+            {"/usr/sbin/nginx": ("webserver", "nginx"), "/docker-entrypoint.sh": ("webserver", "entrypoint")},
             {
-                "/docker-entrypoint.sh": '#!/bin/sh\nexec "$@"\n',
                 "/usr/share/nginx/html/index.html": WELCOME,
                 "/etc/nginx/nginx.conf": "# this stand-in reads conf.d/*.conf\n",
                 "/etc/nginx/conf.d/default.conf": (

@@ -69,10 +69,7 @@ class Guestbook:
         """Register with the primary, again and again until it answers."""
         while True:
             try:
-                # the address this machine reaches the primary from is the one it is reached under
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.connect((await asyncio.to_thread(socket.gethostbyname, primary), self._backend_port))
-                    address = probe.getsockname()[0]
+                address = await asyncio.to_thread(socket.gethostbyname, socket.gethostname())
                 status, _ = await fetch(f"http://{primary}:{self._backend_port}/register?host={address}:{own_port}")
             except (ClientError, TimeoutError, OSError):
                 status = 0

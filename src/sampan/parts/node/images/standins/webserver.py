@@ -8,6 +8,7 @@ left out: a configuration with ``proxy_pass`` needs the real server.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -220,6 +221,11 @@ async def _main(flavour: str) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["entrypoint"]:
+        # the original's is a shell script; as this program it comes from a warm interpreter like any other
+        if sys.argv[2:3] not in ([], ["nginx"]):
+            os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - it runs what it is given
+        del sys.argv[1]
     flavour = sys.argv[1] if len(sys.argv) > 1 else "nginx"
     arguments = sys.argv[2:]
     if flavour == "nginx" and "-v" in arguments:
@@ -227,8 +233,6 @@ def main() -> None:
         return
     if flavour == "nginx" and ("-t" in arguments or "-s" in arguments):
         if "-s" in arguments and arguments[arguments.index("-s") + 1] in ("stop", "quit"):
-            import os
-
             os.kill(1, signal.SIGTERM)
         sys.stderr.write("nginx: configuration file /etc/nginx/nginx.conf test is successful\n")
         return
