@@ -87,11 +87,12 @@ async def test_tokens_are_deleted_when_their_time_is_over(world: World) -> None:
 @pytest.mark.parametrize(
     ("taken", "free"),
     [
-        ([], "10.244.0.0/24"),
-        (["10.244.0.0/24"], "10.244.1.0/24"),
-        (["10.244.0.0/23", "10.244.3.0/28"], "10.244.2.0/24"),
+        ([], "10.244.128.0/24"),
+        (["10.244.128.0/24"], "10.244.129.0/24"),
+        (["10.244.128.0/23", "10.244.131.0/28"], "10.244.130.0/24"),
+        (["10.244.128.0/17"], "10.244.0.0/24"),
         (["10.244.0.0/16"], ""),
-        (["10.245.0.0/16", "nonsense"], "10.244.0.0/24"),
+        (["10.245.0.0/16", "nonsense"], "10.244.128.0/24"),
     ],
 )
 def test_a_range_is_free_when_it_touches_no_other(taken: list[str], free: str) -> None:
@@ -108,7 +109,7 @@ async def test_nodes_that_join_get_ranges_of_their_own(world: World) -> None:
     await world.create(NODES, "first", spec={"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]})
     await NodeRanges(world.context).start()
     for name in ("a", "b"):
-        metadata = {"name": name, "annotations": {TAKEN_RANGES: "10.244.1.0/24"}}
+        metadata = {"name": name, "annotations": {TAKEN_RANGES: "10.244.129.0/24"}}
         await world.client.create(NODES, {"metadata": metadata})
     await world.create(NODES, "bare")
 
@@ -116,7 +117,7 @@ async def test_nodes_that_join_get_ranges_of_their_own(world: World) -> None:
         return bool(await pod_range(world, "a") and await pod_range(world, "b"))
 
     await world.until(given)
-    assert {await pod_range(world, "a"), await pod_range(world, "b")} == {"10.244.2.0/24", "10.244.3.0/24"}
+    assert {await pod_range(world, "a"), await pod_range(world, "b")} == {"10.244.128.0/24", "10.244.130.0/24"}
     assert await pod_range(world, "bare") == ""
 
 

@@ -34,9 +34,15 @@ def networks(texts: Iterable[str]) -> list[IPv4Network]:
 
 
 def free_range(taken: Iterable[IPv4Network], cluster: str = CLUSTER_RANGE, prefix: int = NODE_PREFIX) -> str:
-    """The first part of the cluster's range that touches nothing taken, or ""."""
+    """A part of the cluster's range that touches nothing taken, or "".
+
+    From the middle up first: platforms choose their own node's range from the low end, and one that starts on the joining
+    node's machine meanwhile would take what was just given.
+    """
     held = list(taken)
-    for candidate in IPv4Network(cluster).subnets(new_prefix=prefix):
+    parts = list(IPv4Network(cluster).subnets(new_prefix=prefix))
+    middle = len(parts) // 2
+    for candidate in parts[middle:] + parts[:middle]:
         if not any(candidate.overlaps(other) for other in held):
             return str(candidate)
     return ""

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 from sampan.kernel.clock import Clock
@@ -14,6 +15,10 @@ from sampan.parts.node.runtime.cgroups import Cgroups
 from sampan.parts.node.runtime.interface import ExitRecord
 from sampan.parts.node.runtime.keeper.processes import process_start
 from sampan.parts.node.runtime.layout import Layout, record_exit, write_atomically
+
+WISHED_TRIES = 60
+WISHED_PAUSE = 0.05
+"""Seconds between two attempts at the range this node was given."""
 
 
 def claim_range(wish: str, layout: Layout) -> tuple[str, int]:
@@ -30,14 +35,24 @@ def claim_range(wish: str, layout: Layout) -> tuple[str, int]:
         wished.insert(0, remembered.read_text().strip())
     for candidate in wished:
         lock = os.open(directory / f"pods-{candidate.replace('/', '_')}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        # a range that was given to this node cannot be another: its keeper before this one may still be ending, and a node
+        # that joins locks each range for a moment to see whether it is free
+        if not any(_locked(lock) for _ in range(WISHED_TRIES if wish else 1)):
             os.close(lock)
             continue
         write_atomically(remembered, candidate.encode())
         return candidate, lock
     raise SystemExit(f"the pod range {', '.join(wished[:3])} is used by another platform on this machine")
+
+
+def _locked(lock: int) -> bool:
+    """Take the lock; after a pause False where another holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        threading.Event().wait(WISHED_PAUSE)
+        return False
+    return True
 
 
 def end_leftovers(layout: Layout, cgroups: Cgroups, clock: Clock) -> None:
