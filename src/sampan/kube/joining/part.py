@@ -10,14 +10,11 @@ The API server may be away when this starts: the node then waits for it, for as 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from sampan.kernel import claims
 from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import Client
 from sampan.kube.client.http import HttpClient
@@ -182,7 +179,7 @@ class JoinedKubePart(Part[PartSettings]):
 def first_node(membership: Membership) -> Object:
     """The Node as it registers: what the agent knows of the machine follows when it starts. Reads files."""
     labels = {"kubernetes.io/hostname": membership.node, "kubernetes.io/os": "linux", **membership.labels}
-    annotations = {JOINED: "true", TAKEN_RANGES: ",".join(taken_ranges())}
+    annotations = {JOINED: "true", TAKEN_RANGES: ",".join(claims.claimed())}
     node: Object = {
         "apiVersion": "v1",
         "kind": "Node",
@@ -192,19 +189,3 @@ def first_node(membership: Membership) -> Object:
     if membership.taints:
         node["spec"]["taints"] = membership.taints
     return node
-
-
-def taken_ranges() -> list[str]:
-    """Pod ranges that other platforms hold on this machine, as their nodes' lock files tell."""
-    folder = Path("/run/sampan") if os.geteuid() == 0 else Path(f"/tmp/sampan-{os.getuid()}")  # noqa: S108
-    found = []
-    for file in sorted(folder.glob("pods-*")):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                found.append(file.name.removeprefix("pods-").replace("_", "/"))
-            finally:
-                os.close(descriptor)
-    return found

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
-import threading
-from pathlib import Path
 
+from sampan.kernel import claims
 from sampan.kernel.clock import Clock
 from sampan.parts.node.runtime.cgroups import Cgroups
 from sampan.parts.node.runtime.interface import ExitRecord
 from sampan.parts.node.runtime.keeper.processes import process_start
 from sampan.parts.node.runtime.layout import Layout, record_exit, write_atomically
 
-WISHED_TRIES = 60
-WISHED_PAUSE = 0.05
-"""Seconds between two attempts at the range this node was given."""
+WISHED_ATTEMPTS = 60
+"""Attempts at the range this node was given, some 3 s: it cannot be another. The keeper before this one may still be ending,
+and a node that joins locks free ranges for a moment."""
 
 
 def claim_range(wish: str, layout: Layout) -> tuple[str, int]:
@@ -27,32 +25,16 @@ def claim_range(wish: str, layout: Layout) -> tuple[str, int]:
     Raises:
         SystemExit: there is none; the message says which ones were tried.
     """
-    directory = Path("/run/sampan") if os.geteuid() == 0 else Path(f"/tmp/sampan-{os.getuid()}")
-    directory.mkdir(mode=0o700, exist_ok=True)
     wished = [wish] if wish else [f"10.244.{n}.0/24" for n in range(256)]
     remembered = layout.base / "pod-range"
     if not wish and remembered.exists():
         wished.insert(0, remembered.read_text().strip())
     for candidate in wished:
-        lock = os.open(directory / f"pods-{candidate.replace('/', '_')}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # a range that was given to this node cannot be another: its keeper before this one may still be ending, and a node
-        # that joins locks each range for a moment to see whether it is free
-        if not any(_locked(lock) for _ in range(WISHED_TRIES if wish else 1)):
-            os.close(lock)
-            continue
-        write_atomically(remembered, candidate.encode())
-        return candidate, lock
+        lock = claims.claim(candidate, WISHED_ATTEMPTS if wish else 1)
+        if lock is not None:
+            write_atomically(remembered, candidate.encode())
+            return candidate, lock
     raise SystemExit(f"the pod range {', '.join(wished[:3])} is used by another platform on this machine")
-
-
-def _locked(lock: int) -> bool:
-    """Take the lock; after a pause False where another holds it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        threading.Event().wait(WISHED_PAUSE)
-        return False
-    return True
 
 
 def end_leftovers(layout: Layout, cgroups: Cgroups, clock: Clock) -> None:

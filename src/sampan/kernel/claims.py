@@ -1,0 +1,54 @@
+"""Ranges of addresses that platforms of one machine claim from each other: a locked file each.
+
+A claim lasts as long as the process that made it (the kernel lets go of the lock with it), so nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+PAUSE = 0.05
+"""Seconds between two attempts."""
+
+
+def folder() -> Path:
+    """Where this user's claims are."""
+    return Path("/run/sampan") if os.geteuid() == 0 else Path(f"/tmp/sampan-{os.getuid()}")  # noqa: S108
+
+
+def claim(network: str, attempts: int = 1) -> int | None:
+    """Claim a range; the descriptor that holds it, or None: another has it. Blocks between several attempts."""
+    folder().mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(folder() / f"pods-{network.replace('/', '_')}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for attempt in range(attempts):
+        if attempt:
+            threading.Event().wait(PAUSE)
+        if _locked(lock):
+            return lock
+    os.close(lock)
+    return None
+
+
+def claimed() -> list[str]:
+    """The ranges that are claimed now. Locks each other one for a moment."""
+    found = []
+    for file in sorted(folder().glob("pods-*")):
+        try:
+            lock = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if not _locked(lock):
+            found.append(file.name.removeprefix("pods-").replace("_", "/"))
+        os.close(lock)
+    return found
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
