@@ -133,9 +133,7 @@ async def serve(path: str, port_fd: int, flush: str) -> None:
         await core.start()
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         address = ("127.0.0.1", listener.getsockname()[1])
-        service = MessagingService(
-            core.broker, core.consumption, core.held, core.clients, core.access, tasks, lambda: address
-        )
+        service = MessagingService(core, tasks, lambda: address)
         finish = asyncio.Event()
 
         def report(payload: bytes, call: Call) -> None:
@@ -161,7 +159,7 @@ async def serve(path: str, port_fd: int, flush: str) -> None:
             Method("/bench/Empty", "unary", empty),
         ]
         core.broker.create_topic(TopicConfig("T"))
-        server = GrpcServer([*service.methods(), *extra], clock=clock, tasks=tasks)
+        server = GrpcServer([*service.methods(), *extra], clock=clock, tasks=tasks, answered=service.answered)
         await server.start(listener)
         gc.freeze()
         os.write(port_fd, f"{address[1]}\n".encode())

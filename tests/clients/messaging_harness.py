@@ -43,10 +43,8 @@ async def broker(
         listener = socket.create_server(("127.0.0.1", port), backlog=512)
         address = ("127.0.0.1", listener.getsockname()[1])
         core.broker.store_host = address
-        service = MessagingService(
-            core.broker, core.consumption, core.held, core.clients, core.access, tasks, lambda: address
-        )
-        server = GrpcServer(service.methods(), clock=clock, tasks=tasks, tls=tls)
+        service = MessagingService(core, tasks, lambda: address)
+        server = GrpcServer(service.methods(), clock=clock, tasks=tasks, tls=tls, answered=service.answered)
         await server.start(listener)
         try:
             yield Running(core, clock, address[1], server)

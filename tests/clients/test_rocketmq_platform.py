@@ -106,6 +106,19 @@ def test_the_command_line_sends_consumes_and_tells(tmp_path: Path) -> None:
         assert "attempt=1" in command("mq", "consume", "orders", "-n", "1")
         assert "no message has" in command("mq", "trace", "nothing", check=False)
         assert "does not exist" in command("mq", "lag", "nobody", check=False)
+        made = command("mq", "create-topic", "chat", "--type", "lite", "--attribute", "lite.topic.expiration=60")
+        assert made.strip() == "chat: LITE, 8 queues"
+        assert len(command("mq", "user", "set", "ann").strip()) >= 32
+        command("mq", "acl", "add", "ann", "Topic:orders", "Pub", "Sub", "--source", "127.0.0.0/8")
+        command("mq", "acl", "add", "ann", "Topic:secret*", "All", "--deny")
+        assert "Pub,Sub  127.0.0.0/8" in command("mq", "acl", "list")
+        assert "is no address" in command("mq", "acl", "add", "ann", "*", "All", "--source", "x", check=False)
+        command("mq", "acl", "delete", "ann", "--resource", "Topic:secret*")
+        [policy] = json.loads(command("mq", "acl", "list", "--json"))
+        assert [entry["resource"] for entry in policy["entries"]] == ["Topic:orders"]
+        command("mq", "user", "delete", "ann")
+        assert json.loads(command("mq", "user", "list", "--json")) == []
+        assert json.loads(command("mq", "acl", "list", "--json")) == []
     finally:
         command("down")
 

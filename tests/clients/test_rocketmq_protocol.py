@@ -16,6 +16,7 @@ from sampan.kernel.certificates import Authority
 from sampan.parts.messaging import MessagingClient, MessagingClientError
 from sampan.parts.messaging.access import Entry, Policy, User
 from sampan.parts.messaging.fronts.grpc.service import SERVICE
+from sampan.parts.messaging.metrics import BrokerMetrics
 from sampan.parts.messaging.topology import GroupConfig, TopicConfig
 from sampan.proto import messaging_pb2 as pb
 from tests.clients.messaging_harness import Running, broker
@@ -323,3 +324,98 @@ async def eventually(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it did not come about")
+
+
+async def test_a_queue_is_pulled_by_offset(raw: Raw, running: Running) -> None:
+    running.core.broker.create_topic(TopicConfig("t", queues=1))
+    for number in range(5):
+        assert (
+            await raw.unary("SendMessage", send_request(id=f"{number:034d}", tag="ab"[number % 2]))
+        ).status.code == 20000
+
+    async def pull(offset: int, expression: str = "*", wait: int = 0, queue: int = 0) -> tuple[int, list[int], int]:
+        request = pb.PullMessageRequest(offset=offset, batch_size=2)
+        request.group.name, request.message_queue.topic.name, request.message_queue.id = "g", "t", queue
+        request.filter_expression.expression = expression
+        request.long_polling_timeout.seconds = wait
+        call = raw.channel.unary_stream(SERVICE + "PullMessage")(
+            request.SerializeToString(), metadata=raw.metadata, timeout=10
+        )
+        answers = [pb.PullMessageResponse.FromString(item) async for item in call]
+        code = next(answer.status.code for answer in answers if answer.HasField("status"))
+        offsets = [a.message.system_properties.queue_offset for a in answers if a.HasField("message")]
+        following = next((answer.next_offset for answer in answers if answer.HasField("next_offset")), -1)
+        return code, offsets, following
+
+    assert await pull(0) == (20000, [0, 1], 2)
+    assert await pull(1, "a") == (20000, [2, 4], 5)
+    assert await pull(5) == (40401, [], 5)
+    assert await pull(9) == (40019, [], 5)
+    assert await pull(0, queue=3) == (40000, [], -1)
+    waiting = asyncio.ensure_future(pull(5, wait=5))
+    await asyncio.sleep(0.1)
+    await raw.unary("SendMessage", send_request(id="f" * 34, tag="a"))
+    assert await waiting == (20000, [5], 6)
+
+
+async def test_lite_topics_are_refused_with_the_reference_codes(raw: Raw, running: Running) -> None:
+    running.core.broker.create_topic(TopicConfig("chat", "LITE"))
+    running.core.broker.create_topic(TopicConfig("plain"))
+
+    async def sync(topic: str, *lites: str, action: int = pb.PARTIAL_ADD) -> int:
+        request = pb.SyncLiteSubscriptionRequest(action=action, lite_topic_set=lites)
+        request.topic.name, request.group.name = topic, "g"
+        return int((await raw.unary("SyncLiteSubscription", request)).status.code)
+
+    assert await sync("chat", "a", "b") == 20000
+    assert await sync("chat", "no spaces") == 40020
+    assert await sync("chat", *(f"l{number}" for number in range(2001))) == 42902
+    assert await sync("plain", "a") == 40020
+    assert await sync("nothing", "a") == 40402
+    assert (await raw.unary("SendMessage", send_request(topic="chat", type=pb.LITE))).status.code == 40020
+    wrong = send_request(topic="plain", type=pb.LITE, lite_topic="a")
+    assert (await raw.unary("SendMessage", wrong)).status.code == 40014
+    assert (await raw.unary("SendMessage", send_request(topic="chat"))).status.code == 40014
+
+
+async def test_a_policy_sees_where_the_client_is(tmp_path: Path) -> None:
+    async with broker(tmp_path) as running:
+        running.core.access.enabled = True
+        running.core.set_user(User("ann", "very-secret"))
+
+        async def send() -> int:
+            client = MessagingClient(running.address, access_key="ann", secret_key="very-secret")
+            async with client:
+                try:
+                    await client.send("t", b"x")
+                except MessagingClientError as error:
+                    return error.code
+            return 20000
+
+        for source, code in (("127.0.0.0/8", 20000), ("192.0.2.0/24", 40300)):
+            running.core.set_policy(Policy("ann", (Entry("Topic:*", ("Pub",), sources=(source,)),)))
+            assert await send() == code
+
+
+async def test_every_metric_of_the_reference_that_means_something_here_is_there(raw: Raw, running: Running) -> None:
+    await raw.unary("SendMessage", send_request(body=b"x" * 2000))
+    request = pb.ReceiveMessageRequest(batch_size=1, auto_renew=True)
+    request.group.name, request.message_queue.topic.name = "g", "t"
+    await raw.receive(request, timeout=10)
+    families = {family.name: family for family in BrokerMetrics(running.core, running.server).collect()}
+    wanted = """
+        processor_watermark broker_permission topic_number consumer_group_number messages_in messages_out throughput_in
+        throughput_out message_size topic_create_execution_time consumer_group_create_execution_time producer_connections
+        consumer_connections consumer_lag_messages consumer_lag_latency consumer_inflight_messages consumer_queueing_latency
+        consumer_ready_messages send_to_dlq_messages commit_messages rollback_messages finish_message_latency half_messages
+        rpc_latency proxy_up storage_size storage_flush_behind_bytes storage_dispatch_behind_bytes
+        storage_message_reserve_time timer_enqueue timer_enqueue_lag timer_enqueue_latency timer_dequeue timer_dequeue_lag
+        timer_dequeue_latency timing_messages delay_message_latency pop_revive_retry_messages
+    """
+    assert {f"rocketmq_{name}" for name in wanted.split()} <= families.keys()
+    sizes = {s.labels["le"]: s.value for s in families["rocketmq_message_size"].samples if "le" in s.labels}
+    assert (sizes["1024"], sizes["4096"], sizes["+Inf"]) == (0, 1, 1)
+    calls = [s for s in families["rocketmq_rpc_latency"].samples if s.name.endswith("_count")]
+    assert {(s.labels["request_code"], s.labels["response_code"]) for s in calls} >= {("SendMessage", "20000")}
+    (flying,) = families["rocketmq_consumer_inflight_messages"].samples
+    assert flying.value == 1

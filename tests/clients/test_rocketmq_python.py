@@ -235,3 +235,78 @@ async def test_an_expired_lease_is_delivered_again_and_its_receipt_is_void(runni
 
     loop = asyncio.get_running_loop()
     await asyncio.to_thread(client)
+
+
+async def test_priority_messages_come_by_priority(running: Running) -> None:
+    running.core.broker.create_topic(TopicConfig("jobs", "PRIORITY", 4))
+
+    def use() -> list[tuple[bytes, int]]:
+        sender = producer(running, "jobs")
+        for priority in (1, 0, 3, 2):
+            sender.send(message("jobs", b"%d" % priority, priority=priority))
+        consumer = simple_consumer(running, "g", {"jobs": rocketmq.FilterExpression()})
+        received = consumer.receive(32, 15)
+        sender.shutdown()
+        consumer.shutdown()
+        return [(one.body, one.priority) for one in received]
+
+    assert await asyncio.to_thread(use) == [(b"3", 3), (b"2", 2), (b"1", 1), (b"0", 0)]
+
+
+async def test_a_lite_push_consumer_follows_its_lite_topics(running: Running) -> None:
+    from rocketmq.v5.consumer import LitePushConsumer
+
+    running.core.broker.create_topic(TopicConfig("chat", "LITE"))
+    refused: list[bytes] = []
+
+    def once(message: Any) -> bool:
+        if message.body == b"again" and not refused:
+            refused.append(message.body)
+            return False
+        return True
+
+    collector = Collector(4, once)
+
+    def use() -> None:
+        consumer = LitePushConsumer(configuration(running), "g", "chat", collector)
+        consumer.startup()
+        eventually(lambda: any(client.mode == "lite_push" for client in running.core.clients))
+        for lite in ("room-1", "room-2"):
+            consumer.subscribe_lite(lite)
+        consumer.subscribe_lite_all()  # subscribe_lite of 5.1.2 sends a name letter by letter; the whole set is sent right
+        sender = producer(running, "chat")
+        for lite, body in (("room-1", b"again"), ("room-2", b"two"), ("room-3", b"not mine"), ("room-1", b"last")):
+            sender.send(message("chat", body, lite_topic=lite))
+        assert collector.enough.wait(20)
+        consumer.unsubscribe_lite("room-2")
+        consumer.shutdown()
+        sender.shutdown()
+
+    await asyncio.to_thread(use)
+    assert sorted({body for body, _ in collector.got}) == [b"again", b"last", b"two"]
+    in_room = [body for body, _ in collector.got if body != b"two"]
+    assert in_room == [b"again", b"again", b"last"]
+
+
+async def test_a_lite_simple_consumer_receives_and_acknowledges(running: Running) -> None:
+    from rocketmq.v5.consumer import LiteSimpleConsumer
+
+    running.core.broker.create_topic(TopicConfig("chat", "LITE"))
+
+    def use() -> tuple[list[tuple[bytes, str, str]], list[Any]]:
+        consumer = LiteSimpleConsumer("chat", configuration(running), "g", await_duration=5)
+        consumer.startup()
+        eventually(lambda: any(client.mode == "lite_simple" for client in running.core.clients))
+        consumer.subscribe_lite("room")
+        consumer.subscribe_lite_all()
+        sender = producer(running, "chat")
+        sender.send(message("chat", b"one", lite_topic="room"))
+        received = consumer.receive(32, 15)
+        for one in received:
+            consumer.ack(one)
+        rest = list(running.core.consumption.of("g", "%LMQ%$chat$room").held())  # type: ignore[union-attr]
+        consumer.shutdown()
+        sender.shutdown()
+        return [(one.body, one.topic, one.lite_topic) for one in received], rest
+
+    assert await asyncio.to_thread(use) == ([(b"one", "chat", "room")], [])

@@ -3,7 +3,7 @@
 Producers send numbered messages (plain, of message groups, delayed, transactional) and note what was acknowledged; consumers
 receive and acknowledge all the while; the broker is killed at a random moment and started again. In the end everything
 acknowledged must have been consumed, no message group out of order (a redelivery repeats, it never overtakes), nothing before
-its time. ``python -m tests.faults.messaging_kill ROUNDS SENDS`` runs it as a soak.
+its time. ``python -m tests.faults.messaging_kill ROUNDS SENDS [SEED]`` runs it as a soak.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Account:
     order: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     due: dict[bytes, float] = field(default_factory=dict)
     early: list[bytes] = field(default_factory=list)
+    done: set[bytes] = field(default_factory=set)
+    """Consumed, and the broker confirmed the acknowledgement."""
+    repeated: list[bytes] = field(default_factory=list)
+    """Delivered again after that."""
     deliveries: int = 0
     kills: int = 0
 
@@ -99,7 +103,11 @@ async def run(directory: Path, *, rounds: int, sends: int, seed: int, segment_by
         producing = [
             asyncio.ensure_future(produce(process, account, round, lane, sends // 8, numbers)) for lane in range(8)
         ]
-        await asyncio.sleep(choose.uniform(0.05, 0.4))
+        # somewhere among the round's sends, and a moment later, so that it is not always right after an answer
+        moment = len(account.sent) + choose.random() * 0.9 * sends
+        while len(account.sent) < moment:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(choose.uniform(0, 0.02))
         await process.kill()
         account.kills += 1
         await process.start()
@@ -169,6 +177,8 @@ async def consume(process: Process, account: Account, topic: str, stopping: asyn
                     for message in messages:
                         account.deliveries += 1
                         account.consumed.add(message.body)
+                        if message.body in account.done:
+                            account.repeated.append(message.body)
                         if topic == "fifo":
                             group, _, number = message.body.decode().partition(":")
                             account.order[group].append(int(number))
@@ -176,21 +186,24 @@ async def consume(process: Process, account: Account, topic: str, stopping: asyn
                             account.early.append(message.body)
                     if messages:
                         await client.acknowledge(*messages)
+                        account.done.update(message.body for message in messages)
             except (grpc.aio.AioRpcError, MessagingClientError):
                 await asyncio.sleep(0.02)
 
 
 def main() -> None:
     rounds, sends = int(sys.argv[1]), int(sys.argv[2])
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else rounds
     with tempfile.TemporaryDirectory(prefix="messaging-kill-") as directory:
         began = time.monotonic()
-        account = asyncio.run(run(Path(directory), rounds=rounds, sends=sends, seed=rounds, segment_bytes=64 << 20))
+        account = asyncio.run(run(Path(directory), rounds=rounds, sends=sends, seed=seed, segment_bytes=64 << 20))
         print(
             f"{account.kills} kills, {len(account.sent)} sent, {len(account.acknowledged)} acknowledged, "
             f"{len(account.lost)} lost, {account.deliveries} deliveries of {len(account.consumed)}, "
-            f"{len(account.disorder())} out of order, {len(account.early)} early, {time.monotonic() - began:.0f} s"
+            f"{len(account.disorder())} out of order, {len(account.early)} early, "
+            f"{len(account.repeated)} repeated after their acknowledgement, {time.monotonic() - began:.0f} s"
         )
-        sys.exit(bool(account.lost or account.disorder() or account.early))
+        sys.exit(bool(account.lost or account.disorder() or account.early or account.repeated))
 
 
 if __name__ == "__main__":

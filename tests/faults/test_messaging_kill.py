@@ -14,5 +14,6 @@ async def test_killing_the_broker_under_load_breaks_no_promise(tmp_path: Path) -
     assert account.lost == set()
     assert account.disorder() == []
     assert account.early == []
+    assert account.repeated == []
     # what was never acknowledged may be stored once; what was consumed must at least have been sent
     assert len(account.consumed) <= len(account.sent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -103,15 +104,17 @@ def topics(target: Target, as_json: bool) -> None:
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(["MIXED", "NORMAL", "FIFO", "DELAY", "TRANSACTION"], case_sensitive=False),
+    type=click.Choice(["MIXED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "PRIORITY", "LITE"], case_sensitive=False),
     default="MIXED",
     show_default=True,
 )
 @click.option("--queues", type=int, default=0, help="Number of queues; 0: the broker's default.")
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.pass_obj
-def create_topic(target: Target, topic: str, kind: str, queues: int) -> None:
+def create_topic(target: Target, topic: str, kind: str, queues: int, attributes: tuple[str, ...]) -> None:
     """Create a topic, or change it."""
-    made = target.operate("create_topic", name=topic, type=kind.upper(), queues=queues)
+    pairs = dict(_pair(text, "--attribute") for text in attributes)
+    made = target.operate("create_topic", name=topic, type=kind.upper(), queues=queues, attributes=pairs)
     click.echo(f"{made['topic']}: {made['type']}, {made['queues']} queues")
 
 
@@ -135,10 +138,14 @@ def groups(target: Target, as_json: bool) -> None:
 @click.argument("group")
 @click.option("--orderly/--not-orderly", default=None, help="Deliver each message group in order.")
 @click.option("--max-retries", type=int, default=16, show_default=True)
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.pass_obj
-def create_group(target: Target, group: str, orderly: bool | None, max_retries: int) -> None:
+def create_group(
+    target: Target, group: str, orderly: bool | None, max_retries: int, attributes: tuple[str, ...]
+) -> None:
     """Create a consumer group, or change it."""
-    target.operate("create_group", name=group, orderly=orderly, max_retries=max_retries)
+    pairs = dict(_pair(text, "--attribute") for text in attributes)
+    target.operate("create_group", name=group, orderly=orderly, max_retries=max_retries, attributes=pairs)
 
 
 @command.command("clients")
@@ -320,10 +327,104 @@ def trace(target: Target, key: str, topic: str, as_json: bool) -> None:
             click.echo(f"  {_time(event['at_ms'])}  {event['event']:<16}{until}  {facts}".rstrip())
 
 
-def _pair(text: str) -> tuple[str, str]:
+@command.group("user")
+def user() -> None:
+    """Users of the broker: their access keys and secrets."""
+
+
+@user.command("list")
+@options.as_json
+@click.pass_obj
+def user_list(target: Target, as_json: bool) -> None:
+    """List users."""
+    _show(target.operate("users"), as_json, ["name", "super", "enabled"])
+
+
+@user.command("set")
+@click.argument("name")
+@click.option("--secret", help="The secret key; made and printed when not given.")
+@click.option("--super", "is_super", is_flag=True, help="May do everything.")
+@click.option("--disabled", is_flag=True, help="Refuse this user's requests.")
+@click.pass_obj
+def user_set(target: Target, name: str, secret: str | None, is_super: bool, disabled: bool) -> None:
+    """Create a user, or change it."""
+    made = secret or secrets.token_urlsafe(24)
+    target.operate("set_user", name=name, secret=made, super=is_super, enabled=not disabled)
+    if secret is None:
+        click.echo(made)
+
+
+@user.command("delete")
+@click.argument("name")
+@click.pass_obj
+def user_delete(target: Target, name: str) -> None:
+    """Delete a user and its policy."""
+    target.operate("delete_user", name=name)
+
+
+@command.group("acl")
+def acl() -> None:
+    """What users may do, by topic, group and address."""
+
+
+@acl.command("list")
+@options.as_json
+@click.pass_obj
+def acl_list(target: Target, as_json: bool) -> None:
+    """List the rules."""
+    policies = target.operate("policies")
+    rows = [
+        {
+            "user": policy["user"],
+            "resource": entry["resource"],
+            "decision": entry["decision"],
+            "actions": ",".join(entry["actions"]),
+            "sources": ",".join(entry["sources"]),
+        }
+        for policy in policies
+        for entry in policy["entries"]
+    ]
+    _show(policies if as_json else rows, as_json, ["user", "resource", "decision", "actions", "sources"])
+
+
+@acl.command("add")
+@click.argument("name")
+@click.argument("resource")
+@click.argument("actions", nargs=-1, required=True)
+@click.option("--deny", is_flag=True, help="Forbid instead of allowing.")
+@click.option("--source", "sources", multiple=True, help="Only from this address or network; may be repeated.")
+@click.pass_obj
+def acl_add(
+    target: Target, name: str, resource: str, actions: tuple[str, ...], deny: bool, sources: tuple[str, ...]
+) -> None:
+    """Add a rule for a user: RESOURCE is Topic:NAME, Group:NAME (a name may end in *) or *; ACTIONS are Pub, Sub, ... or All."""
+    entries = [entry for policy in target.operate("policies") if policy["user"] == name for entry in policy["entries"]]
+    decision = "Deny" if deny else "Allow"
+    entries.append({"resource": resource, "actions": actions, "decision": decision, "sources": sources})
+    target.operate("set_policy", user=name, entries=entries)
+
+
+@acl.command("delete")
+@click.argument("name")
+@click.option("--resource", help="Only the rules about this resource.")
+@click.pass_obj
+def acl_delete(target: Target, name: str, resource: str | None) -> None:
+    """Delete a user's rules."""
+    if resource is None:
+        target.operate("delete_policy", user=name)
+        return
+    policies = [policy for policy in target.operate("policies") if policy["user"] == name]
+    entries = [entry for policy in policies for entry in policy["entries"]]
+    kept = [entry for entry in entries if entry["resource"] != resource]
+    if len(kept) == len(entries):
+        raise SampanError(f"user {name} has no rule about {resource}")
+    target.operate("set_policy", user=name, entries=kept)
+
+
+def _pair(text: str, option: str = "--property") -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
-        raise click.UsageError(f"--property {text}: write it as NAME=VALUE")
+        raise click.UsageError(f"{option} {text}: write it as NAME=VALUE")
     return name, value
 
 

@@ -28,6 +28,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from sampan.kernel import http2
@@ -76,7 +77,7 @@ class Call:
 
     __slots__ = (
         *("_connection", "_incoming", "_open", "_parts", "_size", "_started", "_stream"),
-        *("metadata", "method", "on_cancel"),
+        *("began", "metadata", "method", "on_cancel", "result"),
     )
 
     def __init__(self, connection: _Connection, stream: http2.Stream, method: Method, metadata: dict[str, str]) -> None:
@@ -87,6 +88,9 @@ class Call:
         self._parts: list[bytes] | None = None
         self._size = 0
         self._incoming: _Incoming | None = None
+        self.began = perf_counter()
+        self.result = 0
+        """What the handler wants to be known of the outcome; for `GrpcServer`'s ``answered``."""
         self.method = method
         self.metadata = metadata
         """Lower-case names; binary headers are left out. Shared between calls: not to be changed."""
@@ -116,6 +120,7 @@ class Call:
             return False
         self._open = False
         connection = self._connection
+        connection.answered(self, perf_counter() - self.began)
         connection.http2.respond(self._stream, _HEAD, _PREFIX.pack(0, len(payload)) + payload, _DONE)
         connection.flush_soon()
         return True
@@ -152,6 +157,7 @@ class Call:
 
     def _finish(self, block: bytes) -> None:
         self._open = False
+        self._connection.answered(self, perf_counter() - self.began)
         self._connection.http2.finish(self._stream, block)
         self._connection.flush_soon()
 
@@ -254,12 +260,14 @@ class GrpcServer:
         tls: Callable[[], ssl.SSLContext] | None = None,
         max_message: int = MAX_MESSAGE,
         proxy_protocol: bool = False,
+        answered: Callable[[Call, float], object] = lambda call, seconds: None,
     ) -> None:
         """``tls`` makes the server's context when the first TLS client comes (ALPN ``h2`` is added); None: plaintext only.
 
         ``proxy_protocol``: take a connection's HAProxy PROXY header (version 1 or 2), where it has one, for the client's
-        address.
+        address. ``answered`` hears of every answered call and how long it took.
         """
+        self.answered = answered
         self.methods = {method.path: method for method in methods}
         self.max_message = max_message
         self.tasks = tasks
@@ -337,6 +345,7 @@ class _Connection(asyncio.Protocol):
         self.paused = False
         self._server = server
         self._methods = server.methods
+        self.answered = server.answered
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._flushing = False

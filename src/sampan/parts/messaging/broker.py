@@ -16,11 +16,12 @@ from sampan.kernel.clock import Clock
 from sampan.parts.messaging import record
 from sampan.parts.messaging.errors import MessagingError, Reason
 from sampan.parts.messaging.record import Message
-from sampan.parts.messaging.statistics import Statistics
+from sampan.parts.messaging.statistics import Histogram, Statistics
 from sampan.parts.messaging.storage.log import Kind
 from sampan.parts.messaging.store import Done, Store
 from sampan.parts.messaging.topology import (
     DLQ_PREFIX,
+    LITE_PREFIX,
     RETRY_PREFIX,
     GroupConfig,
     MessageType,
@@ -106,7 +107,7 @@ class Broker:
             raise MessagingError(Reason.BAD_REQUEST, f"topic {config.name}: a topic has 1 to 1024 queues")
         if config.name not in self.store.topics and len(self.store.topics) >= self.limits.max_topics:
             raise MessagingError(Reason.TOO_MANY_REQUESTS, f"there are {self.limits.max_topics} topics already")
-        topic = self.store.define_topic(config, done)
+        topic = self.store.define_topic(config, self._timed(self.statistics.topic_creation, done))
         self._defined("topic", config.name)
         return topic
 
@@ -118,6 +119,10 @@ class Broker:
         """
         if name not in self.store.topics:
             raise MessagingError(Reason.TOPIC_NOT_FOUND, f"topic {name} does not exist")
+        if self.store.topics[name].config.type == "LITE":
+            prefix = f"{LITE_PREFIX}{name}$"
+            for lite in [lite for lite in self.store.topics if lite.startswith(prefix)]:
+                self.store.delete_topic(lite)
         self.store.delete_topic(name, done)
         self._defined("topic", name)
 
@@ -150,7 +155,7 @@ class Broker:
             raise MessagingError(
                 Reason.TOO_MANY_REQUESTS, f"there are {self.limits.max_groups} consumer groups already"
             )
-        self.store.define_group(config, done)
+        self.store.define_group(config, self._timed(self.statistics.group_creation, done))
         self._defined("group", config.name)
 
     def delete_group(self, name: str, done: Done | None = None) -> None:
@@ -170,12 +175,23 @@ class Broker:
         return topic or self.create_topic(TopicConfig(name, type, queues))
 
     def is_ordered(self, group: str, topic: str) -> bool:
-        """Whether a group consumes a topic in order: as it says, or when it says nothing and the topic is FIFO."""
+        """Whether a group consumes a topic in order: as it says, or when it says nothing and the topic is FIFO or lite."""
         config = self.store.groups.get(group)
         if config is not None and config.orderly is not None:
             return config.orderly
         found = self.store.topics.get(topic)
-        return found is not None and found.config.type == "FIFO"
+        return found is not None and found.config.type in ("FIFO", "LITE")
+
+    def _timed(self, histogram: Histogram, done: Done | None) -> Done:
+        """``done`` that also counts how long it took."""
+        began = self.clock.monotonic()
+
+        def timed(error: MessagingError | None) -> None:
+            histogram.observe((self.clock.monotonic() - began) * 1000)
+            if done is not None:
+                done(error)
+
+        return timed
 
     def _defined(self, kind: str, name: str) -> None:
         for listener in self.on_definition:
@@ -202,10 +218,13 @@ class Broker:
         Raises:
             MessagingError: FORBIDDEN, the topic is not writable.
         """
-        queue = topic.place(message.properties.get(record.SHARDING_KEY, ""))
+        priority = message.properties.get(record.PRIORITY)
+        queue = topic.place(
+            message.properties.get(record.SHARDING_KEY, ""), int(priority) if priority is not None else None
+        )
         message.store_host = self.store_host
         self.store.put(message, topic, queue, properties, done)
-        self.statistics.sent(topic.name, len(message.body))
+        self.statistics.sent(topic.label, len(message.body))
 
     def hold(self, message: Message, topic: Topic, due_ms: int, done: Done) -> None:
         """Store a message to be delivered at ``due_ms``.
@@ -223,7 +242,8 @@ class Broker:
         message.store_host = self.store_host
         properties = record.encode_properties(message.properties)
         self.store.put(message, topic, queue, properties, done, kind=Kind.TIMER, due_ms=due_ms)
-        self.statistics.sent(topic.name, len(message.body))
+        self.statistics.timers_in[topic.label] += 1
+        self.statistics.sent(topic.label, len(message.body))
 
     def prepare(self, message: Message, topic: Topic, done: Done) -> None:
         """Store a transactional message, invisible until its transaction is committed.
@@ -247,7 +267,7 @@ class Broker:
             kind=Kind.HALF,
             due_ms=due_ms,
         )
-        self.statistics.sent(topic.name, len(message.body))
+        self.statistics.sent(topic.label, len(message.body))
 
     # -- queries
 

@@ -46,6 +46,8 @@ class Client:
     ask: AskTransaction | None = None
     notify: Callable[[], object] | None = None
     """Sends the client its settings again."""
+    revoke: Callable[[str], object] | None = None
+    """Tells the client that it no longer has a lite topic."""
 
 
 class Clients:

@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sampan.kernel.clock import Clock, Timer
 from sampan.kernel.tasks import Tasks
@@ -21,11 +21,12 @@ from sampan.parts.messaging.broker import Broker
 from sampan.parts.messaging.delivery import DEFERRED_LIMIT, NEVER, Held, Progress, QueueProgress, Terms
 from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
 from sampan.parts.messaging.filters import Filter
+from sampan.parts.messaging.lite import LiteTopics
 from sampan.parts.messaging.receipt import Receipt
 from sampan.parts.messaging.storage import frames
 from sampan.parts.messaging.storage.log import Kind
 from sampan.parts.messaging.store import Done
-from sampan.parts.messaging.topology import DLQ_PREFIX, Queue, Topic
+from sampan.parts.messaging.topology import DLQ_PREFIX, LITE_PREFIX, Queue, Topic, split_lite
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Delivery:
     position: int
     size: int
     data: bytes | None
+    topic: str
 
 
 Delivered = Callable[[list[Delivery]], bool]
@@ -82,8 +84,9 @@ class Poll:
 class Consumption:
     """Everything consumers do. All methods belong to the loop."""
 
-    def __init__(self, broker: Broker, clock: Clock, tasks: Tasks) -> None:
+    def __init__(self, broker: Broker, lite: LiteTopics, clock: Clock, tasks: Tasks) -> None:
         self._broker = broker
+        self._lite = lite
         self._store = broker.store
         self._clock = clock
         self._tasks = tasks
@@ -94,6 +97,7 @@ class Consumption:
         self._again: set[tuple[str, str]] = set()
         self.parked = 0
         self._stopped = False
+        self._arrivals: dict[str, list[asyncio.Future[None]]] = {}
         self.alive: Callable[[str], bool] = lambda client: False
         """Whether a client is connected; its renewed leases go on then."""
 
@@ -130,8 +134,7 @@ class Consumption:
         poll.attempt_id = poll.attempt_id or f"#{next(self._turns)}"
         if poll.congested():
             raise MessagingError(Reason.TOO_MANY_REQUESTS, "read what earlier calls received before asking for more")
-        progress = self._progress(poll.group, poll.topic.name)
-        if self._serve(poll, progress):
+        if self._serve(poll):
             return
         if poll.wait_ms <= 0 and not poll.cold:
             poll.deliver([])
@@ -142,6 +145,19 @@ class Consumption:
         self._parked.setdefault(poll.topic.name, {}).setdefault(poll.group, deque()).append(poll)
         poll.timer = self._clock.call_later(poll.wait_ms / 1000, self._time_up, poll)
 
+    async def arrival(self, topic: str) -> None:
+        """Wait for the next message of a topic, whoever it is for."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._arrivals.setdefault(topic, [])
+        waiting.append(future)
+        try:
+            await future
+        finally:
+            if future in waiting:
+                waiting.remove(future)
+            if not waiting and self._arrivals.get(topic) is waiting:
+                del self._arrivals[topic]
+
     def cancel(self, poll: Poll) -> None:
         """The client of a poll is gone."""
         if not poll.done and poll.timer is not None:
@@ -150,31 +166,44 @@ class Consumption:
     def wake(self, topics: Iterable[str]) -> None:
         """Serve the polls parked on these topics."""
         for topic in topics:
+            for arrival in self._arrivals.pop(topic, ()):
+                if not arrival.done():
+                    arrival.set_result(None)
+            if topic.startswith(LITE_PREFIX):
+                for group in self._lite.written(topic):
+                    self._serve_parked(group, topic)
+                continue
             groups = self._parked.get(topic)
             if groups:
                 for group in list(groups):
                     self._serve_parked(group, topic)
 
     def _serve_parked(self, group: str, topic: str) -> None:
+        if topic.startswith(LITE_PREFIX):
+            self._lite.mark(group, topic)
+            topic = split_lite(topic)[0]
         waiting = self._parked.get(topic, {}).get(group)
         if not waiting:
             return
-        progress = self._progress(group, topic)
         for poll in list(waiting):
             if poll.done or poll.congested():
                 continue
-            served = self._serve(poll, progress, parked=True)
-            if not served and not poll.cold and poll.queue < 0:
+            served = self._serve(poll, parked=True)
+            if not served and not poll.cold and poll.queue < 0 and poll.topic.config.type != "LITE":
                 break
 
-    def _serve(self, poll: Poll, progress: Progress, *, parked: bool = False) -> bool:
-        taken = self._take(poll, progress)
+    def _serve(self, poll: Poll, *, parked: bool = False) -> bool:
+        if poll.topic.config.type == "LITE":
+            taken = self._take_lite(poll)
+        else:
+            taken = self._take(poll, self._progress(poll.group, poll.topic.name))
         if not taken:
             return False
         if parked:
             self._unpark(poll)
         poll.done = True
-        self._watch(poll.group, poll.topic.name)
+        for topic in {delivery.topic for delivery in taken}:
+            self._watch(poll.group, topic)
         if all(delivery.data is not None for delivery in taken):
             self._hand_over(poll, taken)
         else:
@@ -185,15 +214,16 @@ class Consumption:
         if poll.deliver(taken):
             size = sum(delivery.size for delivery in taken)
             self._broker.statistics.delivered(poll.topic.name, poll.group, len(taken), size)
+            self._broker.statistics.redelivered += sum(1 for delivery in taken if delivery.attempt > 1)
             return
-        progress = self._progress(poll.group, poll.topic.name)
         now_ms = self._clock.time_ms()
         for delivery in taken:
             receipt = delivery.receipt
+            progress = self._progress(poll.group, delivery.topic)
             held = progress.find(receipt.queue, receipt.offset, receipt.serial, now_ms)
             if held is not None:
                 progress.change(held, now_ms, now_ms)
-        self._watch(poll.group, poll.topic.name)
+                self._watch(poll.group, delivery.topic)
 
     async def _read_and_hand_over(self, poll: Poll, taken: list[Delivery]) -> None:
         lost: list[Delivery] = []
@@ -205,11 +235,11 @@ class Consumption:
                     log.error("a message of %s cannot be read and is skipped: %s", poll.topic.name, error)
                     lost.append(delivery)
         if lost:
-            progress = self._progress(poll.group, poll.topic.name)
-            gone = [(delivery.receipt.queue, delivery.receipt.offset) for delivery in lost]
-            for queue, offset in gone:
-                progress.restore_ack(queue, offset)
-            self._store.journal(Kind.ACK, frames.Ack(poll.group, poll.topic.name, gone, self._clock.time_ms(), "lost"))
+            for delivery in lost:
+                queue, offset = delivery.receipt.queue, delivery.receipt.offset
+                self._progress(poll.group, delivery.topic).restore_ack(queue, offset)
+                ended = frames.Ack(poll.group, delivery.topic, [(queue, offset)], self._clock.time_ms(), "lost")
+                self._store.journal(Kind.ACK, ended)
         self._hand_over(poll, [delivery for delivery in taken if delivery.data is not None])
 
     def _time_up(self, poll: Poll) -> None:
@@ -230,7 +260,30 @@ class Consumption:
             if not groups:
                 del self._parked[poll.topic.name]
 
+    def subscribed(self, group: str, parent: str) -> None:
+        """A client reads other lite topics than before: serve those that wait."""
+        for poll in list(self._parked.get(parent, {}).get(group, ())):
+            if not poll.done and not poll.congested():
+                self._serve(poll, parked=True)
+
     # -- taking messages
+
+    def _take_lite(self, poll: Poll) -> list[Delivery]:
+        """What is there in the lite topics the poll's client subscribed to."""
+        taken: list[Delivery] = []
+        poll.cold = False
+        for topic in self._lite.candidates(poll.client, poll.group, poll.topic.name):
+            part = replace(poll, topic=topic, batch=poll.batch - len(taken))
+            found = self._take(part, self._progress(poll.group, topic.name))
+            taken += found
+            # looked at next time after the others; with nothing to give not before something happens to it
+            self._lite.unmark(poll.group, topic.name)
+            if found or part.cold:
+                self._lite.mark(poll.group, topic.name)
+            poll.cold = poll.cold or part.cold
+            if len(taken) >= poll.batch:
+                break
+        return taken
 
     def _take(self, poll: Poll, progress: Progress) -> list[Delivery]:
         poll.cold = False
@@ -241,11 +294,14 @@ class Consumption:
         key = (poll.group, poll.topic.name)
         first = self._starts.get(key, 0)
         self._starts[key] = first + 1
-        if len(queues) > 1:
+        urgent = poll.topic.config.type == "PRIORITY"
+        if urgent:
+            queues = queues[::-1]  # a queue holds one priority, the highest the last
+        elif len(queues) > 1:
             turn = first % len(queues)
             queues = queues[turn:] + queues[:turn]
         taken: list[Delivery] = []
-        retries_first = progress.ordered or first % RETRY_TURN == 0
+        retries_first = urgent or progress.ordered or first % RETRY_TURN == 0
         budget = [SCAN_LIMIT, RESPONSE_BYTES]
         for queue in queues:
             if len(taken) >= poll.batch or min(budget) <= 0 or poll.cold:
@@ -270,7 +326,9 @@ class Consumption:
         again = progress.redeliver(queue.id, poll.batch - len(taken), terms, lambda held: True)
         if again:
             self._journal_lease(poll, queue.id, found.next, terms, again)
-            taken += [self._delivery(held, terms, self._peek(held.position, held.size)) for held in again]
+            taken += [
+                self._delivery(held, terms, self._peek(held.position, held.size), poll.topic.name) for held in again
+            ]
 
     def _take_new(
         self, poll: Poll, progress: Progress, queue: Queue, terms: Terms, taken: list[Delivery], budget: list[int]
@@ -315,7 +373,7 @@ class Consumption:
                 held = progress.hand_out(queue.id, offset, position, size, group, terms)
                 if held is not None:
                     leased.append(held)
-                    taken.append(self._delivery(held, terms, data))
+                    taken.append(self._delivery(held, terms, data, poll.topic.name))
                     budget[1] -= size
                 else:
                     leased.append(found.held[offset])
@@ -369,9 +427,9 @@ class Consumption:
             self._store.journal(Kind.OFFSET, frames.Offset(group, topic, queue.id, found.next, self._clock.time_ms()))
         return found
 
-    def _delivery(self, held: Held, terms: Terms, data: bytes | None) -> Delivery:
+    def _delivery(self, held: Held, terms: Terms, data: bytes | None, topic: str) -> Delivery:
         receipt = Receipt(terms.now_ms, terms.invisible_ms, held.serial, held.queue, held.offset)
-        return Delivery(receipt, held.attempt, held.position, held.size, data)
+        return Delivery(receipt, held.attempt, held.position, held.size, data, topic)
 
     def _journal_lease(self, poll: Poll, queue: int, following: int, terms: Terms, leased: list[Held]) -> None:
         self._store.journal(
@@ -410,7 +468,7 @@ class Consumption:
         if not ended:
             return valid
         self._store.journal(Kind.ACK, frames.Ack(group, topic, ended, now_ms), done)
-        if progress.ordered or topic in self._parked:
+        if progress.ordered or topic in self._parked:  # lite topics are ordered
             self._serve_parked(group, topic)
         return valid
 
@@ -504,7 +562,7 @@ class Consumption:
             return
         dlq = self._broker.system_topic(DLQ_PREFIX + group)
         properties = dict(original.properties)
-        properties[record.DLQ_TOPIC] = original.topic
+        properties[record.DLQ_TOPIC] = split_lite(original.topic)[0]
         properties[record.DLQ_ID] = original.id
         copy = record.Message(
             dlq.name,
@@ -532,7 +590,7 @@ class Consumption:
                 done(error)
             return
         if error is None:
-            self._broker.statistics.dead[topic, group] += 1
+            self._broker.statistics.dead[split_lite(topic)[0], group] += 1
             progress.restore_ack(held.queue, held.offset)
             ended = frames.Ack(group, topic, [(held.queue, held.offset)], self._clock.time_ms(), "dead")
             self._store.journal(Kind.ACK, ended, done or _ignore)

@@ -14,6 +14,7 @@ from sampan.parts.messaging.broker import Broker, Limits
 from sampan.parts.messaging.clients import Client, Clients
 from sampan.parts.messaging.consumption import Consumption
 from sampan.parts.messaging.held import HeldMessages
+from sampan.parts.messaging.lite import LiteTopics
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.store import Half, Store
 
@@ -49,7 +50,8 @@ class Core:
         self._retention = retention or Retention()
         self.store = Store(directory, clock, tasks, segment_bytes=segment_bytes, sync=sync, reserve_bytes=reserve_bytes)
         self.broker = Broker(self.store, clock, limits or Limits(), name=name)
-        self.consumption = Consumption(self.broker, clock, tasks)
+        self.lite = LiteTopics(self.broker, clock)
+        self.consumption = Consumption(self.broker, self.lite, clock, tasks)
         self.held = HeldMessages(self.broker, clock, tasks)
         self.clients = Clients(clock)
         self.access = Access()
@@ -74,7 +76,9 @@ class Core:
         self.consumption.alive = self.clients.alive
         self.clients.on_gone = self._gone
         self.held.ask = self._ask
+        self.lite.on_revoked = self._revoke
         self.store.start()
+        self.lite.start()
         self.consumption.start()
         self.held.start()
         self.clients.start()
@@ -87,6 +91,7 @@ class Core:
         self.clients.stop()
         self.held.stop()
         self.consumption.stop()
+        self.lite.stop()
         await self.store.stop()
 
     def set_user(self, user: User) -> None:
@@ -105,8 +110,20 @@ class Core:
         self.access.policies[policy.user] = policy
         self.store.define("policy", policy.user, msgspec.to_builtins(policy))
 
+    def remove_policy(self, user: str) -> None:
+        """Delete a user's policy, durably."""
+        self.access.policies.pop(user, None)
+        self.store.define("policy", user, None)
+
     def _gone(self, client: Client) -> None:
         self.consumption.release(client.id, client.group)
+        if self.clients.get(client.id) is None:
+            self.lite.forget(client.id)
+
+    def _revoke(self, client_id: str, lite: str) -> None:
+        client = self.clients.get(client_id)
+        if client is not None and client.revoke is not None:
+            client.revoke(lite)
 
     def _ask(self, half: Half, message: Message) -> bool:
         return any(

@@ -112,7 +112,7 @@ class HeldMessages:
 
         def done(error: MessagingError | None) -> None:
             if error is None:
-                self._broker.statistics.timers_out += 1
+                self._broker.statistics.released(topic.label, self._clock.time_ms() - due_ms)
                 return
             self._store.releasing.pop(position, None)
             self._store.timers.set(due_ms, position)
@@ -186,7 +186,7 @@ class HeldMessages:
             raise MessagingError(Reason.TOPIC_NOT_FOUND, f"topic {half.topic} does not exist any more")
         message.sys_flag = (message.sys_flag & ~record.TRANSACTION_MASK) | record.COMMITTED
         message.properties.pop(record.OUT_MS, None)
-        self._broker.statistics.committed[half.topic] += 1
+        self._broker.statistics.finish(half.topic, self._clock.time_ms() - message.store_ms)
 
         def ended(error: MessagingError | None) -> None:
             half.ending = False

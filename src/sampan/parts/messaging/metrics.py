@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sampan.kernel.grpc import GrpcServer
+from sampan.parts.messaging import record
 from sampan.parts.messaging.core import Core
-from sampan.parts.messaging.topology import DLQ_PREFIX, RETRY_PREFIX, SYSTEM_TOPICS
+from sampan.parts.messaging.delivery import Progress
+from sampan.parts.messaging.errors import StorageError
+from sampan.parts.messaging.statistics import Histogram
+from sampan.parts.messaging.topology import DLQ_PREFIX, LITE_PREFIX, RETRY_PREFIX, SYSTEM_TOPICS
 
 _COMMON = ["cluster", "node_type", "node_id"]
 _TYPES = {"MIXED": "normal", "UNSPECIFIED": "normal"}
@@ -28,6 +32,7 @@ class BrokerMetrics(Collector):
         yield from self._lag()
         yield from self._store()
         yield from self._connections()
+        yield from self._latencies()
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=_COMMON)
@@ -89,22 +94,33 @@ class BrokerMetrics(Collector):
         flying = GaugeMetricFamily(
             "rocketmq_consumer_inflight_messages", "Messages a group holds leased", labels=labels
         )
+        late = GaugeMetricFamily(
+            "rocketmq_consumer_lag_latency", "Age in ms of the oldest message a group is not done with", labels=labels
+        )
+        queueing = GaugeMetricFamily(
+            "rocketmq_consumer_queueing_latency", "Age in ms of the oldest message a group has not read", labels=labels
+        )
+        totals: dict[tuple[str, str], list[int]] = {}
         for (group, name), progress in self._core.store.progress.items():
             topic = self._core.store.topics.get(name)
             if topic is None:
                 continue
-            unread = held = 0
+            pair = totals.setdefault((group, topic.label), [0, 0, 0, 0])
             for queue in topic.readable():
                 found = progress.queues.get(queue.id)
-                unread += queue.maximum - (found.next if found is not None else queue.minimum)
-                held += len(found.held) if found is not None else 0
-            values = [*self._node(), name, group, "false"]
-            lag.add_metric(values, unread + held)
-            ready.add_metric(values, unread + held - progress.leased)
-            flying.add_metric(values, progress.leased)
-        yield lag
-        yield ready
-        yield flying
+                pair[0] += queue.maximum - (found.next if found is not None else queue.minimum)
+                pair[0] += len(found.held) if found is not None else 0
+            pair[1] += progress.leased
+            pair[2] = max(pair[2], self._age(name, progress, read=False))
+            pair[3] = max(pair[3], self._age(name, progress, read=True))
+        for (group, label), (count, leased, undone_ms, unread_ms) in totals.items():
+            values = [*self._node(), label, group, "false"]
+            lag.add_metric(values, count)
+            ready.add_metric(values, count - leased)
+            flying.add_metric(values, leased)
+            late.add_metric(values, undone_ms)
+            queueing.add_metric(values, unread_ms)
+        yield from (lag, ready, flying, late, queueing)
         half = GaugeMetricFamily("rocketmq_half_messages", "Open transactions", labels=[*_COMMON, "topic"])
         counts: dict[str, int] = {}
         for one in self._core.store.halves.values():
@@ -113,10 +129,58 @@ class BrokerMetrics(Collector):
             half.add_metric([*self._node(), name], count)
         yield half
 
+    def _age(self, name: str, progress: Progress, *, read: bool) -> int:
+        """How long the oldest message of a topic that a group is not done with (or has not ``read``) is there, in ms."""
+        store = self._core.store
+        oldest = now_ms = self._core.clock.time_ms()
+        for queue in store.topics[name].readable():
+            found = progress.queues.get(queue.id)
+            offset = queue.minimum if found is None else found.next if read else found.committed
+            entries = store.entries(queue, max(offset, queue.minimum), 1) if offset < queue.maximum else []
+            if entries:
+                try:
+                    data = store.log.read(entries[0].position, entries[0].size)
+                except (LookupError, StorageError):
+                    continue  # deleted or damaged; consumers are told, a gauge need not be
+                if data is not None:
+                    oldest = min(oldest, record.store_ms_of(data))
+        return now_ms - oldest
+
+    def _latencies(self) -> Iterator[Metric]:
+        statistics = self._core.broker.statistics
+        yield self._histogram("rocketmq_message_size", "Sizes of bodies stored, in bytes", statistics.sizes)
+        yield self._histogram(
+            "rocketmq_delay_message_latency", "Milliseconds delayed messages were late", statistics.delays
+        )
+        yield self._histogram(
+            "rocketmq_finish_message_latency", "Milliseconds committed transactions were open", statistics.finished
+        )
+        for metric, one in (
+            ("rocketmq_topic_create_execution_time", statistics.topic_creation),
+            ("rocketmq_consumer_group_create_execution_time", statistics.group_creation),
+        ):
+            family = HistogramMetricFamily(metric, "Milliseconds until it was durable", labels=_COMMON)
+            family.add_metric(self._node(), one.buckets(), one.total)
+            yield family
+        labels = [*_COMMON, "protocol_type", "request_code", "response_code"]
+        calls = HistogramMetricFamily("rocketmq_rpc_latency", "Milliseconds a call took", labels=labels)
+        for (method, code), histogram in statistics.calls.items():
+            calls.add_metric([*self._node(), "grpc", method, str(code)], histogram.buckets(), histogram.total)
+        yield calls
+        again = CounterMetricFamily("rocketmq_pop_revive_retry_messages", "Deliveries again", labels=_COMMON)
+        again.add_metric(self._node(), statistics.redelivered)
+        yield again
+
+    def _histogram(self, name: str, text: str, by_topic: dict[str, Histogram]) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, text, labels=[*_COMMON, "topic"])
+        for topic, histogram in by_topic.items():
+            family.add_metric([*self._node(), topic], histogram.buckets(), histogram.total)
+        return family
+
     def _store(self) -> Iterator[Metric]:
         store = self._core.store
         log = store.log
-        topics = [name for name in store.topics if not name.startswith((RETRY_PREFIX, DLQ_PREFIX))]
+        topics = [name for name in store.topics if not name.startswith((RETRY_PREFIX, DLQ_PREFIX, LITE_PREFIX))]
         yield self._gauge("rocketmq_topic_number", "Topics", len(topics))
         yield self._gauge("rocketmq_consumer_group_number", "Consumer groups", len(store.groups))
         yield self._gauge("rocketmq_broker_permission", "4 readable, 2 writable", 4 if store.disk_full else 6)
@@ -125,9 +189,25 @@ class BrokerMetrics(Collector):
         yield self._gauge("rocketmq_storage_dispatch_behind_bytes", "Bytes not yet indexed", 0)
         yield self._gauge("rocketmq_timing_messages", "Messages held until their delivery time", store.timers.count)
         statistics = self._core.broker.statistics
-        released = CounterMetricFamily("rocketmq_timer_dequeue", "Delayed messages released", labels=_COMMON)
-        released.add_metric(self._node(), statistics.timers_out)
-        yield released
+        for metric, text, totals in (
+            ("rocketmq_timer_enqueue", "Delayed messages taken", statistics.timers_in),
+            ("rocketmq_timer_dequeue", "Delayed messages released", statistics.timers_out),
+        ):
+            family = CounterMetricFamily(metric, text, labels=[*_COMMON, "topic"])
+            for name, count in totals.items():
+                family.add_metric([*self._node(), name], count)
+            yield family
+        # taken in the moment they are durable, so nothing is ever behind on that side
+        yield self._gauge("rocketmq_timer_enqueue_lag", "Delayed messages not yet in the wheel", 0)
+        yield self._gauge("rocketmq_timer_enqueue_latency", "Milliseconds the wheel is behind the log", 0)
+        now_ms = self._core.clock.time_ms()
+        late = max(0, now_ms - store.timers.next_due()) if store.timers.count else 0
+        oldest = min(store.releasing.values(), default=now_ms)
+        yield self._gauge("rocketmq_timer_dequeue_lag", "Delayed messages on their way out", len(store.releasing))
+        yield self._gauge(
+            "rocketmq_timer_dequeue_latency", "Milliseconds the wheel is behind the clock", max(late, now_ms - oldest)
+        )
+        yield self._gauge("rocketmq_processor_watermark", "Frames waiting for the disk", store.waiting)
         reserve = self._gauge("rocketmq_storage_message_reserve_time", "Age of the oldest log file in ms", 0)
         if log.bases:
             age = self._core.clock.time() - log.modified(log.bases[0])

@@ -7,6 +7,7 @@ message is read from the log itself, which holds every lease and acknowledgement
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from typing import Any
 
 import msgspec
@@ -19,7 +20,15 @@ from sampan.parts.messaging.errors import MessagingError, Reason
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.storage import frames
 from sampan.parts.messaging.storage.log import Kind
-from sampan.parts.messaging.topology import DLQ_PREFIX, Backoff, GroupConfig, Topic, TopicConfig
+from sampan.parts.messaging.topology import (
+    DLQ_PREFIX,
+    LITE_PREFIX,
+    Backoff,
+    GroupConfig,
+    Topic,
+    TopicConfig,
+    split_lite,
+)
 
 PEEK_LIMIT = 1000
 PATH_BYTES = 2 << 30
@@ -42,10 +51,16 @@ class Operations:
 
     async def topics(self) -> list[dict[str, Any]]:
         """Every topic with its totals."""
-        return [self._topic_row(topic) for _, topic in sorted(self._store.topics.items())]
+        named = [(name, topic) for name, topic in self._store.topics.items() if not name.startswith(LITE_PREFIX)]
+        return [self._topic_row(topic) for _, topic in sorted(named)]
 
     async def create_topic(
-        self, name: str, type: str = "MIXED", queues: int = 0, permission: int = 6
+        self,
+        name: str,
+        type: str = "MIXED",
+        queues: int = 0,
+        permission: int = 6,
+        attributes: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Create or change a topic."""
         config = msgspec.convert(
@@ -54,6 +69,7 @@ class Operations:
                 "type": type,
                 "queues": queues or self._broker.limits.default_queues,
                 "permission": permission,
+                "attributes": attributes or {},
             },
             TopicConfig,
         )
@@ -95,11 +111,19 @@ class Operations:
         max_retries: int = 16,
         consume: bool = True,
         backoff: dict[str, Any] | None = None,
+        attributes: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Create or change a consumer group."""
         future = _Outcome()
         delays = msgspec.convert(backoff, Backoff) if backoff is not None else Backoff()
-        config = GroupConfig(name, orderly=orderly, max_retries=max_retries, consume=consume, backoff=delays)
+        config = GroupConfig(
+            name,
+            orderly=orderly,
+            max_retries=max_retries,
+            consume=consume,
+            backoff=delays,
+            attributes=attributes or {},
+        )
         self._broker.create_group(config, future)
         await future.wait()
         return {"group": name}
@@ -128,12 +152,15 @@ class Operations:
         ]
 
     def _topic_row(self, topic: Topic) -> dict[str, Any]:
+        lites = self._core.lite.lites(topic.name) if topic.config.type == "LITE" else []
+        row = {"lite_topics": len(lites)} if topic.config.type == "LITE" else {}
         return {
+            **row,
             "topic": topic.name,
             "type": topic.config.type,
             "queues": topic.config.queues,
             "permission": topic.config.permission,
-            "messages": sum(queue.maximum - queue.minimum for queue in topic.queues),
+            "messages": sum(queue.maximum - queue.minimum for one in (topic, *lites) for queue in one.queues),
             "offsets": [[queue.minimum, queue.maximum] for queue in topic.queues],
         }
 
@@ -181,10 +208,11 @@ class Operations:
     async def peek(self, topic: str, count: int = 10, queue: int = -1) -> list[dict[str, Any]]:
         """The newest messages of a topic (or of one queue), oldest first, without consuming them."""
         found = self._broker.topic(topic)
+        lites = self._core.lite.lites(topic) if found.config.type == "LITE" and queue < 0 else []
         queues = found.readable() if queue < 0 else [found.queues[queue]] if queue < len(found.queues) else []
         count = max(1, min(count, PEEK_LIMIT))
         messages: list[Message] = []
-        for one in queues:
+        for one in [*queues, *(lite.queues[0] for lite in lites)]:
             offset = max(one.minimum, one.maximum - count)
             while offset < one.maximum:
                 entries = self._store.entries(one, offset, one.maximum - offset)
@@ -249,6 +277,9 @@ class Operations:
                     if ids is not None and message.id not in ids:
                         continue
                     target = self._store.topics.get(message.properties.pop(record.DLQ_TOPIC, ""))
+                    lite = message.properties.get(record.LITE_TOPIC)
+                    if target is not None and lite is not None and target.config.type == "LITE":
+                        target = self._core.lite.topic(target, lite, create=True)
                     message.properties.pop(record.DLQ_ID, None)
                     if target is None:
                         continue
@@ -367,8 +398,26 @@ class Operations:
         """Set a user's policy."""
         if user not in self._core.access.users:
             raise MessagingError(Reason.NOT_FOUND, f"there is no user {user}")
-        self._core.set_policy(Policy(user, tuple(msgspec.convert(entry, Entry) for entry in entries)))
+        rules = tuple(msgspec.convert(entry, Entry) for entry in entries)
+        for rule in rules:
+            if rule.resource != "*" and not rule.resource.startswith(("Topic:", "Group:")):
+                raise MessagingError(
+                    Reason.BAD_REQUEST, f"{rule.resource} is no resource; name Topic:NAME, Group:NAME or *"
+                )
+            for source in rule.sources:
+                try:
+                    ipaddress.ip_network(source, strict=False)
+                except ValueError:
+                    raise MessagingError(Reason.BAD_REQUEST, f"{source} is no address or network") from None
+        self._core.set_policy(Policy(user, rules))
         return {"user": user}
+
+    async def delete_policy(self, user: str) -> dict[str, Any]:
+        """Delete a user's policy: the user may do nothing any more, unless it is a super user."""
+        if user not in self._core.access.policies:
+            raise MessagingError(Reason.NOT_FOUND, f"user {user} has no policy")
+        self._core.remove_policy(user)
+        return {"deleted": user}
 
 
 class _Outcome:
@@ -393,7 +442,8 @@ def _view(message: Message) -> dict[str, Any]:
     user = {name: value for name, value in message.properties.items() if name not in record.RESERVED}
     return {
         "id": message.id,
-        "topic": message.topic,
+        "topic": split_lite(message.topic)[0],
+        "lite_topic": split_lite(message.topic)[1],
         "queue": message.queue_id,
         "offset": message.queue_offset,
         "tag": message.tag or "",

@@ -128,9 +128,7 @@ class MessagingPart(Part[MessagingSettings]):
         await core.start()
         if core.access.enabled:
             await self._make_credentials()
-        service = MessagingService(
-            core.broker, core.consumption, core.held, core.clients, core.access, context.tasks, lambda: address
-        )
+        service = MessagingService(core, context.tasks, lambda: address)
         operations = OperationsService(core, context.tasks)
         names = ["localhost", "127.0.0.1", "::1", context.settings.host]
         self._server = GrpcServer(
@@ -139,6 +137,7 @@ class MessagingPart(Part[MessagingSettings]):
             tasks=context.tasks,
             tls=lambda: context.authority.server_context(sorted(set(names)), leaf="messaging"),
             proxy_protocol=context.settings.proxy_protocol,
+            answered=service.answered,
         )
         await self._server.start(self._socket)
         from sampan.parts.messaging.metrics import BrokerMetrics

@@ -134,6 +134,11 @@ class Store:
         self.on_timers: Callable[[], object] = lambda: None
         """Called when a timer or half message was added."""
 
+    @property
+    def waiting(self) -> int:
+        """Frames somebody waits for that are not durable yet."""
+        return len(self._pending)
+
     # -- life
 
     def open(self) -> int:

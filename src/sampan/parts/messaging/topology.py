@@ -23,6 +23,7 @@ GROUP_LIMIT = 120
 MAX_QUEUES = 1024
 RETRY_PREFIX = "%RETRY%"
 DLQ_PREFIX = "%DLQ%"
+LITE_PREFIX = "%LMQ%$"
 HALF_TOPIC = "RMQ_SYS_TRANS_HALF_TOPIC"
 CHECK_LIMIT_TOPIC = "TRANS_CHECK_MAX_TIME_TOPIC"
 TRACE_TOPIC = "RMQ_SYS_TRACE_TOPIC"
@@ -134,20 +135,22 @@ class Queue:
 class Topic:
     """A topic and its queues."""
 
-    __slots__ = ("_turn", "config", "encoded", "queues")
+    __slots__ = ("_turn", "config", "encoded", "label", "queues")
 
     def __init__(self, config: TopicConfig) -> None:
         self.config = config
         self.queues: list[Queue] = []
         self.encoded = config.name.encode()
+        self.label = split_lite(config.name)[0]
+        """What metrics count it under."""
         self._turn = 0
 
     @property
     def name(self) -> str:
         return self.config.name
 
-    def place(self, group: str = "") -> Queue:
-        """The queue for a message: by its message group, or in turn.
+    def place(self, group: str = "", priority: int | None = None) -> Queue:
+        """The queue for a message: by its message group, by its priority in a PRIORITY topic, or in turn.
 
         Raises:
             MessagingError: FORBIDDEN, nothing is writable.
@@ -155,6 +158,8 @@ class Topic:
         count = self.config.writable
         if count <= 0:
             raise MessagingError(Reason.FORBIDDEN, f"topic {self.name} is not writable")
+        if priority is not None and self.config.type == "PRIORITY":
+            return self.queues[min(priority, count - 1)]
         if group:
             return self.queues[jump_hash(java_hash(group), count)]
         self._turn += 1
@@ -163,6 +168,14 @@ class Topic:
     def readable(self) -> list[Queue]:
         """The queues consumers see."""
         return self.queues[: self.config.readable]
+
+
+def split_lite(name: str) -> tuple[str, str]:
+    """``(parent, lite topic)`` of a lite topic's name in the broker; the lite topic is empty for other topics."""
+    if not name.startswith(LITE_PREFIX):
+        return name, ""
+    parent, _, lite = name.removeprefix(LITE_PREFIX).rpartition("$")
+    return parent, lite
 
 
 def check_topic(name: str, *, system: bool = False) -> None:

@@ -21,6 +21,7 @@ from sampan.parts.messaging.errors import MessagingError
 from sampan.parts.messaging.resources import BROKER_NAME, CONSUMER_GROUPS, GROUP, TOPICS
 from sampan.parts.messaging.topology import (
     DLQ_PREFIX,
+    LITE_PREFIX,
     RETRY_DELAYS_MS,
     RETRY_PREFIX,
     SYSTEM_TOPICS,
@@ -237,7 +238,7 @@ class TopicMirror(Mirror):
             spec.get("type", "MIXED"),
             spec.get("queues", self.core.broker.limits.default_queues),
             permission=PERMISSIONS[spec.get("permission", "ReadWrite")],
-            attributes=existing.config.attributes if existing is not None else {},
+            attributes=spec.get("attributes", existing.config.attributes if existing is not None else {}),
         )
         if existing is None or existing.config != wanted:
             self.core.broker.create_topic(wanted)
@@ -248,7 +249,10 @@ class TopicMirror(Mirror):
     def spec(self, name: str) -> dict[str, Any]:
         config = self.core.store.topics[name].config
         permission = next((word for word, value in PERMISSIONS.items() if value == config.permission & 6), "ReadWrite")
-        return {"name": name, "type": config.type, "queues": config.queues, "permission": permission}
+        spec: dict[str, Any] = {"name": name, "type": config.type, "queues": config.queues, "permission": permission}
+        if config.attributes:
+            spec["attributes"] = dict(config.attributes)
+        return spec
 
     def status(self, name: str) -> dict[str, Any]:
         topic = self.core.store.topics.get(name)
@@ -288,7 +292,7 @@ class GroupMirror(Mirror):
             backoff=_backoff(spec.get("backoff", {})),
             consume=spec.get("consume", True),
             broadcast=existing.broadcast if existing is not None else True,
-            attributes=existing.attributes if existing is not None else {},
+            attributes=spec.get("attributes", existing.attributes if existing is not None else {}),
         )
         if existing != wanted:
             self.core.broker.create_group(wanted)
@@ -301,6 +305,8 @@ class GroupMirror(Mirror):
         spec: dict[str, Any] = {"name": name, "maxRetries": config.max_retries, "consume": config.consume}
         if config.orderly is not None:
             spec["orderly"] = config.orderly
+        if config.attributes:
+            spec["attributes"] = dict(config.attributes)
         if not config.backoff.delays_ms:
             backoff = config.backoff
             spec["backoff"] = {
@@ -344,7 +350,7 @@ class GroupMirror(Mirror):
 
 def mirrored(name: str) -> bool:
     """Whether a topic or group has an object."""
-    return name not in SYSTEM_TOPICS and not name.startswith((RETRY_PREFIX, DLQ_PREFIX, "RMQ_SYS_"))
+    return name not in SYSTEM_TOPICS and not name.startswith((RETRY_PREFIX, DLQ_PREFIX, LITE_PREFIX, "RMQ_SYS_"))
 
 
 def broker_name(obj: Object) -> str:

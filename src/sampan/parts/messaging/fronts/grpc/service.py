@@ -8,6 +8,7 @@ transport failure and try elsewhere. Sending, receiving, acknowledging and chang
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -18,18 +19,19 @@ from sampan.kernel.grpc import Call, Method
 from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import receipt as receipts
 from sampan.parts.messaging import record
-from sampan.parts.messaging.access import Access, Action
-from sampan.parts.messaging.broker import Broker
-from sampan.parts.messaging.clients import Clients
-from sampan.parts.messaging.consumption import Consumption, Delivery, Poll
+from sampan.parts.messaging.access import Action
+from sampan.parts.messaging.consumption import RESPONSE_BYTES, SCAN_CHUNK, SCAN_LIMIT, Delivery, Poll
+from sampan.parts.messaging.core import Core
 from sampan.parts.messaging.delivery import RENEW_MS
 from sampan.parts.messaging.errors import MessagingError, Reason
 from sampan.parts.messaging.filters import Filter, sql_filter, tag_filter
 from sampan.parts.messaging.fronts.grpc import codes, messages
 from sampan.parts.messaging.fronts.grpc.telemetry import Telemetry
 from sampan.parts.messaging.held import HeldMessages
+from sampan.parts.messaging.lite import Action as LiteAction
+from sampan.parts.messaging.lite import check_lite
 from sampan.parts.messaging.record import Message
-from sampan.parts.messaging.topology import MessageType, Topic, check_group, check_topic
+from sampan.parts.messaging.topology import MessageType, Queue, Topic, check_group, check_topic
 from sampan.proto import messaging_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -41,25 +43,17 @@ R = TypeVar("R")
 class MessagingService:
     """The service over one broker's core."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        consumption: Consumption,
-        held: HeldMessages,
-        clients: Clients,
-        access: Access,
-        tasks: Tasks,
-        address: Callable[[], tuple[str, int]],
-    ) -> None:
+    def __init__(self, core: Core, tasks: Tasks, address: Callable[[], tuple[str, int]]) -> None:
         """``address`` is where the front listens, for clients that do not say what they dialled."""
-        self._broker = broker
-        self._consumption = consumption
-        self._held = held
-        self._clients = clients
-        self._access = access
+        self._broker = core.broker
+        self._consumption = core.consumption
+        self._held = core.held
+        self._clients = core.clients
+        self._access = core.access
+        self._lite = core.lite
         self._tasks = tasks
         self._address = address
-        self.telemetry = Telemetry(broker, clients, tasks)
+        self.telemetry = Telemetry(core.broker, core.clients, tasks)
 
     def methods(self) -> list[Method]:
         """Every method, to be served."""
@@ -98,6 +92,7 @@ class MessagingService:
                 pb.SyncLiteSubscriptionResponse,
                 self._sync_lite,
             ),
+            grpc.server_stream(SERVICE + "PullMessage", pb.PullMessageRequest, self._pull, self._tasks),
             grpc.bidirectional(SERVICE + "Telemetry", pb.TelemetryCommand, self._telemetry),
         ]
 
@@ -113,7 +108,7 @@ class MessagingService:
                 reply.status.CopyFrom(codes.SUCCESS)
                 await handler(message, call, reply)
             except MessagingError as error:
-                self._refused(error)
+                self._refused(call, error)
                 reply = response(status=codes.of(error))
             except Exception:
                 log.exception("%s failed", name)
@@ -127,7 +122,7 @@ class MessagingService:
             try:
                 handler(payload, call)
             except MessagingError as error:
-                self._refused(error)
+                self._refused(call, error)
                 call.respond(response(status=codes.of(error)).SerializeToString())
 
         return guarded
@@ -144,8 +139,14 @@ class MessagingService:
             subject = self._access.authenticate(call.metadata)
             self._access.check(subject, action, topic=topic, group=group, source=call.peer.host)
 
-    def _refused(self, error: MessagingError) -> None:
+    def _refused(self, call: Call, error: MessagingError) -> None:
+        call.result = codes.CODES[error.reason]
         self._broker.statistics.refused[error.reason.name] += 1
+
+    def answered(self, call: Call, seconds: float) -> None:
+        """A call is over; for the server to tell."""
+        method = call.method.path.rpartition("/")[2]
+        self._broker.statistics.called(method, call.result or codes.OK, seconds * 1000)
 
     async def _telemetry(self, commands: Any, call: Call) -> Any:
         if self._access.enabled:
@@ -178,10 +179,16 @@ class MessagingService:
         for message in request.messages:
             item = messages.incoming(message, topic, broker.limits, host)
             broker.check_type(topic, item[1])
+            if item[1] == "LITE":
+                check_lite(message.system_properties.lite_topic)
             checked.append(item)
         reply = _SendReply(call, len(checked), self._held)
         for at, (stored, type) in enumerate(checked):
-            self._store(topic, stored, type, reply, at)
+            target = topic
+            if type == "LITE" and topic.config.type == "LITE":
+                target = self._lite.topic(topic, stored.properties[record.LITE_TOPIC], create=True)
+                stored.topic = target.name
+            self._store(target, stored, type, reply, at)
 
     def _store(self, topic: Topic, message: Message, type: MessageType, reply: _SendReply, at: int) -> None:
         done = partial(reply.done, at, message, 0)
@@ -194,7 +201,7 @@ class MessagingService:
             else:
                 self._broker.send(message, topic, record.encode_properties(message.properties), done)
         except MessagingError as error:
-            self._refused(error)
+            self._refused(reply.call, error)
             reply.done(at, message, 0, error)
 
     # -- receiving
@@ -203,7 +210,7 @@ class MessagingService:
         try:
             self._poll(pb.ReceiveMessageRequest.FromString(payload), call)
         except MessagingError as error:
-            self._refused(error)
+            self._refused(call, error)
             call.send(pb.ReceiveMessageResponse(status=codes.of(error)).SerializeToString())
             call.end()
 
@@ -288,6 +295,9 @@ class MessagingService:
             raise MessagingError(Reason.BAD_REQUEST, "the request has no entry")
         topic = self._broker.topic(name)
         self._broker.group(group)
+        if topic.config.type == "LITE":
+            self._acknowledge_lite(request, topic, group, call)
+            return
         parsed: list[receipts.Receipt] = []
         malformed: dict[int, MessagingError] = {}
         for at, entry in enumerate(request.entries):
@@ -304,13 +314,36 @@ class MessagingService:
         if not any(valid):
             done(None)
 
+    def _acknowledge_lite(self, request: pb.AckMessageRequest, parent: Topic, group: str, call: Call) -> None:
+        """Entries of several lite topics, each by itself; the last to be on disk answers."""
+        valid = [False] * len(request.entries)
+        refused: dict[int, MessagingError] = {}
+        open_entries = len(request.entries)
+
+        def done(error: MessagingError | None) -> None:
+            nonlocal open_entries
+            open_entries -= 1
+            if not open_entries:
+                found = [valid[at] for at in range(len(valid)) if at not in refused]
+                call.respond(_ack_reply(request, found, refused, error).SerializeToString())
+
+        for at, entry in enumerate(request.entries):
+            try:
+                receipt = receipts.read(entry.receipt_handle)
+                name = self._lite.topic(parent, entry.lite_topic).name
+                valid[at] = self._consumption.acknowledge(group, name, [receipt], done)[0]
+            except MessagingError as error:
+                refused[at] = error
+            if not valid[at]:
+                done(None)
+
     def _change(self, payload: bytes, call: Call) -> None:
         request = pb.ChangeInvisibleDurationRequest.FromString(payload)
         self._client(call)
         group, name = messages.full_name(request.group), messages.full_name(request.topic)
         if self._access.enabled:
             self._allow(call, "Sub", topic=name, group=group)
-        topic = self._broker.topic(name)
+        topic = self._addressed(name, request)
         duration = request.invisible_duration
         old = receipts.read(request.receipt_handle)
         position = request.receipt_handle.rpartition(" ")[2]
@@ -330,9 +363,14 @@ class MessagingService:
     async def _forward(self, request: Any, call: Call, reply: Any) -> None:
         group, name = messages.full_name(request.group), messages.full_name(request.topic)
         self._allow(call, "Sub", topic=name, group=group)
-        topic = self._broker.topic(name)
+        topic = self._addressed(name, request)
         handle = receipts.read(request.receipt_handle)
         await durable(partial(self._consumption.forward, group, topic.name, handle))
+
+    def _addressed(self, name: str, request: Any) -> Topic:
+        """The topic a receipt is of: the one named, or its lite topic."""
+        topic = self._broker.topic(name)
+        return self._lite.topic(topic, request.lite_topic) if topic.config.type == "LITE" else topic
 
     # -- routes
 
@@ -372,7 +410,8 @@ class MessagingService:
         if not queues:
             raise MessagingError(Reason.FORBIDDEN, f"topic {name} has no readable queue")
         endpoints = self._endpoints(request.endpoints)
-        ids = [queue.id for queue in queues] if self._broker.is_ordered(group, name) else [-1]
+        by_queue = topic.config.type != "LITE" and self._broker.is_ordered(group, name)
+        ids = [queue.id for queue in queues] if by_queue else [-1]
         types = [messages.TYPE_NUMBERS[accepted] for accepted in topic.config.accepts] or [0]
         for identifier in ids:
             queue = reply.assignments.add().message_queue
@@ -458,8 +497,92 @@ class MessagingService:
         else:
             reply.offset = await self._broker.offset_at(topic, queue, request.timestamp.ToMilliseconds())
 
+    # -- lite topics
+
     async def _sync_lite(self, request: Any, call: Call, reply: Any) -> None:
-        raise MessagingError(Reason.NOT_IMPLEMENTED, "lite topics are not served by this broker")
+        name, group = messages.full_name(request.topic), messages.full_name(request.group)
+        self._allow(call, "Sub", topic=name, group=group)
+        parent = self._broker.topic(name)
+        self._broker.group(group)
+        client_id = call.metadata["x-mq-client-id"]
+        lites = list(request.lite_topic_set)
+        action = LITE_ACTIONS.get(request.action)
+        if action is None:
+            raise MessagingError(Reason.BAD_REQUEST, f"there is no lite subscription action {request.action}")
+        self._lite.subscribe(client_id, group, parent, action, lites, request.version)
+        if request.HasField("offset_option") and action in ("add", "set"):
+            for lite in lites:
+                await self._begin_lite(group, parent, lite, request.offset_option)
+        self._consumption.subscribed(group, parent.name)
+
+    async def _begin_lite(self, group: str, parent: Topic, lite: str, option: pb.OffsetOption) -> None:
+        """Where a group begins to read a lite topic."""
+        topic = self._lite.topic(parent, lite, create=True)
+        queue = topic.queues[0]
+        kind = option.WhichOneof("offset_type")
+        if kind == "policy" and option.policy == pb.OffsetOption.LAST:
+            return  # where the group was, which is what happens anyway
+        if kind == "policy":
+            offset = queue.minimum if option.policy == pb.OffsetOption.MIN else queue.maximum
+        elif kind == "offset":
+            offset = option.offset
+        elif kind == "tail_n":
+            offset = max(queue.minimum, queue.maximum - max(0, option.tail_n))
+        elif kind == "timestamp":
+            offset = await self._broker.offset_at(topic, 0, option.timestamp)
+        else:
+            return
+        await durable(partial(self._consumption.reset, group, topic, 0, offset))
+
+    async def _pull(self, request: Any, call: Call) -> Any:
+        """Messages of one queue from an offset on, leased to nobody."""
+        try:
+            self._client(call)
+            group, topic = self._position(request, call)
+            self._broker.group(group)
+            wanted = _filter(request.filter_expression)
+            queue = topic.queues[request.message_queue.id]
+            offset = request.offset
+            if not queue.minimum <= offset <= queue.maximum:
+                nearest = min(max(offset, queue.minimum), queue.maximum)
+                text = f"offset {offset} is not between {queue.minimum} and {queue.maximum}"
+                yield pb.PullMessageResponse(status=codes.of(MessagingError(Reason.ILLEGAL_OFFSET, text)))
+                yield pb.PullMessageResponse(next_offset=nearest)
+                return
+            limit = max(1, min(request.batch_size, self._broker.limits.max_batch))
+            timeout = request.long_polling_timeout.ToMilliseconds() / 1000
+            found, offset = await self._read_on(queue, offset, limit, wanted)
+            if not found and offset == queue.maximum and timeout > 0:
+                wait = min(timeout, self._broker.limits.max_polling_ms / 1000, (call.deadline or timeout) * 0.9)
+                with contextlib.suppress(TimeoutError):
+                    async with self._broker.clock.timeout(wait):
+                        while not found:
+                            await self._consumption.arrival(topic.name)
+                            found, offset = await self._read_on(queue, offset, limit, wanted)
+            yield pb.PullMessageResponse(status=codes.SUCCESS if found else _NOT_FOUND)
+            for data in found:
+                message = pb.Message.FromString(messages.outgoing(data, topic.name, None, self._broker.name))
+                yield pb.PullMessageResponse(message=message)
+            yield pb.PullMessageResponse(next_offset=offset)
+        except MessagingError as error:
+            self._refused(call, error)
+            yield pb.PullMessageResponse(status=codes.of(error))
+
+    async def _read_on(self, queue: Queue, offset: int, limit: int, wanted: Filter) -> tuple[list[bytes], int]:
+        """Up to ``limit`` records a filter wants, reading past as many as one step may; and where it ended."""
+        found: list[bytes] = []
+        size, stop = 0, min(queue.maximum, offset + SCAN_LIMIT)
+        while offset < stop and len(found) < limit:
+            for entry in self._broker.store.entries(queue, offset, min(SCAN_CHUNK, stop - offset)):
+                if len(found) >= limit or (found and size + entry.size > RESPONSE_BYTES):
+                    return found, offset
+                offset = entry.offset + 1
+                if wanted.maybe(entry.tag_code):
+                    data = await self._broker.store.read(entry.position, entry.size)
+                    if not wanted.needs_properties or wanted.matches(record.properties_of(data)):
+                        found.append(data)
+                        size += entry.size
+        return found, offset
 
     def _position(self, request: Any, call: Call) -> tuple[str, Topic]:
         group, name = messages.full_name(request.group), messages.full_name(request.message_queue.topic)
@@ -474,13 +597,21 @@ class MessagingService:
         return queue
 
 
+LITE_ACTIONS: dict[int, LiteAction] = {
+    pb.PARTIAL_ADD: "add",
+    pb.PARTIAL_REMOVE: "remove",
+    pb.COMPLETE_ADD: "set",
+    pb.COMPLETE_REMOVE: "clear",
+}
+
+
 class _SendReply:
     """Collects the results of one request's messages; answers with the last."""
 
-    __slots__ = ("_call", "_entries", "_held", "_open")
+    __slots__ = ("_entries", "_held", "_open", "call")
 
     def __init__(self, call: Call, count: int, held: HeldMessages) -> None:
-        self._call = call
+        self.call = call
         self._entries: list[pb.SendResultEntry | None] = [None] * count
         self._open = count
         self._held = held
@@ -502,7 +633,7 @@ class _SendReply:
             entries = [entry for entry in self._entries if entry is not None]
             common = {entry.status.code for entry in entries}
             status = entries[0].status if len(common) == 1 else codes.status(codes.MULTIPLE_RESULTS, "results differ")
-            self._call.respond(pb.SendMessageResponse(status=status, entries=entries).SerializeToString())
+            self.call.respond(pb.SendMessageResponse(status=status, entries=entries).SerializeToString())
 
 
 class _Durable:
@@ -561,9 +692,8 @@ def _ack_reply(
 
 
 _RECEIVED = pb.ReceiveMessageResponse(status=codes.SUCCESS).SerializeToString()
-_NOTHING = pb.ReceiveMessageResponse(
-    status=codes.status(codes.MESSAGE_NOT_FOUND, "no message within the polling time")
-).SerializeToString()
+_NOT_FOUND = codes.status(codes.MESSAGE_NOT_FOUND, "no message within the polling time")
+_NOTHING = pb.ReceiveMessageResponse(status=_NOT_FOUND).SerializeToString()
 _EXPIRED = codes.status(
     codes.CODES[Reason.INVALID_RECEIPT_HANDLE],
     "the receipt handle has expired, was superseded or already acknowledged",

@@ -18,6 +18,7 @@ from sampan.parts.messaging.broker import Broker
 from sampan.parts.messaging.clients import Client, Clients
 from sampan.parts.messaging.errors import MessagingError
 from sampan.parts.messaging.fronts.grpc import codes, messages
+from sampan.parts.messaging.lite import NAME_LIMIT, SUBSCRIPTION_QUOTA
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.topology import Backoff
 from sampan.proto import messaging_pb2 as pb
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BATCH = 32
 POLLING_SECONDS = 20
-LITE_TOPIC_LENGTH = 64
-LITE_QUOTA = 2000
 OUTBOX_LIMIT = 1024
 """Commands a client may be behind before it is cut off."""
 MODES = {
@@ -68,7 +67,7 @@ class Telemetry:
             client = self._clients.get(client_id)
             if client is not None and client.notify is not None and getattr(client.notify, "outbox", None) is outbox:
                 client.connected = False
-                client.ask = client.notify = None
+                client.ask = client.notify = client.revoke = None
 
     async def _read(
         self,
@@ -143,8 +142,13 @@ class Telemetry:
         def notify() -> None:
             sender.put(pb.TelemetryCommand(status=codes.SUCCESS, settings=self.merged(settings)))
 
+        def revoke(lite: str) -> None:
+            command = pb.TelemetryCommand(status=codes.SUCCESS)
+            command.notify_unsubscribe_lite_command.lite_topic = lite
+            sender.put(command)
+
         sender.call = notify
-        client.ask, client.notify = ask, sender
+        client.ask, client.notify, client.revoke = ask, sender, revoke
         self._clients.register(client)
         return self.merged(settings)
 
@@ -174,8 +178,8 @@ class Telemetry:
         subscription.receive_batch_size = RECEIVE_BATCH
         subscription.long_polling_timeout.seconds = POLLING_SECONDS
         if result.client_type in (pb.LITE_PUSH_CONSUMER, pb.LITE_SIMPLE_CONSUMER):
-            subscription.lite_subscription_quota = LITE_QUOTA
-            subscription.max_lite_topic_size = LITE_TOPIC_LENGTH
+            subscription.lite_subscription_quota = SUBSCRIPTION_QUOTA
+            subscription.max_lite_topic_size = NAME_LIMIT
         _backoff(result.backoff_policy, group.max_attempts, group.backoff)
         return result
 
