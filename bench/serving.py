@@ -1,15 +1,16 @@
 """Serving: cold starts, the price of Serving over a plain Deployment, and what sleeping Services cost.
 
-    python bench/serving.py [--wakes 20] [--sleeping 100] [--together 25] [--seconds 4]
+    python bench/serving.py [--wakes 20] [--sleeping 100] [--together 25] [--turns 8]
 
 Everything is real: platform, node, processes, Envoy. The peer of the steady state is a Deployment of the same image behind the same
-gateway, measured in turns with the Service. Cold starts are taken from the request's first byte out to the answer's last byte in.
+gateway, measured in turns with the Service (by wrk where there is one). Cold starts are taken from the request's first byte out to the answer's last byte in.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import statistics
 import sys
 import time
@@ -23,6 +24,8 @@ from sampan.kube.client.resources import DEPLOYMENTS, NODES, PODS, SERVICES
 from sampan.kube.objects import Object, Resource, dig
 from sampan.testing import Platform
 
+TURN = 1.0
+"""Seconds of load on one target before it is the next one's turn: what disturbs the machine meets all alike."""
 KSVC = Resource("serving.knative.dev", "v1", "services")
 INGRESSES = Resource("networking.k8s.io", "v1", "ingresses")
 IMAGE = "ghcr.io/knative/helloworld-go:latest"
@@ -136,7 +139,7 @@ async def cold_starts(bench: Bench, wakes: int) -> None:
     )
 
 
-async def steady(bench: Bench, seconds: float) -> None:
+async def steady(bench: Bench, turns: int) -> None:
     pod = {
         "containers": [
             {
@@ -147,30 +150,8 @@ async def steady(bench: Bench, seconds: float) -> None:
             }
         ]
     }
-    labels = {"app": "plain"}
-    await bench.client.create(
-        DEPLOYMENTS,
-        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "plain", "namespace": "default"},
-         "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}},
-        "default",
-    )  # fmt: skip
-    await bench.client.create(
-        SERVICES,
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "plain", "namespace": "default"},
-         "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]}},
-        "default",
-    )  # fmt: skip
-    backend = {"service": {"name": "plain", "port": {"number": 80}}}
-    rule = {
-        "host": "plain.default.localhost",
-        "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
-    }
-    await bench.client.create(
-        INGRESSES,
-        {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "plain", "namespace": "default"},
-         "spec": {"rules": [rule]}},
-        "default",
-    )  # fmt: skip
+    for name in ("plain", "twin"):
+        await _deployment(bench.client, name, pod)
     await bench.client.create(
         KSVC,
         ksvc("steady", **{"autoscaling.knative.dev/min-scale": "1", "autoscaling.knative.dev/max-scale": "1"}),
@@ -184,41 +165,96 @@ async def steady(bench: Bench, seconds: float) -> None:
     async def answers() -> bool:
         try:
             await bench.get("plain")
+            await bench.get("twin")
         except AssertionError:
             return False
         return True
 
     await bench.until(answers)
 
-    async def rate(name: str) -> float:
-        # a process of its own: the client must not share an interpreter with the gate
-        host, _, port = bench.platform.address("gateway").rpartition(":")
-        line = [sys.executable, "-c", LOAD, host, port, f"{name}.default.localhost", str(seconds / 4)]
-        process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
-        out, _ = await process.communicate()
-        return float(out)
+    names = ("plain", "twin", "steady", "limited")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    platform, envoy = psutil.Process(), _envoy()
+    for _ in range(turns):
+        for name in names:
+            before = [_cpu(one) for one in (platform, envoy)]
+            rate = await _rate(bench.platform.address("gateway"), f"{name}.default.localhost")
+            after = [_cpu(one) for one in (platform, envoy)]
+            rates[name].append(rate)
+            spent[name].append(sum(after) - sum(before))
 
-    best: dict[str, float] = {}
-    for _ in range(4):
-        for name in ("plain", "steady", "limited"):
-            best[name] = max(best.get(name, 0), await rate(name))
+    def ratio(name: str) -> str:
+        """The median over turns of what it did against the Deployment in the same turn, and the middle half of them."""
+        found = sorted(one / plain for one, plain in zip(rates[name], rates["plain"], strict=True))
+        low, high = found[len(found) // 4], found[-1 - len(found) // 4]
+        return f"{statistics.median(found):.3f} of it ({low:.3f} to {high:.3f})"
+
+    def row(name: str) -> str:
+        cost = statistics.median(1e6 * cpu / (rate * TURN) for cpu, rate in zip(spent[name], rates[name], strict=True))
+        told = "" if name == "plain" else ratio(name) + ", "
+        return f"{statistics.median(rates[name]):.0f} requests/s, {told}{cost:.0f} µs of Envoy and platform each"
+
     table(
-        "steady state, 8 connections, best of 4 turns each",
+        f"steady state, 8 connections, turns of {TURN:.0f} s, medians of {len(rates['plain'])} turns",
         [
-            ("Deployment behind an Ingress", f"{best['plain']:.0f} requests/s"),
-            (
-                "Service without a limit",
-                f"{best['steady']:.0f} requests/s ({best['steady'] / best['plain']:.2f} of it)",
-            ),
-            (
-                "Service with containerConcurrency 100 (gate)",
-                f"{best['limited']:.0f} requests/s ({best['limited'] / best['plain']:.2f} of it)",
-            ),
+            ("Deployment behind an Ingress", row("plain")),
+            ("another such Deployment (the measurement's own error)", row("twin")),
+            ("Service without a limit", row("steady")),
+            ("Service with containerConcurrency 100", row("limited")),
         ],
     )
     for name in ("steady", "limited"):
         await bench.client.delete(KSVC, name, "default")
-    await bench.client.delete(DEPLOYMENTS, "plain", "default")
+    for name in ("plain", "twin"):
+        await bench.client.delete(DEPLOYMENTS, name, "default")
+
+
+async def _deployment(client: HttpClient, name: str, pod: Object) -> None:
+    """A Deployment behind a Service behind an Ingress."""
+    labels = {"app": name}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    metadata = {"name": name, "namespace": "default"}
+    made = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata}
+    await client.create(
+        DEPLOYMENTS, {**made, "spec": {"selector": {"matchLabels": labels}, "template": template}}, "default"
+    )
+    ports = [{"port": 80, "targetPort": 8080}]
+    made = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": labels, "ports": ports}}
+    await client.create(SERVICES, made, "default")
+    backend = {"service": {"name": name, "port": {"number": 80}}}
+    paths = [{"path": "/", "pathType": "Prefix", "backend": backend}]
+    rule = {"host": f"{name}.default.localhost", "http": {"paths": paths}}
+    made = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": {"rules": [rule]}}
+    await client.create(INGRESSES, made, "default")
+
+
+def _envoy() -> psutil.Process:
+    """The platform's Envoy, the newest of this machine that this process is an ancestor of or not."""
+    found = [one for one in psutil.process_iter(["name", "create_time"]) if "envoy" in (one.info["name"] or "")]
+    return max(found, key=lambda one: one.info["create_time"])
+
+
+def _cpu(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+async def _rate(gateway: str, name: str) -> float:
+    """Requests a second of one turn, asked by a process of its own: the client must not share an interpreter with the gate."""
+    wrk = shutil.which("wrk")
+    host, _, port = gateway.rpartition(":")
+    if wrk is not None:
+        line = [wrk, "-t1", "-c8", f"-d{TURN:.0f}s", "-H", f"Host: {name}", f"http://{gateway}/"]
+    else:
+        line = [sys.executable, "-c", LOAD, host, port, name, str(TURN)]
+    process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    text = out.decode()
+    if wrk is None:
+        return float(text)
+    assert "Non-2xx" not in text, text
+    return float(text.partition("Requests/sec:")[2].split()[0])
 
 
 async def crowd(bench: Bench, sleeping: int, together: int) -> None:
@@ -253,7 +289,7 @@ async def main() -> None:
     parser.add_argument("--wakes", type=int, default=20)
     parser.add_argument("--sleeping", type=int, default=100)
     parser.add_argument("--together", type=int, default=25)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--turns", type=int, default=8)
     options = parser.parse_args()
     with Platform(without=["messaging", "eventing"]) as platform:
         async with platform.client() as client, aiohttp.ClientSession() as session:
@@ -265,8 +301,8 @@ async def main() -> None:
             await bench.until(node)
             if options.wakes:
                 await cold_starts(bench, options.wakes)
-            if options.seconds:
-                await steady(bench, options.seconds)
+            if options.turns:
+                await steady(bench, options.turns)
             if options.sleeping:
                 await crowd(bench, options.sleeping, options.together)
 

@@ -69,10 +69,12 @@ class PodServer:
     stopping: bool = False
 
     def application(self) -> web.Application:
-        """``/`` greets, ``/slow?seconds=`` waits, ``/headers`` echoes, ``/stream`` and ``/ws`` do what they say."""
+        """``/`` greets, ``/?seconds=`` waits, ``/headers`` echoes, ``/drip?parts=&pause=`` sends bytes with pauses in between,
+        ``/stream`` and ``/ws`` do what they say."""
         made = web.Application(client_max_size=64 << 20)
         made.router.add_get("/ws", self._socket)
         made.router.add_get("/stream", self._stream)
+        made.router.add_get("/drip", self._drip)
         made.router.add_route("*", "/{path:.*}", self._plain)
         return made
 
@@ -105,6 +107,15 @@ class PodServer:
         for number in range(5):
             await response.write(f"part {number}\n".encode())
             await asyncio.sleep(0.02)
+        await response.write_eof()
+        return response
+
+    async def _drip(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(int(request.query["parts"])):
+            await response.write(b".")
+            await asyncio.sleep(float(request.query["pause"]))
         await response.write_eof()
         return response
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sampan.kube.control.interface import Informer
 from sampan.kube.objects import Key, Object
 from sampan.kube.types.selectors import matches
+from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling.settings import ClusterSettings, SettingError, duration
 from sampan.parts.serving.resources import SYSTEM_NAMESPACE
 
@@ -26,7 +27,10 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "config-domain": {},
     "config-features": {},
     "config-gc": {},
-    "config-network": {"ingress-class": "sampan.ingress.networking.knative.dev"},
+    "config-network": {
+        "ingress-class": "sampan.ingress.networking.knative.dev",
+        "certificate-class": "sampan.certificate.networking.knative.dev",
+    },
     "config-observability": {},
     "config-logging": {},
     "config-tracing": {},
@@ -138,6 +142,23 @@ class Config:
 
     def scheme(self) -> str:
         return self.data("config-network").get("default-external-scheme", "http")
+
+    def external_tls(self, annotations: Mapping[str, str]) -> bool:
+        """Names visible outside get certificates, unless the object's annotations say no."""
+        data = self.data("config-network")
+        wanted = data.get("external-domain-tls") or data.get("auto-tls") or "Disabled"
+        refused = any(annotations.get(name, "").lower() == "true" for name in keys.DISABLE_TLS)
+        return wanted.lower() == "enabled" and not refused
+
+    def redirects(self, annotations: Mapping[str, str]) -> bool:
+        """Plain HTTP is redirected where there is a certificate."""
+        own = next((annotations[name] for name in keys.HTTP_PROTOCOL if annotations.get(name)), "")
+        return (own or self.data("config-network").get("http-protocol", "Enabled")).lower() == "redirected"
+
+    def certificate_class(self, annotations: Mapping[str, str]) -> str:
+        """Who issues certificates."""
+        ours = self.data("config-network").get("certificate-class") or keys.OUR_CERTIFICATE_CLASS
+        return annotations.get(keys.CERTIFICATE_CLASS) or ours
 
     def tag_name(self, tag: str, name: str) -> str:
         """A tag and a route name as one DNS label, by ``tag-template``."""

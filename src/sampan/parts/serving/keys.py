@@ -20,6 +20,16 @@ NO_GC = PREFIX + "no-gc"
 ROLLOUT_DURATION = PREFIX + "rollout-duration"
 PROGRESS_DEADLINE = PREFIX + "progress-deadline"
 
+CERTIFICATE_CLASS = "networking.knative.dev/certificate.class"
+OUR_CERTIFICATE_CLASS = "sampan.certificate.networking.knative.dev"
+CERTIFICATE_UID = "networking.internal.knative.dev/certificate-uid"
+HTTP_PROTOCOL = ("networking.knative.dev/http-protocol", "networking.knative.dev/httpOption")
+DISABLE_TLS = (
+    "networking.knative.dev/disable-external-domain-tls",
+    "networking.knative.dev/disableExternalDomainTLS",
+    "networking.knative.dev/disable-auto-tls",
+    "networking.knative.dev/disableAutoTLS",
+)
 VISIBILITY = "networking.knative.dev/visibility"
 CLUSTER_LOCAL = "cluster-local"
 INGRESS_CLASS = "networking.knative.dev/ingress.class"
@@ -30,5 +40,5 @@ SERVERLESS_SERVICE = "networking.internal.knative.dev/serverlessservice"
 
 LIMIT = "sampan.dev/container-concurrency"
 """On a ServerlessService: requests a pod may have at once; every request passes the gate."""
-TIMEOUT = "sampan.dev/timeout-seconds"
-"""On an internal Ingress: the longest a request may take, the maximum over its revisions."""
+TIMEOUTS = "sampan.dev/timeouts"
+"""On an internal Ingress, by revision: ``[whole, response start, idle]`` in seconds, 0 where there is none (JSON)."""

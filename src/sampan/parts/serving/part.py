@@ -24,6 +24,7 @@ from sampan.kube.status import ApiError
 from sampan.parts.serving.activator.gate import Gate
 from sampan.parts.serving.admission import ServingAdmission
 from sampan.parts.serving.configmaps import DEFAULTS, Config
+from sampan.parts.serving.control.certificate import CertificateController
 from sampan.parts.serving.control.configuration import ConfigurationController
 from sampan.parts.serving.control.domain_mapping import DomainMappingController
 from sampan.parts.serving.control.podautoscaler import PodAutoscalerController
@@ -81,6 +82,7 @@ class ServingPart(Part[ServingSettings]):
             self._autoscalers,
             ServerlessServiceController(context),
             DomainMappingController(context, config),
+            CertificateController(context, self.context.authority),
         ):
             await controller.start()
         plane.loads.subscribe(self._served)
@@ -122,12 +124,15 @@ class ServingPart(Part[ServingSettings]):
         await client.apply(ENDPOINT_SLICES, endpoint_slice, field_manager="sampan", force=True)
 
     def status(self) -> dict[str, Any]:
-        gateway = self.context.listeners.address("gateway")
-        port = "" if gateway is None or gateway[1] == 80 else f":{gateway[1]}"
+        ports = {
+            scheme: "" if address is None or address[1] == usual else f":{address[1]}"
+            for scheme, usual, name in (("http", 80, "gateway"), ("https", 443, "gateway.tls"))
+            for address in (self.context.listeners.address(name),)
+        }
         routes = self.context.get(ControlContext).informers.informer(ROUTES).objects()
         # a cluster-local name is nothing a person can open from here
         urls = {
-            str(Key.of(one)): f"{url}{port}"
+            str(Key.of(one)): f"{url}{ports[url.partition(':')[0]]}"
             for one in routes
             if (url := dig(one, "status", "url")) and not url.endswith(".svc.cluster.local")
         }

@@ -43,6 +43,9 @@ class Match:
     method: str = ""
     headers: tuple[NameMatch, ...] = ()
     query: tuple[NameMatch, ...] = ()
+    share: tuple[int, int] | None = None
+    """Only this part (numerator, denominator) of the requests. Rules of one request draw once: with shares of 20 and 50 percent
+    in a row, the second rule gets 30."""
 
     def precedence(self) -> tuple[int, int, int, int, int]:
         """Sort key: the more specific match first, in the Gateway API's order."""
@@ -125,9 +128,15 @@ class Forward:
     timeout: float | None = None
     """Seconds for the whole response; None: unlimited."""
     try_timeout: float | None = None
-    """Seconds for one try."""
+    """Seconds until the response to one try begins."""
     idle_timeout: float | None = None
     """Seconds without a byte in either direction."""
+    silence_timeout: float | None = None
+    """Seconds without a byte from the backend."""
+    longest: float | None = None
+    """Seconds a request may last from its first byte on, whatever it does."""
+    forwarded: bool = False
+    """Add ``Forwarded`` (RFC 7239) to requests that have none."""
     rewrite: PathRewrite | None = None
     host: str = ""
     retry: Retry | None = None

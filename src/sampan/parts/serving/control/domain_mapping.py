@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
-from sampan.kube.control.conditions import ConditionSet
+from sampan.kube.control.conditions import ConditionSet, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
@@ -12,7 +12,15 @@ from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
 from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config, everything
-from sampan.parts.serving.resources import CLUSTER_DOMAIN_CLAIMS, DOMAIN_MAPPINGS, INGRESSES, ROUTES, SERVICES
+from sampan.parts.serving.control.certificate import TLS_OFF, ask, entry
+from sampan.parts.serving.resources import (
+    CERTIFICATES,
+    CLUSTER_DOMAIN_CLAIMS,
+    DOMAIN_MAPPINGS,
+    INGRESSES,
+    ROUTES,
+    SERVICES,
+)
 
 
 class DomainMappingController(Controller):
@@ -29,6 +37,7 @@ class DomainMappingController(Controller):
             For(DOMAIN_MAPPINGS),
             Watches(CONFIG_MAPS, everything(lambda: self.informer(DOMAIN_MAPPINGS))),
             Owns(INGRESSES, "DomainMapping"),
+            Owns(CERTIFICATES, "DomainMapping"),
             Watches(SERVICES, self._mappings_to),
             Watches(ROUTES, self._mappings_to),
             Watches(INGRESSES, self._mappings_to),
@@ -51,17 +60,14 @@ class DomainMappingController(Controller):
         dependents = ("DomainClaimed", "ReferenceResolved", "IngressReady", "CertificateProvisioned")
         conditions = ConditionSet(mapping, dependents, self.clock.now())
         status: Object = copy(mapping.get("status") or {})
-        status["url"] = f"http://{key.name}"
+        tls = await self._certify(mapping, conditions)
+        status["url"] = f"{'https' if tls else 'http'}://{key.name}"
         status["address"] = {"url": status["url"]}
-        if dig(mapping, "spec", "tls", "secretName"):
-            conditions.true("CertificateProvisioned", "CertificateExternallyProvided")
-        else:
-            conditions.true("CertificateProvisioned", "TLSNotEnabled", "external-domain-tls is not enabled")
         if await self._claim(mapping, conditions):
             target = self._resolve(mapping, conditions)
             if target is not None:
                 try:
-                    ingress = await ensure(self, INGRESSES, mapping, self._ingress(mapping, target), exact=())
+                    ingress = await ensure(self, INGRESSES, mapping, self._ingress(mapping, target, tls), exact=())
                 except NotOwnedError as error:
                     conditions.false("IngressReady", "NotOwned", str(error))
                 else:
@@ -75,6 +81,32 @@ class DomainMappingController(Controller):
         if status != (mapping.get("status") or {}):
             await self.client.update(DOMAIN_MAPPINGS, {**mapping, "status": status}, subresource="status")
         return None
+
+    async def _certify(self, mapping: Object, conditions: ConditionSet) -> list[Object]:
+        """The Ingress's ``tls``: a certificate of the user's own, or one that is asked for."""
+        metadata = mapping["metadata"]
+        annotations = metadata.get("annotations") or {}
+        name, own = metadata["name"], dig(mapping, "spec", "tls", "secretName")
+        if own:
+            conditions.true("CertificateProvisioned", "CertificateExternallyProvided")
+            return [{"hosts": [name], "secretName": own, "secretNamespace": metadata["namespace"]}]
+        if not self._config.external_tls(annotations):
+            conditions.true("CertificateProvisioned", *TLS_OFF)
+            return []
+        try:
+            certificate = await ask(self, mapping, name, name, "", self._config.certificate_class(annotations))
+        except NotOwnedError as error:
+            conditions.false("CertificateProvisioned", "CertificateNotOwned", str(error))
+            return []
+        if is_ready(certificate):
+            conditions.true("CertificateProvisioned")
+            return [entry(certificate)]
+        if self._config.redirects(annotations):
+            conditions.unknown("CertificateProvisioned", "CertificateNotReady", f"Certificate {name} is not ready.")
+        else:
+            text = f"Certificate {name} is not ready downgrade HTTP."
+            conditions.true("CertificateProvisioned", "HTTPDowngrade", text)
+        return []
 
     async def _claim(self, mapping: Object, conditions: ConditionSet) -> bool:
         """The domain belongs to the mapping's namespace; on one machine an unclaimed one is claimed where allowed."""
@@ -130,7 +162,7 @@ class DomainMappingController(Controller):
         conditions.false("ReferenceResolved", "ResolveFailed", message)
         return None
 
-    def _ingress(self, mapping: Object, paths: list[Object]) -> Object:
+    def _ingress(self, mapping: Object, paths: list[Object], tls: list[Object]) -> Object:
         metadata = mapping["metadata"]
         labels = {
             keys.PREFIX + "domainMappingUID": metadata["uid"],
@@ -139,6 +171,13 @@ class DomainMappingController(Controller):
         annotations = {
             keys.INGRESS_CLASS: self._config.data("config-network").get("ingress-class", keys.OUR_INGRESS_CLASS)
         }
+        # requests take as long as they may under the target's own name
+        target = self.informer(INGRESSES).get(Key(metadata["namespace"], mapping["spec"]["ref"]["name"]))
+        timeouts = dig(target, "metadata", "annotations", keys.TIMEOUTS)
+        if timeouts:
+            annotations[keys.TIMEOUTS] = timeouts
+        redirected = bool(tls) and self._config.redirects(metadata.get("annotations") or {})
+        option = "Redirected" if redirected else "Enabled"
         rule = {"hosts": [metadata["name"]], "visibility": "ExternalIP", "http": {"paths": paths}}
         return {
             "apiVersion": "networking.internal.knative.dev/v1alpha1",
@@ -149,5 +188,5 @@ class DomainMappingController(Controller):
                 "labels": labels,
                 "annotations": annotations,
             },
-            "spec": {"httpOption": "Enabled", "rules": [rule]},
+            "spec": {"httpOption": option, "rules": [rule], **({"tls": tls} if tls else {})},
         }

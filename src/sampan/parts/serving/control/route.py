@@ -6,11 +6,15 @@ Which configurations and revisions a Route uses is written on them, so that revi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from zlib import adler32
+
+import msgspec
 
 from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
-from sampan.kube.control.conditions import ConditionSet, condition
+from sampan.kube.control.conditions import ConditionSet, condition, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Informer, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
@@ -19,8 +23,9 @@ from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling.settings import duration
 from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config, everything
+from sampan.parts.serving.control.certificate import TLS_OFF, TLS_OFF_INSIDE, ask, entry
 from sampan.parts.serving.control.inheritance import OURS, inherited
-from sampan.parts.serving.resources import CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
+from sampan.parts.serving.resources import CERTIFICATES, CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
 from sampan.parts.serving.rollouts import ConfigurationRollout, RevisionShare, Rollout, advance, observe
 
 SECOND = 1_000_000_000
@@ -64,6 +69,7 @@ class RouteController(Controller):
             Watches(CONFIG_MAPS, everything(lambda: self.informer(ROUTES))),
             Owns(INGRESSES, "Route"),
             Owns(CORE_SERVICES, "Route"),
+            Owns(CERTIFICATES, "Route"),
             Watches(CONFIGURATIONS, self._routes_using),
             Watches(REVISIONS, self._routes_using),
         ]
@@ -91,9 +97,10 @@ class RouteController(Controller):
         status: Object = copy(route.get("status") or {})
         local = dig(route, "metadata", "labels", keys.VISIBILITY) == keys.CLUSTER_LOCAL
         domain = LOCAL_DOMAIN if local else self._config.domain(route["metadata"].get("labels") or {})
-        status["url"] = self._url(key.name, key.namespace, domain)
+        tls = await self._certify(route, domain, conditions)
+        secure = {host for one in tls for host in one["hosts"]}
+        status["url"] = self._url(self._config.host(key.name, key.namespace, domain), secure)
         status["address"] = {"url": f"http://{key.name}.{key.namespace}.{LOCAL_DOMAIN}"}
-        conditions.true("CertificateProvisioned", "TLSNotEnabled", "external-domain-tls is not enabled")
         assignment = self._assign(route)
         again: float | None = None
         if assignment.problem is not None:
@@ -104,7 +111,7 @@ class RouteController(Controller):
         else:
             conditions.true("AllTrafficAssigned")
             try:
-                again = await self._route(route, assignment, domain, conditions, status)
+                again = await self._route(route, assignment, domain, conditions, status, tls)
             except NotOwnedError as error:
                 conditions.false("IngressReady", "NotOwned", str(error))
         # what lost its traffic is let go only once the gateway has stopped sending it there
@@ -167,7 +174,13 @@ class RouteController(Controller):
     # -- ingress
 
     async def _route(
-        self, route: Object, assignment: Assignment, domain: str, conditions: ConditionSet, status: Object
+        self,
+        route: Object,
+        assignment: Assignment,
+        domain: str,
+        conditions: ConditionSet,
+        status: Object,
+        tls: list[Object],
     ) -> float | None:
         metadata = route["metadata"]
         key = Key.of(route)
@@ -189,9 +202,14 @@ class RouteController(Controller):
         assignment.revisions |= {one.revision["metadata"]["name"] for one in targets}
         await self._placeholders(route, {"", *(one.tag for one in targets)})
         wanted = self._ingress(route, targets, domain, rollout)
+        if tls:
+            wanted["spec"]["tls"] = tls
+            if self._config.redirects(metadata.get("annotations") or {}):
+                wanted["spec"]["httpOption"] = "Redirected"
+        secure = {host for one in tls for host in one["hosts"]}
         ingress = await ensure(self, INGRESSES, route, wanted, exact=OURS)
         self._follow_ingress(conditions, ingress, rollout)
-        status["traffic"] = [self._status_row(target, key, domain) for target in _rows(targets)]
+        status["traffic"] = [self._status_row(target, key, domain, secure) for target in _rows(targets)]
         if metadata.get("deletionTimestamp"):
             return None
         due = rollout.next_step
@@ -224,12 +242,11 @@ class RouteController(Controller):
             if domain != LOCAL_DOMAIN:
                 host = self._config.host(label, namespace, domain)
                 rules.append({"hosts": [host], "visibility": "ExternalIP", "http": {"paths": paths}})
-        longest = max((int(one.revision["spec"].get("timeoutSeconds") or 300) for one in targets), default=300)
         annotations = {
             **inherited(metadata.get("annotations")),
             keys.INGRESS_CLASS: self._config.data("config-network").get("ingress-class", keys.OUR_INGRESS_CLASS),
             keys.ROLLOUT: rollout.text(),
-            keys.TIMEOUT: str(longest),
+            keys.TIMEOUTS: _timeouts(targets),
         }
         labels = {**(metadata.get("labels") or {}), keys.ROUTE: name, keys.ROUTE_NAMESPACE: namespace}
         return {
@@ -291,15 +308,63 @@ class RouteController(Controller):
         }
         await ensure(self, CORE_SERVICES, route, wanted, create_only=True)
 
-    def _url(self, name: str, namespace: str, domain: str) -> str:
-        return f"{self._config.scheme()}://{self._config.host(name, namespace, domain)}"
+    # -- certificates
 
-    def _status_row(self, target: Target, key: Key, domain: str) -> Object:
+    async def _certify(self, route: Object, domain: str, conditions: ConditionSet) -> list[Object]:
+        """Ask for certificates of all names visible outside; those that are there, as the Ingress tells them."""
+        metadata = route["metadata"]
+        annotations = metadata.get("annotations") or {}
+        tags = {one.get("tag") or "" for one in route["spec"].get("traffic") or ()} | {""}
+        if domain == LOCAL_DOMAIN:
+            conditions.true("CertificateProvisioned", *TLS_OFF_INSIDE)
+            tags = set()
+        elif not self._config.external_tls(annotations):
+            conditions.true("CertificateProvisioned", *TLS_OFF)
+            tags = set()
+        else:
+            conditions.true("CertificateProvisioned")
+        made, asked = [], set()
+        issuer = self._config.certificate_class(annotations)
+        for tag in sorted(tags):
+            name = f"route-{metadata['uid']}{f'-{adler32(tag.encode())}' if tag else ''}"
+            label = self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"]
+            host = self._config.host(label, metadata["namespace"], domain)
+            asked.add(name)
+            try:
+                certificate = await ask(self, route, name, host, domain, issuer)
+            except NotOwnedError as error:
+                conditions.false("CertificateProvisioned", "CertificateNotOwned", str(error))
+                continue
+            ready = condition(certificate)
+            if is_ready(certificate):
+                made.append(entry(certificate))
+            elif ready is not None and ready["status"] == "False":
+                text = f"Certificate {name} fails to be provisioned."
+                conditions.false("CertificateProvisioned", "CertificateProvisionFailed", text)
+            elif self._config.redirects(annotations):
+                conditions.unknown("CertificateProvisioned", "CertificateNotReady", f"Certificate {name} is not ready.")
+            else:
+                text = f"Certificate {name} is not ready downgrade HTTP."
+                conditions.true("CertificateProvisioned", "HTTPDowngrade", text)
+        for one in self.informer(CERTIFICATES).indexed("owner", metadata["uid"]):
+            if one["metadata"]["name"] not in asked and not one["metadata"].get("deletionTimestamp"):
+                try:
+                    await self.client.delete(CERTIFICATES, one["metadata"]["name"], metadata["namespace"])
+                except ApiError as error:
+                    if not error.not_found:
+                        raise
+        return made
+
+    def _url(self, host: str, secure: Collection[str]) -> str:
+        return f"{'https' if host in secure else self._config.scheme()}://{host}"
+
+    def _status_row(self, target: Target, key: Key, domain: str, secure: Collection[str]) -> Object:
         row: Object = {"revisionName": target.revision["metadata"]["name"], "percent": target.percent}
         row["latestRevision"] = target.latest
         if target.tag:
             row["tag"] = target.tag
-            row["url"] = self._url(self._config.tag_name(target.tag, key.name), key.namespace, domain)
+            label = self._config.tag_name(target.tag, key.name)
+            row["url"] = self._url(self._config.host(label, key.namespace, domain), secure)
         return row
 
     # -- what a route uses knows it
@@ -341,6 +406,16 @@ def _was_routable(revision: Object) -> bool:
     return bool(dig(revision, "metadata", "annotations", keys.ROUTES)) and bool(
         dig(revision, "status", "actualReplicas")
     )
+
+
+def _timeouts(targets: list[Target]) -> str:
+    """The revisions' timeouts as the Ingress carries them."""
+    fields = ("timeoutSeconds", "responseStartTimeoutSeconds", "idleTimeoutSeconds")
+    found = {
+        one.revision["metadata"]["name"]: [int(one.revision["spec"].get(name) or 0) for name in fields]
+        for one in targets
+    }
+    return msgspec.json.encode(found, order="sorted").decode()
 
 
 def _wanted(assignment: Assignment) -> Rollout:

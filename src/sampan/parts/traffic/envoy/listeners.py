@@ -25,6 +25,12 @@ _FROM_CONTROL_PLANE = {"ads": {}, "resourceApiVersion": "V3"}
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
+_TIMED_OUT = {
+    "filter": {"responseFlagFilter": {"flags": ["UT", "DT"]}},
+    "statusCode": 504,
+    "body": {"inlineString": "request timeout"},
+}
+"""What a request over its time is answered on ports that serve Knative Services, whose clients know the words."""
 MISDIRECTED = Rule(Match(EVERYTHING), Respond(421), name="misdirected")
 
 
@@ -355,5 +361,6 @@ def _connection_manager(
         serverHeaderTransformation="PASS_THROUGH",
         commonHttpProtocolOptions={"idleTimeout": "3600s"},
         stripTrailingHostDot=True,
+        **({"localReplyConfig": {"mappers": [_TIMED_OUT]}} if gated else {}),
     )
     return {"name": "envoy.filters.network.http_connection_manager", "typedConfig": typed}

@@ -40,6 +40,13 @@ _REDIRECT_CODES = {
     307: "TEMPORARY_REDIRECT",
     308: "PERMANENT_REDIRECT",
 }
+_FORWARDED = {
+    "header": {
+        "key": "forwarded",
+        "value": "for=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%;proto=%REQ(X-FORWARDED-PROTO)%",
+    },
+    "appendAction": "ADD_IF_ABSENT",
+}
 SAFE_RETRY = Retry(attempts=2)
 """What every route retries unless told otherwise: only requests no backend has begun to work on."""
 
@@ -89,6 +96,8 @@ def route(rule: Rule) -> dict[str, Any]:
     else:
         made["route"] = _forward(action, rule.match)
     made |= _edits(rule.request, "request") | _edits(rule.response, "response")
+    if isinstance(action, Forward) and action.forwarded:
+        made.setdefault("requestHeadersToAdd", []).append(_FORWARDED)
     if rule.cors is not None:
         made["typedPerFilterConfig"] = {"envoy.filters.http.cors": _cors(rule.cors)}
     return made
@@ -110,6 +119,8 @@ def _match(match: Match) -> dict[str, Any]:
         headers.append({"name": ":method", "stringMatch": {"exact": match.method}})
     if headers:
         made["headers"] = headers
+    if match.share is not None:
+        made["runtimeFraction"] = {"defaultValue": _fraction(*match.share)}
     if match.query:
         made["queryParameters"] = [_name_match(one) for one in match.query]
     return made
@@ -144,8 +155,10 @@ def _forward(action: Forward, match: Match) -> dict[str, Any]:
         "timeout": _seconds(action.timeout),
         "clusterNotFoundResponseCode": "INTERNAL_SERVER_ERROR",
     }
-    if action.retry is not None or action.try_timeout is not None:
-        made["retryPolicy"] = _retry(action.retry or SAFE_RETRY, action.try_timeout)
+    if action.retry is not None or action.try_timeout is not None or action.silence_timeout is not None:
+        made["retryPolicy"] = _retry(action.retry or SAFE_RETRY, action.try_timeout, action.silence_timeout)
+    if action.longest is not None:
+        made["maxStreamDuration"] = {"maxStreamDuration": _seconds(action.longest)}
     if action.idle_timeout is not None:
         made["idleTimeout"] = _seconds(action.idle_timeout)
     targets = [target for target in action.targets if target.weight]
@@ -213,7 +226,7 @@ def _literal(text: str) -> str:
     return text.replace("\\", "\\\\")
 
 
-def _retry(retry: Retry, try_timeout: float | None) -> dict[str, Any]:
+def _retry(retry: Retry, try_timeout: float | None, silence: float | None = None) -> dict[str, Any]:
     conditions = list(retry.on) + (["retriable-status-codes"] if retry.codes else [])
     made: dict[str, Any] = {
         "retryOn": ",".join(conditions),
@@ -232,6 +245,8 @@ def _retry(retry: Retry, try_timeout: float | None) -> dict[str, Any]:
         made["retryBackOff"] = {"baseInterval": _seconds(retry.backoff), "maxInterval": _seconds(retry.backoff * 10)}
     if try_timeout is not None:
         made["perTryTimeout"] = _seconds(try_timeout)
+    if silence is not None:
+        made["perTryIdleTimeout"] = _seconds(silence)
     return made
 
 

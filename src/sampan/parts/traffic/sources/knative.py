@@ -1,28 +1,33 @@
 """Knative's internal Ingress: hosts, splits and the gate before revisions that are cold or limited.
 
-Names visible outside are served on the gateway's ports; cluster-local ones on a port of their own, behind the Service
+Names visible outside are served on the gateway's ports, with TLS where the Ingress names a certificate; cluster-local ones on a port of their own, behind the Service
 ``gateway`` in ``knative-serving``, so that a Host header cannot reach them from outside.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.traffic.model import (
     EVERYTHING,
+    Certificate,
     Forward,
     HeaderEdit,
     Listener,
     Match,
     NameMatch,
     PathMatch,
+    Redirect,
     Rule,
     Target,
 )
-from sampan.parts.traffic.references import Backends
+from sampan.parts.traffic.references import Backends, read_certificate
 from sampan.parts.traffic.resources import KNATIVE_INGRESSES
 from sampan.parts.traffic.sources.gateway_api import Result
 from sampan.parts.traffic.world import World
@@ -31,8 +36,10 @@ log = logging.getLogger(__name__)
 
 CLASS = "sampan.ingress.networking.knative.dev"
 CLASS_ANNOTATION = "networking.knative.dev/ingress.class"
-TIMEOUT_ANNOTATION = "sampan.dev/timeout-seconds"
+TIMEOUTS_ANNOTATION = "sampan.dev/timeouts"
+"""On an internal Ingress, by revision: ``[whole, response start, idle]`` in seconds, 0 where there is none (JSON)."""
 LIMIT_ANNOTATION = "sampan.dev/container-concurrency"
+HTTPS = 443
 GATEWAY_DOMAIN = "gateway.knative-serving.svc.cluster.local"
 INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 """Upstream's proxies use these between themselves; an application never sees them."""
@@ -41,8 +48,8 @@ INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 class KnativeSource:
     """Translates, and keeps what it made as long as nothing changes that the internal Ingresses depend on."""
 
-    def __init__(self, address: str, http_port: int, internal_port: int) -> None:
-        self._address, self._http, self._internal = address, http_port, internal_port
+    def __init__(self, address: str, http_port: int, https_port: int, internal_port: int) -> None:
+        self._address, self._http, self._https, self._internal = address, http_port, https_port, internal_port
         self._result = Result()
         self._clusters: frozenset[str] = frozenset()
         self._services: frozenset[Key] = frozenset()
@@ -76,10 +83,12 @@ class KnativeSource:
             return result
         public = Listener("knative", "public", self._address, self._http, "HTTP")
         private = Listener("knative", "private", self._address, self._internal, "HTTP")
+        secure: dict[str, Listener] = {}
         for key, ingress in sorted(world.knative_ingresses.items()):
             if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
                 continue
-            ready = True
+            certificates, ready = _certificates(world, ingress)
+            redirected = dig(ingress, "spec", "httpOption") == "Redirected"
             for rule in ingress["spec"].get("rules") or ():
                 try:
                     made, complete = _rules(world, backends, key, ingress, rule)
@@ -94,11 +103,43 @@ class KnativeSource:
                 internal = rule.get("visibility") == "ClusterLocal"
                 for host in rule.get("hosts") or ():
                     private.host(host).add(kept)
-                    if not internal:
+                    if internal:
+                        continue
+                    certificate = certificates.get(host)
+                    if certificate is not None:
+                        listener = Listener("knative", host, self._address, self._https, "HTTPS", hostname=host)
+                        listener = secure.setdefault(host, listener)
+                        if certificate not in listener.certificates:
+                            listener.certificates.append(certificate)
+                        listener.host(host).add(kept)
+                    if certificate is not None and redirected:
+                        away = Rule(Match(), self._to_https(), name=f"knative/{key}")
+                        public.host(host).add([self._rules.setdefault(away, known.get(away, away))])
+                    else:
                         public.host(host).add(kept)
             result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, ready)
-        result.listeners += [public, private]
+        result.listeners += [public, private, *secure.values()]
         return result
+
+    def _to_https(self) -> Redirect:
+        return Redirect(301, scheme="https", port=self._https if self._https != HTTPS else None)
+
+
+def _certificates(world: World, ingress: Object) -> tuple[dict[str, Certificate], bool]:
+    """Certificates by host, and whether all that are asked for are there."""
+    found: dict[str, Certificate] = {}
+    complete = True
+    for entry in ingress["spec"].get("tls") or ():
+        key = Key(entry.get("secretNamespace") or ingress["metadata"]["namespace"], entry["secretName"])
+        secret = world.secret(key)
+        read = read_certificate(key, secret) if secret is not None else None
+        if isinstance(read, Certificate):
+            found |= dict.fromkeys(entry.get("hosts") or (), read)
+        else:
+            complete = False
+            if read is not None:
+                log.warning("Ingress %s of Knative: %s", Key.of(ingress), read.message)
+    return found, complete
 
 
 def _rules(
@@ -106,24 +147,56 @@ def _rules(
 ) -> tuple[list[Rule], bool]:
     """Rules of one host set, and whether all their targets exist."""
     made, complete = [], True
-    timeout = float(dig(ingress, "metadata", "annotations", TIMEOUT_ANNOTATION, default=0)) or None
+    timeouts = msgspec.json.decode(dig(ingress, "metadata", "annotations", TIMEOUTS_ANNOTATION, default="{}"))
     for position, path in enumerate(dig(rule, "http", "paths", default=[])):
-        targets = []
+        targets: dict[tuple[float, ...], list[Target]] = defaultdict(list)
         for split in path.get("splits") or ():
             target = _target(world, backends, split)
             complete = complete and bool(target.cluster)
-            targets.append(target)
+            targets[tuple(timeouts.get(split["serviceName"], ()))].append(target)
         matched = PathMatch("Prefix", path["path"]) if path.get("path") else EVERYTHING
         headers = tuple(
             NameMatch(name.lower(), "Exact", value.get("exact") or "")
             for name, value in (path.get("headers") or {}).items()
         )
-        action = Forward(tuple(targets), timeout=timeout, host=path.get("rewriteHost") or "")
         edit = HeaderEdit(set=tuple(sorted((path.get("appendHeaders") or {}).items())), remove=INTERNAL_HEADERS)
-        order = (ingress["metadata"].get("creationTimestamp") or "", key.namespace, key.name, position)
-        name = f"knative/{key}"
-        made.append(Rule(Match(matched, headers=headers), action, edit, order=order, name=name))
+        host, name = path.get("rewriteHost") or "", f"knative/{key}"
+        for index, (share, limits, chosen) in enumerate(_shares(targets)):
+            action = _forward(tuple(chosen), limits, host)
+            order = (ingress["metadata"].get("creationTimestamp") or "", key.namespace, key.name, position, index)
+            made.append(Rule(Match(matched, headers=headers, share=share), action, edit, order=order, name=name))
     return made, complete
+
+
+def _shares(
+    targets: Mapping[tuple[float, ...], list[Target]],
+) -> Iterator[tuple[tuple[int, int] | None, tuple[float, ...], list[Target]]]:
+    """(share, timeouts, targets) of the rules a path needs: one, or, since timeouts are a rule's, one a target."""
+    if len(targets) <= 1:
+        for limits, chosen in targets.items():
+            yield None, limits, chosen
+        return
+    # targets of one rule would draw again what its share has drawn already
+    single = [(limits, target) for limits, chosen in targets.items() for target in chosen if target.weight]
+    whole, drawn = sum(target.weight for _, target in single), 0
+    for limits, target in single:
+        drawn += target.weight
+        yield (drawn, whole) if drawn < whole else None, limits, [target]
+
+
+def _forward(targets: tuple[Target, ...], limits: tuple[float, ...], host: str) -> Forward:
+    whole, start, silence = limits or (0.0, 0.0, 0.0)
+    # the gate has its own deadline for the line, and only then does the request's own time begin
+    waits = any(target.gate for target in targets)
+    return Forward(
+        targets,
+        timeout=whole or None,
+        try_timeout=start or None,
+        silence_timeout=silence or None,
+        longest=whole * (2 if waits else 1) or None,
+        host=host,
+        forwarded=True,
+    )
 
 
 def _target(world: World, backends: Backends, split: Mapping[str, Any]) -> Target:

@@ -1,0 +1,123 @@
+"""Certificate: what Routes and DomainMappings ask for becomes a Secret signed by the platform's authority.
+
+The internal Certificate names its hosts and the Secret it wants; the Secret belongs to it and goes with it. A certificate is
+issued anew in its last third. Certificates of another class are somebody else's to issue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+from sampan.kernel.certificates import Authority, CertificateError, KeyPair
+from sampan.kube.client.resources import SECRETS
+from sampan.kube.control.conditions import ConditionSet
+from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.interface import For, Owns, Source
+from sampan.kube.control.owned import NotOwnedError, ensure
+from sampan.kube.objects import Key, Object, controller_of, copy, owner_reference
+from sampan.parts.serving import keys
+from sampan.parts.serving.resources import CERTIFICATES
+
+TLS_OFF = ("TLSNotEnabled", "external-domain-tls is not enabled")
+TLS_OFF_INSIDE = ("TLSNotEnabled", "TLS is not enabled for cluster-local")
+LOOK_AGAIN = 12 * 3600.0
+"""Seconds between looks at whether a certificate is due."""
+
+
+async def ask(controller: Controller, owner: Object, name: str, host: str, domain: str, issuer: str) -> Object:
+    """The Certificate ``name`` for a host, asked for on behalf of its owner.
+
+    Raises:
+        NotOwnedError: it belongs to somebody else.
+    """
+    labels = {keys.ROUTE: owner["metadata"]["name"]} if owner.get("kind") == "Route" else {}
+    metadata = {"name": name, "namespace": owner["metadata"]["namespace"], "labels": labels}
+    wanted: Object = {
+        "apiVersion": "networking.internal.knative.dev/v1alpha1",
+        "kind": "Certificate",
+        "metadata": {**metadata, "annotations": {keys.CERTIFICATE_CLASS: issuer}},
+        "spec": {"dnsNames": [host], "domain": domain, "secretName": name},
+    }
+    return await ensure(controller, CERTIFICATES, owner, wanted, exact=())
+
+
+def entry(certificate: Object) -> Object:
+    """What an internal Ingress says of a Certificate that is there."""
+    spec = certificate["spec"]
+    namespace = certificate["metadata"]["namespace"]
+    return {"hosts": list(spec["dnsNames"]), "secretName": spec["secretName"], "secretNamespace": namespace}
+
+
+class CertificateController(Controller):
+    """Certificates of networking.internal.knative.dev."""
+
+    name = "serving-certificate-controller"
+
+    def __init__(self, context: ControlContext, authority: Authority) -> None:
+        super().__init__(context)
+        self._authority = authority
+
+    def sources(self) -> list[Source]:
+        return [For(CERTIFICATES), Owns(SECRETS, "Certificate")]
+
+    async def reconcile(self, key: Key) -> float | None:
+        certificate = self.informer(CERTIFICATES).get(key)
+        if certificate is None or certificate["metadata"].get("deletionTimestamp"):
+            return None
+        found = (certificate["metadata"].get("annotations") or {}).get(keys.CERTIFICATE_CLASS)
+        if found not in (None, keys.OUR_CERTIFICATE_CLASS):
+            return None
+        conditions = ConditionSet(certificate, (), self.clock.now())
+        status: Object = copy(certificate.get("status") or {})
+        names: list[str] = list(certificate["spec"].get("dnsNames") or ())
+        try:
+            if not names:
+                raise CertificateError("spec.dnsNames is empty")
+            pair = await asyncio.to_thread(
+                self._authority.server_certificate, names, f"knative-{certificate['metadata']['uid']}"
+            )
+            await self._write(certificate, await asyncio.to_thread(self._content, pair))
+        except NotOwnedError as error:
+            conditions.false("Ready", "NotOwned", str(error))
+        except CertificateError as error:
+            conditions.false("Ready", "CertificateProvisionFailed", str(error))
+        else:
+            conditions.true("Ready")
+        status["conditions"] = conditions.conditions()
+        status["observedGeneration"] = certificate["metadata"].get("generation")
+        if status != (certificate.get("status") or {}):
+            await self.client.update(CERTIFICATES, {**certificate, "status": status}, subresource="status")
+        return LOOK_AGAIN
+
+    def _content(self, pair: KeyPair) -> dict[str, str]:
+        chain = pair.certificate.read_bytes() + self._authority.certificate_pem
+        return {
+            "tls.crt": base64.b64encode(chain).decode(),
+            "tls.key": base64.b64encode(pair.key.read_bytes()).decode(),
+            "ca.crt": base64.b64encode(self._authority.certificate_pem).decode(),
+        }
+
+    async def _write(self, certificate: Object, data: dict[str, str]) -> None:
+        metadata, name = certificate["metadata"], certificate["spec"]["secretName"]
+        current = self.informer(SECRETS).get(Key(metadata["namespace"], name))
+        if current is None:
+            secret: Object = {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": "kubernetes.io/tls",
+                "metadata": {
+                    "name": name,
+                    "namespace": metadata["namespace"],
+                    "labels": {keys.CERTIFICATE_UID: metadata["uid"]},
+                    "ownerReferences": [owner_reference(certificate)],
+                },
+                "data": data,
+            }
+            await self.client.create(SECRETS, secret, metadata["namespace"])
+            return
+        owner = controller_of(current)
+        if owner is None or owner["uid"] != metadata["uid"]:
+            raise NotOwnedError("Secret", name)
+        if current.get("data") != data:
+            await self.client.update(SECRETS, {**current, "data": data})
