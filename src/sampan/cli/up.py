@@ -72,6 +72,11 @@ def run(
 ) -> None:
     """Run a platform of these parts until it is asked to stop. Raises SampanError where it cannot come up."""
     gc.disable()  # until it is ready: nearly everything that is made until then stays
+    from sampan.kernel.issuing import IssuingProcess
+
+    # A first start makes all certificates: in a child, beside the rest of the start, so that this process never loads
+    # what that takes. Now, because forking is for processes with a single thread.
+    issuing = None if (data_dir / "pki" / "ca.crt").exists() else IssuingProcess.fork()
     import uvloop
 
     from sampan.kernel.platform import Platform
@@ -87,12 +92,15 @@ def run(
             environment=os.environ,
             flags=flags,
             logs="file" if report.to_parent else "both",
+            issuing=issuing,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, platform.ask_to_stop)
         try:
             await platform.start()
+            if issuing is not None:
+                issuing.close()
             gc.freeze()
             gc.enable()
             if platform.ready:
@@ -100,6 +108,8 @@ def run(
             await platform.wait()
         finally:
             await platform.stop()
+            if issuing is not None:
+                issuing.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(body())

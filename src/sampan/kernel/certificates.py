@@ -3,14 +3,18 @@
 An `Authority` owns one folder::
 
     ca.crt, ca.key              the self-signed authority (EC P-256), 0600
+    unfinished                  there while the authority is not known to be on disk, see below
     <leaf>.crt, <leaf>.key      issued certificates that servers and clients load from files
     <leaf>.json                 what the leaf was issued for and until when, so that a start need not parse certificates
 
 Leaves live `LEAF_DAYS` and are issued anew when less than a third of that remains, at start or by `renew` while running;
 contexts made by `server_context` then serve the new certificate to the next handshake.
 
+Nothing here waits for the disk but `settle`, before which nobody is told that there is an authority. A power cut may leave
+half a file: an authority that was not settled is then made again, and so is a leaf that does not fit its record.
+
 Validity is counted on the machine's own clock, not the platform's: the peers that check it are outside programs, whose
-clock nobody steers. Elliptic keys, because making an RSA key takes longer than the rest of a start.
+clock nobody steers.
 """
 
 from __future__ import annotations
@@ -19,42 +23,20 @@ import re
 import ssl
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from sampan.kernel.clock import machine_time
-from sampan.kernel.errors import SampanError
-from sampan.kernel.files import private_folder, write_atomic, write_private
+from sampan.kernel.files import flush, private_folder, write_atomic, write_private
+from sampan.kernel.issuing import CertificateError, Issuing, IssuingHere, Made, sign
 
-if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+__all__ = ["LEAF_DAYS", "Authority", "CertificateError", "KeyPair"]
 
-AUTHORITY_DAYS = 3650
 LEAF_DAYS = 365
-_KEY_USAGES = frozenset(
-    {
-        "signing",
-        "digital signature",
-        "content commitment",
-        "key encipherment",
-        "data encipherment",
-        "key agreement",
-        "cert sign",
-        "crl sign",
-    }
-)
-BACKDATED = timedelta(hours=1)
-"""Certificates are valid from a little before they were made, for peers whose clock is behind."""
-
-
-class CertificateError(SampanError):
-    """A certificate request or a stored key is not usable."""
+_LAST_LINE = re.compile(rb"\n-----END [A-Z ]+-----\s*$")
+"""How a whole PEM file ends."""
 
 
 class KeyPair(NamedTuple):
@@ -71,32 +53,51 @@ class _Leaf(msgspec.Struct, frozen=True):
     groups: list[str]
     expires: float
     """Seconds since the epoch."""
+    check: int | None = None
+    """CRC-32 of the certificate and the key; None: of a version that flushed them to the disk first."""
 
 
 class Authority:
     """Issues server and client certificates signed by the platform's own CA.
 
     Making the object makes the CA on first use of the folder. Methods read and write small files and sign; they take a
-    few milliseconds and may be called on any thread.
+    few milliseconds and may be called on any thread. ``issuing`` makes the certificates, here if it is None.
+
+    Raises:
+        CertificateError: the folder's authority is damaged.
     """
 
-    def __init__(self, directory: Path, now: Callable[[], float] = machine_time) -> None:
+    def __init__(
+        self, directory: Path, now: Callable[[], float] = machine_time, issuing: Issuing | None = None
+    ) -> None:
         self.directory = private_folder(directory)
         self._now = now
-        self._signer: tuple[x509.Certificate, EllipticCurvePrivateKey] | None = None
+        self._issuing: Issuing = issuing or IssuingHere()
+        self._signer: Made | None = None
         self._contexts: list[tuple[ssl.SSLContext, KeyPair]] = []
         self._leaves: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {}
         self.certificate_path = directory / "ca.crt"
         """The CA certificate, as clients need it to trust the platform."""
         self.key_path = directory / "ca.key"
         """The CA's private key (0600)."""
-        if not (self.certificate_path.exists() and self.key_path.exists()):
+        self._unfinished = directory / "unfinished"
+        if not self._usable():
             self._create()
 
     @property
     def certificate_pem(self) -> bytes:
         """The CA certificate in PEM."""
         return self.certificate_path.read_bytes()
+
+    def settle(self) -> None:
+        """Flush an authority that was made just now to the disk. Blocks for as long as that takes.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        if self._unfinished.exists():
+            flush(self.key_path, self.certificate_path)
+            self._unfinished.unlink(missing_ok=True)
 
     def server_certificate(self, names: Sequence[str], leaf: str | None = None) -> KeyPair:
         """A certificate for a server known under ``names`` (DNS names, ``*`` wildcards and IP addresses).
@@ -154,63 +155,39 @@ class Authority:
         Raises:
             CertificateError: not a valid request, or its signature does not fit its key.
         """
-        from cryptography import x509
-
-        try:
-            parsed = x509.load_pem_x509_csr(request)
-        except ValueError as error:
-            raise CertificateError(f"not a PEM certificate request: {error}") from None
-        if not parsed.is_signature_valid:
-            raise CertificateError("the certificate request is not signed by its own key")
-        names: list[x509.GeneralName] = []
-        try:
-            names = list(parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        except x509.ExtensionNotFound:
-            pass  # a request without alternative names is ordinary
-        return self._sign(parsed.subject, parsed.public_key(), names, frozenset(usages), seconds)
+        return sign(self._load(), request, usages, self._now(), seconds)
 
     # -- the authority's own key
 
-    def _create(self) -> None:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sampan-ca")])
-        start = datetime.fromtimestamp(self._now(), UTC) - BACKDATED
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(start)
-            .not_valid_after(start + timedelta(days=AUTHORITY_DAYS))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_key_usage(frozenset({"digital signature", "cert sign", "crl sign"})), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
+    def _usable(self) -> bool:
+        """Whether the folder has an authority; what a power cut left of one that nobody was told of is none."""
+        try:
+            made = Made(self.certificate_path.read_bytes(), self.key_path.read_bytes())
+        except FileNotFoundError:
+            return False
+        if all(_LAST_LINE.search(pem) for pem in made):
+            return True
+        if self._unfinished.exists():
+            return False
+        raise CertificateError(
+            f"the authority in {self.directory} is damaged: ca.crt or ca.key is cut short. Restore both, or remove both to "
+            "have a new one made (clients then need the new kubeconfig)"
         )
-        # the key first: a certificate without its key would be taken for a finished authority
-        write_private(self.key_path, _key_pem(key))
-        write_atomic(self.certificate_path, _certificate_pem(certificate))
-        self._signer = (certificate, key)
 
-    def _load(self) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
+    def _create(self) -> None:
+        self._signer = made = self._issuing.authority(self._now())
+        # In this order: a certificate without its key would be taken for a finished authority. Journals keep the order of
+        # what happens in folders, so what of it is there after a power cut is marked.
+        self._unfinished.touch()
+        write_private(self.key_path, made.key, durable=False)
+        write_atomic(self.certificate_path, made.certificate, durable=False)
+
+    def _load(self) -> Made:
         if self._signer is None:
-            from cryptography import x509
-            from cryptography.hazmat.primitives.asymmetric import ec
-            from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
             try:
-                certificate = x509.load_pem_x509_certificate(self.certificate_pem)
-                key = load_pem_private_key(self.key_path.read_bytes(), None)
-            except (OSError, ValueError) as error:
+                self._signer = Made(self.certificate_pem, self.key_path.read_bytes())
+            except OSError as error:
                 raise CertificateError(f"the authority in {self.directory} cannot be read: {error}") from error
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise CertificateError(f"{self.key_path} is not an elliptic-curve key")
-            self._signer = (certificate, key)
         return self._signer
 
     # -- leaves
@@ -220,131 +197,36 @@ class Authority:
         self._leaves[leaf] = (names, groups, server)
         if not self._due(leaf, names, groups):
             return pair
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        attributes = [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, group) for group in groups]
-        attributes.append(x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0][:64]))
-        usages = {"digital signature", "server auth" if server else "client auth"}
-        alternatives = [_general_name(name) for name in names] if server else []
-        certificate = self._sign(
-            x509.Name(attributes), key.public_key(), alternatives, frozenset(usages), LEAF_DAYS * 86400
-        )
-        expires = self._now() + LEAF_DAYS * 86400
-        write_private(pair.key, _key_pem(key))
-        write_atomic(pair.certificate, certificate)
-        record = msgspec.json.encode(_Leaf(list(names), list(groups), expires))
-        write_atomic(self.directory / f"{leaf}.json", record)
+        seconds = LEAF_DAYS * 86400.0
+        now = self._now()
+        made = self._issuing.leaf(self._load(), names, groups, server, now, seconds)
+        write_private(pair.key, made.key, durable=False)
+        write_atomic(pair.certificate, made.certificate, durable=False)
+        record = _Leaf(list(names), list(groups), now + seconds, _check(made.certificate, made.key))
+        write_atomic(self.directory / f"{leaf}.json", msgspec.json.encode(record), durable=False)
         return pair
 
     def _due(self, leaf: str, names: tuple[str, ...], groups: tuple[str, ...]) -> bool:
-        """Whether the leaf must be issued (again): absent, for other names, or in its last third."""
+        """Whether the leaf must be issued (again): absent, torn, for other names, or in its last third."""
         record = self.directory / f"{leaf}.json"
         try:
             known = msgspec.json.decode(record.read_bytes(), type=_Leaf)
+            check = _check((self.directory / f"{leaf}.crt").read_bytes(), (self.directory / f"{leaf}.key").read_bytes())
         except (OSError, msgspec.MsgspecError):
+            return True
+        if known.check not in (None, check):
             return True
         if (tuple(known.names), tuple(known.groups)) != (names, groups):
             return True
         if known.expires - self._now() < LEAF_DAYS * 86400 / 3:
             return True
-        authority = self.certificate_path.stat().st_mtime
-        return record.stat().st_mtime < authority or not (self.directory / f"{leaf}.key").exists()
+        return record.stat().st_mtime < self.certificate_path.stat().st_mtime
 
-    def _sign(
-        self,
-        subject: x509.Name,
-        public_key: CertificatePublicKeyTypes,
-        names: list[x509.GeneralName],
-        usages: frozenset[str],
-        seconds: float,
-    ) -> bytes:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes
 
-        authority, key = self._load()
-        start = datetime.fromtimestamp(self._now(), UTC)
-        end = min(start + timedelta(seconds=seconds), authority.not_valid_after_utc)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(authority.subject)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(start - BACKDATED)
-            .not_valid_after(end)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
-                critical=False,
-            )
-        )
-        if usages & _KEY_USAGES:
-            # the extension without a single usage is what OpenSSL calls an invalid certificate
-            builder = builder.add_extension(_key_usage(usages), critical=True)
-        extended = _extended_usages(usages)
-        if extended:
-            builder = builder.add_extension(x509.ExtendedKeyUsage(extended), critical=False)
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return _certificate_pem(builder.sign(key, hashes.SHA256()))
+def _check(certificate: bytes, key: bytes) -> int:
+    return zlib.crc32(key, zlib.crc32(certificate))
 
 
 def _leaf_name(role: str, names: Sequence[str]) -> str:
     readable = re.sub(r"[^A-Za-z0-9]+", "-", names[0]).strip("-") or "any"
     return f"{role}-{readable[:40]}-{zlib.crc32(chr(0).join(names).encode()):08x}"
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    from cryptography import x509
-
-    try:
-        return x509.IPAddress(ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
-
-
-def _key_usage(usages: frozenset[str]) -> x509.KeyUsage:
-    from cryptography import x509
-
-    return x509.KeyUsage(
-        digital_signature="digital signature" in usages or "signing" in usages,
-        content_commitment="content commitment" in usages,
-        key_encipherment="key encipherment" in usages,
-        data_encipherment="data encipherment" in usages,
-        key_agreement="key agreement" in usages,
-        key_cert_sign="cert sign" in usages,
-        crl_sign="crl sign" in usages,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _extended_usages(usages: frozenset[str]) -> list[x509.ObjectIdentifier]:
-    from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
-
-    known = {
-        "any": Usage.ANY_EXTENDED_KEY_USAGE,
-        "client auth": Usage.CLIENT_AUTH,
-        "server auth": Usage.SERVER_AUTH,
-        "code signing": Usage.CODE_SIGNING,
-        "email protection": Usage.EMAIL_PROTECTION,
-        "timestamping": Usage.TIME_STAMPING,
-        "ocsp signing": Usage.OCSP_SIGNING,
-    }
-    return [oid for name, oid in known.items() if name in usages]
-
-
-def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _certificate_pem(certificate: x509.Certificate) -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
-    return certificate.public_bytes(serialization.Encoding.PEM)

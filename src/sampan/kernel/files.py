@@ -38,9 +38,9 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644, durable: b
         sync_folder(path.parent)
 
 
-def write_private(path: Path, data: bytes | str) -> None:
+def write_private(path: Path, data: bytes | str, *, durable: bool = True) -> None:
     """Like `write_atomic`, readable by the owner only: for keys and tokens."""
-    write_atomic(path, data, mode=0o600)
+    write_atomic(path, data, mode=0o600, durable=durable)
 
 
 def private_folder(path: Path) -> Path:
@@ -49,6 +49,22 @@ def private_folder(path: Path) -> Path:
     if path.stat().st_mode & 0o077:
         path.chmod(0o700)
     return path
+
+
+def flush(*paths: Path) -> None:
+    """Flush files and then the folders that name them: for what was written with ``durable`` False, all at once.
+
+    Raises:
+        OSError: a file is missing, or the disk failed.
+    """
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        sync_folder(folder)
 
 
 def sync_folder(path: Path) -> None:

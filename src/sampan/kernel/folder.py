@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from sampan.kernel.errors import DataDirectoryError
-from sampan.kernel.files import private_folder, write_atomic
+from sampan.kernel.files import flush, private_folder, write_atomic
 
 FORMAT = 1
 SOCKET_FOLDER_LIMIT = 72
@@ -54,6 +54,7 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._made = False
 
     @property
     def settings(self) -> Path:
@@ -114,6 +115,16 @@ class DataDirectory:
         except DataDirectoryError:
             self.close()
             raise
+
+    def settle(self) -> None:
+        """Flush a format file that was made by `open` to the disk.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        if self._made:
+            flush(self.path / "format")
+            self._made = False
 
     def close(self) -> None:
         """Give the lock back."""
@@ -179,8 +190,9 @@ class DataDirectory:
 
     def _check_format(self) -> None:
         file = self.path / "format"
-        if not file.exists():
-            write_atomic(file, f"sampan {FORMAT}\n")
+        if not file.exists() or not file.stat().st_size:  # empty: what a power cut leaves of one that was not flushed
+            write_atomic(file, f"sampan {FORMAT}\n", durable=False)
+            self._made = True
             return
         name, _, version = file.read_text(errors="replace").strip().partition(" ")
         if name != "sampan" or not version.isdecimal():

@@ -1,7 +1,7 @@
 """A part: one capability of the platform, and its life.
 
 Every capability (messaging, traffic, serving, ...) is a `Part` with the same life: its settings are decoded into a
-documented struct, then `provision` → `start` → `ready` → `drain` → `stop`. The platform (``kernel.platform``) builds the
+documented struct, then `provision` → `start` → `ready` → `settle` → `drain` → `stop`. The platform (``kernel.platform``) builds the
 parts in dependency order, decides which process each lives in, restarts one that fails with backoff and shows its state.
 
 A part does not know which process it is in. What it may use is its `PartContext`: the clock, its own folder, a task
@@ -158,6 +158,15 @@ class Part(ABC, Generic[S]):
 
     async def ready(self) -> None:
         """Return when the part does its job; the platform bounds the wait."""
+
+    async def settle(self) -> None:
+        """Make durable what coming up has written without waiting for the disk.
+
+        Called once every part is ready; the platform says that it is ready only afterwards.
+
+        Raises:
+            SampanError: the disk failed.
+        """
 
     async def drain(self) -> None:
         """Stop taking new work and finish what is under way; the platform bounds the wait."""

@@ -27,8 +27,9 @@ from sampan.kernel import steering, telemetry
 from sampan.kernel.admin import AdminServer
 from sampan.kernel.certificates import Authority
 from sampan.kernel.clock import Clock, Timeline, machine_time
-from sampan.kernel.errors import SampanError, SettingsError
+from sampan.kernel.errors import DataDirectoryError, SampanError, SettingsError
 from sampan.kernel.folder import DataDirectory, RunState
+from sampan.kernel.issuing import Issuing
 from sampan.kernel.listeners import ListenerBook
 from sampan.kernel.part import Part, PartSettings
 from sampan.kernel.runs import LocalRun, PartFailedError, PartStatus, ProcessRun, Run, Surroundings, load_object
@@ -88,6 +89,7 @@ class Platform:
     ``parts`` maps each known part's name to its ``module:Class`` (or its class). ``only`` and ``without`` choose among
     them, needs included. ``settings_file`` replaces ``sampan.yaml`` of the data directory; ``flags`` are ``part.field=value``.
     ``clock``: a clock to use as it is (tests), instead of the data directory's. ``one_process`` keeps every part here.
+    ``issuing`` makes certificates, this process if it is None.
     ``logs``: where this process's log records go (``none`` leaves logging alone, for tests); ``both`` is file and terminal.
     """
 
@@ -105,6 +107,7 @@ class Platform:
         clock: Clock | None = None,
         one_process: bool = False,
         logs: Literal["none", "file", "both"] = "none",
+        issuing: Issuing | None = None,
     ) -> None:
         self.directory = DataDirectory(data_dir.expanduser().absolute())
         self.version = version
@@ -116,6 +119,7 @@ class Platform:
         self._given_clock = clock
         self._one_process = one_process
         self._logs = logs
+        self._issuing = issuing
         self._log_sinks = contextlib.ExitStack()
         self._runs: dict[str, Run] = {}
         self._changed = asyncio.Event()
@@ -259,7 +263,7 @@ class Platform:
                 level=self.settings.log_level,
             )
             self._log_sinks.enter_context(sink)
-        self.authority = Authority(self.directory.pki)
+        self.authority = Authority(self.directory.pki, issuing=self._issuing)
         self.tracer = Tracer(self.clock)
         before = self.directory.read_state()
         self._remembered = before.addresses if before is not None else self.directory.read_ports()
@@ -303,6 +307,7 @@ class Platform:
         self._write_state()
         await self._serve_admin()
         self._tasks.keep("certificates", lambda: self._renew(machine))
+        kept = self._tasks.start("settle", asyncio.to_thread(self._settle))
         for run in self._runs.values():
             run.begin()
         while not all(run.state == "ready" for run in self._runs.values()):
@@ -315,9 +320,18 @@ class Platform:
                 return
             self._changed.clear()
             await self._changed.wait()
+        await asyncio.gather(kept, *(run.settle() for run in self._runs.values()))
         self._state = "ready"
         log.info("the platform is ready after %.2f s", machine_time() - self.started)
         self._write_state()
+
+    def _settle(self) -> None:
+        """Flush what a first start has made, while the parts come up."""
+        try:
+            self.directory.settle()
+            self.authority.settle()
+        except OSError as error:
+            raise DataDirectoryError(f"{self.directory.path} cannot be written: {error.strerror}") from error
 
     def _link(self, around: Surroundings, raw: Mapping[str, Section]) -> None:
         needs = {

@@ -127,6 +127,10 @@ class Run(ABC):
     async def lower_part(self, drain: bool) -> None:
         """Take down whatever is up."""
 
+    async def settle(self) -> None:
+        """Everything has come up for the first time; see `Part.settle`."""
+        return
+
     @abstractmethod
     async def facts(self) -> dict[str, Any]:
         """The part's own status facts."""
@@ -345,6 +349,10 @@ class LocalRun(Run):
         if tasks is not None:
             await self._bounded("end its tasks", tasks.cancel(), around.stop_seconds)
         self._part = self._tasks = None
+
+    async def settle(self) -> None:
+        if self._part is not None:
+            await self._part.settle()
 
     async def facts(self) -> dict[str, Any]:
         return self._part.status() if self._part is not None else {}

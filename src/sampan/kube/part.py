@@ -18,7 +18,7 @@ import msgspec
 from sampan.kernel.addresses import advertised
 from sampan.kernel.certificates import Authority
 from sampan.kernel.errors import SampanError
-from sampan.kernel.files import write_private
+from sampan.kernel.files import flush, write_private
 from sampan.kernel.part import Part, PartContext, PartSettings
 from sampan.kube.access.interface import APISERVER, MASTER, Admission, Authorizer, ObjectCache
 from sampan.kube.client import Client
@@ -108,7 +108,7 @@ class KubePart(Part[KubeSettings]):
 
         context, settings = self.context, self.context.settings
         self._listener = context.listeners.bind("kubernetes", settings.port, settings.host)
-        self._store = store = Store(self._driver(), context.clock)
+        self._store = store = Store(self._driver(), context.clock, founding=True)
         await store.open()
         self._measures = StoreMetrics(store)
         context.metrics.register(self._measures)
@@ -187,8 +187,16 @@ class KubePart(Part[KubeSettings]):
         await asyncio.gather(*(controller.start() for controller in controllers))
         self._server.booted = True
         config = await asyncio.to_thread(kubeconfig, self.context.authority, host, port)
-        await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config)
+        # not flushed: every start writes it again
+        await asyncio.to_thread(write_private, self.context.root / "kubeconfig", config, durable=False)
         self.context.tasks.start("signing key", self._prepare_tokens())
+
+    async def settle(self) -> None:
+        """Have everything that a first start writes on the disk."""
+        assert self._store is not None
+        if self._store.founding:
+            token = asyncio.to_thread(flush, self.context.data_dir / "admin.token")
+            await asyncio.gather(self._store.found(), token)
 
     async def _prepare_tokens(self) -> None:
         """Load the signing key as soon as there is a pod, ahead of its token; before, it is ten megabytes for nothing."""

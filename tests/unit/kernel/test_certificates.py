@@ -6,6 +6,7 @@ import ssl
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -110,3 +111,48 @@ def test_a_signed_request_keeps_subject_and_key_and_gets_its_usages(tmp_path: Pa
 def test_what_is_no_request_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="not a PEM certificate request"):
         Authority(tmp_path).sign_csr(b"-----BEGIN NONSENSE-----")
+
+
+def test_an_authority_that_a_power_cut_tore_before_anyone_knew_it_is_made_again(tmp_path: Path) -> None:
+    Authority(tmp_path).client_certificate("ann")
+    whole = (tmp_path / "ca.key").read_bytes()
+    (tmp_path / "ca.key").write_bytes(whole[: len(whole) // 2])
+    again = Authority(tmp_path)
+    signed = x509.load_pem_x509_certificate(again.client_certificate("ann").certificate.read_bytes())
+    signed.verify_directly_issued_by(x509.load_pem_x509_certificate(again.certificate_pem))
+
+
+def test_an_authority_that_is_settled_is_never_replaced(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.settle()
+    (tmp_path / "ca.crt").write_bytes(authority.certificate_pem[:100])
+    with pytest.raises(CertificateError, match=r"damaged: ca\.crt or ca\.key is cut short\. Restore both"):
+        Authority(tmp_path)
+
+
+def test_an_authority_whose_platform_was_killed_before_it_settled_stays(tmp_path: Path) -> None:
+    pem = Authority(tmp_path).certificate_pem
+    again = Authority(tmp_path)
+    again.settle()
+    assert again.certificate_pem == pem
+    assert not (tmp_path / "unfinished").exists()
+
+
+@pytest.mark.parametrize("torn", ["crt", "key", "json"])
+def test_a_torn_leaf_is_issued_again(tmp_path: Path, torn: str) -> None:
+    pair = Authority(tmp_path).client_certificate("ann")
+    file = pair.certificate.with_suffix(f".{torn}")
+    file.write_bytes(b"")
+    again = Authority(tmp_path)
+    assert again.client_certificate("ann") == pair
+    again.client_context(pair)
+
+
+def test_a_leaf_of_a_version_that_kept_no_check_is_kept(tmp_path: Path) -> None:
+    pair = Authority(tmp_path).client_certificate("ann")
+    content = pair.certificate.read_bytes()
+    record = pair.certificate.with_suffix(".json")
+    kept = msgspec.json.decode(record.read_bytes())
+    del kept["check"]
+    record.write_bytes(msgspec.json.encode(kept))
+    assert Authority(tmp_path).client_certificate("ann").certificate.read_bytes() == content

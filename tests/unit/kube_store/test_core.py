@@ -173,6 +173,68 @@ async def test_nothing_is_visible_before_it_is_durable() -> None:
     await store.close()
 
 
+class CountedLog(GatedLog):
+    """A log that notes when it was told what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate.set()
+        self.told: list[str] = []
+
+    def relax(self) -> None:
+        self.told.append("relax")
+
+    def append(self, records: list[Record]) -> None:
+        super().append(records)
+        self.told.append("append")
+
+    def flush(self, *, strict: bool) -> None:
+        self.told.append("strict flush" if strict else "flush")
+        if self.failure is not None:
+            raise self.failure
+
+
+async def founded(log: CountedLog) -> Store:
+    store = Store(log, Clock(), founding=True)
+    await store.open()
+    return store
+
+
+async def test_an_empty_log_is_founded_with_one_flush_however_many_writes_follow_each_other() -> None:
+    log = CountedLog()
+    store = await founded(log)
+    for number in range(30):
+        await store.put(f"{PODS}default/{number}", value("x"), 0)
+    assert store.founding and log.told == ["relax", *["append"] * 30]
+    await store.found()
+    await store.found()
+    await store.put(A, value("x"), 0)
+    await store.flushed()
+    assert not store.founding and log.told[31:] == ["strict flush", "append"]
+    await store.close()
+    again = await founded(log)
+    assert not again.founding and "relax" not in log.told[33:]
+    await again.close()
+
+
+async def test_who_answers_an_outside_client_while_a_log_is_founded_has_it_flushed_first() -> None:
+    log = CountedLog()
+    store = await founded(log)
+    await store.put(A, value("x"), 0)
+    await store.put(B, value("x"), 0)
+    await asyncio.gather(store.flushed(), store.flushed())
+    assert log.told == ["relax", "append", "append", "flush"]
+    await store.put(A, value("y"), None)
+    await store.flushed()
+    assert log.told[4:] == ["append", "flush"]
+    log.failure = StoreError("the disk failed")
+    for flush in (store.flushed, store.found):
+        with pytest.raises(StoreError, match="the disk failed"):
+            await flush()
+    assert store.founding
+    await store.close()
+
+
 async def test_a_write_under_way_counts_for_the_expected_revision() -> None:
     log = GatedLog()
     store = await opened(log)

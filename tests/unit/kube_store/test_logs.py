@@ -138,6 +138,33 @@ def test_the_file_is_its_owners_only(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_power_cut_while_a_log_is_founded_leaves_whole_commits_in_order(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db")
+    log.open()
+    log.relax()
+    rows = [Record(revision, f"/{revision}", revision, 0, b"x" * 3_000) for revision in range(2, 30)]
+    for row in rows:
+        log.append([row])
+    main, wal = (tmp_path / "log.db").read_bytes(), (tmp_path / "log.db-wal").read_bytes()
+    counts = []
+    for cut in range(0, len(wal) + 1, len(wal) // 40):
+        left = tmp_path / f"cut{cut}.db"
+        left.write_bytes(main)
+        # what was on its way to the disk when the power went: half of it, and then whatever was there before
+        left.with_name(left.name + "-wal").write_bytes(wal[:cut] + b"\xff" * (len(wal) - cut))
+        again = SqliteLog(left)
+        again.open()
+        kept = list(again.replay())
+        assert kept == rows[: len(kept)]
+        counts.append(len(kept))
+        again.append([Record(100, "/after", 100, 0, b"y")])
+        again.close()
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] > 20
+    log.flush(strict=True)
+    log.append([Record(200, "/last", 200, 0, b"z")])
+    log.close()
+
+
 def test_a_revision_already_in_the_log_fails_the_whole_batch(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path / "log.db")
     log.open()

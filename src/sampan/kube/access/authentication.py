@@ -56,12 +56,11 @@ class StaticTokens:
 
     @staticmethod
     def administrator(path: Path, user: User = MASTER) -> tuple[str, StaticTokens]:
-        """The administrator's token, made at first use and kept at ``path`` (0600)."""
-        if path.exists():
-            token = path.read_text().strip()
-        else:
+        """The administrator's token, made at first use and kept at ``path`` (0600); flushing it is the caller's business."""
+        token = path.read_text().strip() if path.exists() else ""
+        if not token:  # or a power cut left an empty file
             token = secrets.token_urlsafe(32)
-            write_private(path, token + "\n")
+            write_private(path, token + "\n", durable=False)
         return token, StaticTokens({token: user})
 
     def find(self, token: str) -> User | None:

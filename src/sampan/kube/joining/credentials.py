@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from sampan.kernel.certificates import BACKDATED
 from sampan.kernel.clock import Clock, machine_time
 from sampan.kernel.files import private_folder, write_atomic, write_private
+from sampan.kernel.issuing import BACKDATED
 from sampan.kube.client import Client
 from sampan.kube.joining.tokens import JoinError
 from sampan.kube.objects import Object, dig

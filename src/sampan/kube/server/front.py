@@ -303,6 +303,8 @@ class Front:
     async def _answer(
         self, request: web.BaseRequest, call: Call, query: Query, format: Format, answer: Answer
     ) -> web.StreamResponse:
+        if self._api.store.founding:
+            await self._api.store.flushed()
         encoded = answer.encoded or representation.json(answer.object)
         if answer.type is not None:
             encoded = representation.present(answer.type, encoded, format, _include(query), self._clock.now())

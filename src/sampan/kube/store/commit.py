@@ -49,6 +49,10 @@ class CommitThread:
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run ``work()`` and return what it returns or raise what it raises."""
+        return await self.begin(work)
+
+    def begin(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run ``work()``; its outcome becomes the future's, for any number of waiters."""
         future: asyncio.Future[T] = self._loop.create_future()
 
         def done(result: T, error: BaseException | None) -> None:
@@ -60,7 +64,7 @@ class CommitThread:
                 future.set_result(result)
 
         self.submit(work, done)
-        return await future
+        return future
 
     def stop(self) -> None:
         """End the thread once its jobs are done; returns when it has ended."""

@@ -12,6 +12,10 @@ A write takes this road, all on the event loop except the append itself:
 A failed batch fails its writers and everyone queued behind them (who may have built on them); memory is as if they had
 never been. Revisions they took are skipped, never given out again.
 
+A log's very first run may be *founded*: the hundred objects that every cluster has are written one after another, by who
+would write them again if they were lost, and nobody else has anything to lose yet. So appends do not wait for the disk until
+`Store.found` flushes them all at once. Who must answer an outside client earlier asks for `Store.flushed` first.
+
 Reading is plain memory access and never waits. Compaction runs in small steps between batches, so it delays no write for
 long.
 """
@@ -80,7 +84,9 @@ class Store(interface.Store):
         backlog_bytes: int = BACKLOG_BYTES,
         compact_every: float = COMPACT_EVERY,
         compact_keep: int = COMPACT_KEEP,
+        founding: bool = False,
     ) -> None:
+        """``founding``: if the log is empty, appends wait for the disk only from `found` on."""
         self._driver = driver
         self._clock = clock
         self._compact_every = compact_every
@@ -103,6 +109,9 @@ class Store(interface.Store):
         self._compacting = False
         self._compaction_mark = FIRST_REVISION
         self._uncompacted = 0
+        self._founding = founding
+        self._flushing: asyncio.Future[None] | None = None
+        self._flush_covers = 0
         self.writes = 0
         """Writes made durable since the start."""
         self.commits = 0
@@ -159,6 +168,9 @@ class Store(interface.Store):
         self._keys = KeyIndex(live)
         self._taken = self._fanout.revision = max(last, FIRST_REVISION)
         self._uncompacted = len(self._history)
+        self._founding = self._founding and self._driver.blocking and not last
+        if self._founding:
+            self._driver.relax()
 
     # -- reading
 
@@ -264,6 +276,34 @@ class Store(interface.Store):
         last = with_revision(before.value, revision) if encode is None else encode(revision)
         record = Record(revision, before.key, before.created, before.revision, None)
         return await self._submit(record, None, before, last)
+
+    @property
+    def founding(self) -> bool:
+        """Whether writes are not on disk yet when they return; see ``store.interface.Store.founding``."""
+        return self._founding
+
+    async def found(self) -> None:
+        """Flush what was written since `open`, and be durable before the answer from now on.
+
+        Raises:
+            StoreError: the disk failed, or the store is closed.
+        """
+        if self._founding:
+            self._check_open()
+            assert self._thread is not None
+            await self._thread.call(lambda: self._driver.flush(strict=True))
+            self._founding = False
+
+    async def flushed(self) -> None:
+        """Return when everything visible is on disk; see ``store.interface.Store.flushed``."""
+        if not self._founding:
+            return
+        self._check_open()
+        assert self._thread is not None
+        if self._flushing is None or self._flushing.done() or self._flush_covers < self.revision:
+            self._flush_covers = self.revision
+            self._flushing = self._thread.begin(lambda: self._driver.flush(strict=False))
+        await asyncio.shield(self._flushing)
 
     async def settled(self, key: str) -> None:
         """Wait until no write of the key is under way; see ``store.interface.Store.settled``."""

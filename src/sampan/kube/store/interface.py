@@ -155,6 +155,19 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def founding(self) -> bool:
+        """Whether this is a log's first run, before `found`: writes are then in the log when they return, not yet on disk."""
+        ...
+
+    async def flushed(self) -> None:
+        """Return when everything visible is on disk. At once, but while `founding`.
+
+        Raises:
+            StoreError: the disk failed.
+        """
+        ...
+
     async def settled(self, key: str) -> None:
         """Wait until no write of the key is under way: its fate, good or bad, is then what `get` says.
 
@@ -226,6 +239,18 @@ class LogDriver(Protocol):
         Raises:
             FullError: no room.
             StoreError: another failure; nothing of the batch is kept.
+        """
+        ...
+
+    def relax(self) -> None:
+        """From now on `append` need not wait for the disk: what a crash of the machine loses of it is a tail."""
+        ...
+
+    def flush(self, *, strict: bool) -> None:
+        """Make what was appended durable; ``strict``: and every append from now on.
+
+        Raises:
+            StoreError: the disk failed.
         """
         ...
 

@@ -39,6 +39,12 @@ class MemoryLog:
             self._rows.update((record.revision, record) for record in records)
         self._last = records[-1].revision
 
+    def relax(self) -> None:
+        """Nothing to do."""
+
+    def flush(self, *, strict: bool) -> None:
+        """Nothing to do."""
+
     def compact(self, revision: int) -> bool:
         """Forget superseded rows and tombstones up to ``revision``, in one step."""
         gone = [record.previous for record in self._rows.values() if record.previous and record.revision <= revision]

@@ -16,7 +16,8 @@ There is no secondary index: what lives is worked out in memory while the file i
 page of one table only. Rows superseded at or before ``compacted`` and tombstones up to it have been removed, so reading all
 rows means reading what lives plus the retained history.
 
-The file is in WAL mode with ``synchronous=FULL``: a commit is on disk when it returns. Checkpoints (copying the WAL into the
+The file is in WAL mode with ``synchronous=FULL``: a commit is on disk when it returns. While a log is founded (`relax`) it is
+not: commits then end in the WAL, whose checksums make what a power cut leaves of it a whole number of commits. Checkpoints (copying the WAL into the
 main file) run on a thread and connection of their own; readers from outside, such as the ``sqlite3`` shell, are welcome.
 """
 
@@ -25,12 +26,14 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sampan.kernel.errors import DataDirectoryError
+from sampan.kernel.files import flush
 from sampan.kube.store.interface import FullError, Record, StoreError
 
 log = logging.getLogger(__name__)
@@ -79,7 +82,11 @@ class SqliteLog:
             FullError: there is no room to create it.
         """
         try:
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            if not self._path.exists():
+                self._create()
+            os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC))
+        except sqlite3.Error as error:
+            raise _failure(error) from error
         except OSError as error:
             raise DataDirectoryError(f"cannot open the object log {self._path}: {error.strerror}") from error
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -96,6 +103,21 @@ class SqliteLog:
             raise
         self._connection = connection
         self._checkpointer = _Checkpointer(self._path)
+
+    def _create(self) -> None:
+        """An empty log, made beside its place: one flush instead of the several that SQLite takes in place."""
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        try:
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous=OFF")
+                self._prepare(connection)
+            os.fsync(descriptor)
+            Path(temporary).rename(self._path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         application: int = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -140,6 +162,24 @@ class SqliteLog:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             except sqlite3.Error as error:
                 log.warning("emptying the WAL of %s failed and will be tried again: %s", self._path, error)
+
+    def relax(self) -> None:
+        """Let commits end in the WAL without waiting for the disk."""
+        self._db.execute("PRAGMA synchronous=OFF")
+
+    def flush(self, *, strict: bool) -> None:
+        """Flush the WAL and the folder that names it; ``strict``: commits do so themselves from now on."""
+        with _failures():
+            if strict:
+                self._db.execute("PRAGMA synchronous=FULL")
+            try:
+                # Not the database itself: closing a descriptor of it would drop the locks that SQLite holds there. It was
+                # flushed when it was made, and checkpoints flush it.
+                flush(self._path.with_name(self._path.name + "-wal"))
+            except FileNotFoundError:
+                return  # nothing was written
+            except OSError as error:
+                raise StoreError(f"the object log cannot be flushed: {error.strerror}") from error
 
     def compact(self, revision: int) -> bool:
         """Forget up to ``revision``, a few hundred rows a step; True while more remain."""
