@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sampan.parts.eventing import cloudevents
 from sampan.parts.eventing.cloudevents import Value
-from sampan.parts.eventing.kafka.reader import Connection, KafkaSettingsError
+from sampan.parts.eventing.errors import ConnectionSettingsError
+from sampan.parts.eventing.kafka.reader import Connection
 from sampan.parts.eventing.kafka.records import event_of, key_of
 
 
@@ -117,5 +118,5 @@ def test_how_the_client_library_is_told_to_connect() -> None:
         "sasl_plain_username": "u",
         "sasl_plain_password": "p",
     }
-    with pytest.raises(KafkaSettingsError, match=r"net\.tls"):
+    with pytest.raises(ConnectionSettingsError, match=r"net\.tls"):
         Connection(("a:9093",), tls=True, authority="no certificate").options()

@@ -23,11 +23,12 @@ from sampan.kernel.telemetry import counter
 from sampan.parts.eventing import cloudevents
 from sampan.parts.eventing.attempts import Attempts
 from sampan.parts.eventing.cloudevents import Event
+from sampan.parts.eventing.consumer import RETRY, Consumer, Slot
 from sampan.parts.eventing.delivery import Delivery, Outcome
 from sampan.parts.eventing.errors import MalformedEventError, NotAnEventError
 from sampan.parts.eventing.filters import Predicate, everything
 from sampan.parts.eventing.resources import CLUSTER_DOMAIN
-from sampan.parts.eventing.streams import RETRY, Consumer, Slot, Streams, UnavailableError
+from sampan.parts.eventing.streams import Streams, UnavailableError
 from sampan.parts.eventing.tracing import HEADER, Tracing
 from sampan.parts.eventing.transport import Answer, Transport
 

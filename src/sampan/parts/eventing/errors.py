@@ -31,3 +31,7 @@ class UnresolvedError(EventingError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ConnectionSettingsError(EventingError):
+    """What an object says of its connection to a broker elsewhere makes no connection."""

@@ -97,6 +97,7 @@ class EventingPart(Part[EventingSettings]):
     _transport: Transport | None = None
     _dispatcher: Dispatcher | None = None
     _attempts: Attempts | None = None
+    _sink: RocketMQSink | None = None
     _running_sources: Sequence[
         RocketMQSourceController | KafkaSourceController | PingSourceController | ApiServerSourceController
     ] = ()
@@ -140,11 +141,13 @@ class EventingPart(Part[EventingSettings]):
             await cache.wait_synced()
         for service in (INGRESS_SERVICE, TOPIC_SERVICE, JOB_SERVICE):
             await self._publish_service(shared.client, service)
-        ingress.add(TOPIC_HOST, RocketMQSink(control.informers, streams, context.clock, tracing).take)
         admission.add(BindingAdmission(control.informers))
         everything = Shared(control, addressing, streams, dispatcher, transport, tracing)
+        rocketmq = RocketMQSourceController(everything)
+        self._sink = RocketMQSink(control.informers, streams, context.clock, tracing, rocketmq.secret)
+        ingress.add(TOPIC_HOST, self._sink.take)
         self._running_sources = [
-            RocketMQSourceController(everything),
+            rocketmq,
             KafkaSourceController(everything, context.metrics),
             PingSourceController(everything),
             ApiServerSourceController(everything, context.get(TypeRegistry)),
@@ -186,6 +189,8 @@ class EventingPart(Part[EventingSettings]):
             self._server = None
         for source in self._running_sources:
             await source.close()
+        if self._sink is not None:
+            await self._sink.close()
         if self._dispatcher is not None:
             await self._dispatcher.close()
         if self._attempts is not None:

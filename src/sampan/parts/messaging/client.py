@@ -118,7 +118,7 @@ class MessagingClient:
         """Store one message; ``deliver_at`` is seconds since the epoch."""
         request = pb.SendMessageRequest()
         message = request.messages.add(body=body)
-        self._resource(message.topic, topic)
+        self.resource(message.topic, topic)
         message.user_properties.update(properties or {})
         system = message.system_properties
         system.message_id = id or message_id(self._clock)
@@ -135,8 +135,8 @@ class MessagingClient:
         if deliver_at is not None:
             system.delivery_timestamp.FromMilliseconds(int(deliver_at * 1000))
             system.message_type = pb.DELAY
-        reply = pb.SendMessageResponse.FromString(await self._call("SendMessage", request))
-        _check(reply.status)
+        reply = pb.SendMessageResponse.FromString(await self.call("SendMessage", request))
+        check(reply.status)
         entry = reply.entries[0]
         return Sent(entry.message_id, entry.offset, entry.transaction_id, entry.recall_handle)
 
@@ -145,7 +145,7 @@ class MessagingClient:
         request = pb.SendMessageRequest()
         for number, body in enumerate(bodies):
             message = request.messages.add(body=body)
-            self._resource(message.topic, topic)
+            self.resource(message.topic, topic)
             system = message.system_properties
             system.message_id = message_id(self._clock)
             system.body_encoding = pb.IDENTITY
@@ -153,10 +153,10 @@ class MessagingClient:
             system.message_type = pb.NORMAL
             if groups and groups[number]:
                 system.message_group, system.message_type = groups[number], pb.FIFO
-        reply = pb.SendMessageResponse.FromString(await self._call("SendMessage", request))
+        reply = pb.SendMessageResponse.FromString(await self.call("SendMessage", request))
         for entry in reply.entries:
-            _check(entry.status)
-        _check(reply.status)
+            check(entry.status)
+        check(reply.status)
         return [Sent(entry.message_id, entry.offset) for entry in reply.entries]
 
     async def receive(
@@ -169,12 +169,19 @@ class MessagingClient:
         wait: float = 20.0,
         expression: str = "*",
         sql: bool = False,
+        queue: pb.MessageQueue | None = None,
     ) -> list[Received]:
-        """Up to ``batch`` messages, leased for ``invisible`` seconds; waits up to ``wait`` (5 to 20) for the first."""
+        """Up to ``batch`` messages, leased for ``invisible`` seconds; waits up to ``wait`` (5 to 20) for the first.
+
+        ``queue`` is one that `assignments` named; without it the broker chooses.
+        """
         request = pb.ReceiveMessageRequest(batch_size=batch)
-        self._resource(request.group, group)
-        self._resource(request.message_queue.topic, topic)
-        request.message_queue.id = -1
+        self.resource(request.group, group)
+        if queue is not None:
+            request.message_queue.CopyFrom(queue)
+        else:
+            request.message_queue.id = -1
+        self.resource(request.message_queue.topic, topic)
         request.filter_expression.type = pb.SQL if sql else pb.TAG
         request.filter_expression.expression = expression
         request.invisible_duration.FromMilliseconds(int(invisible * 1000))
@@ -186,30 +193,49 @@ class MessagingClient:
             reply = pb.ReceiveMessageResponse.FromString(payload)
             kind = reply.WhichOneof("content")
             if kind == "status" and reply.status.code != 40401:
-                _check(reply.status)
+                check(reply.status)
             elif kind == "message":
                 received.append(_received(reply.message, group, topic))
         return received
+
+    async def route(self, topic: str) -> list[pb.MessageQueue]:
+        """The queues of a topic: where they are and what messages they take."""
+        request = pb.QueryRouteRequest()
+        self.resource(request.topic, topic)
+        self.access_point(request.endpoints)
+        reply = pb.QueryRouteResponse.FromString(await self.call("QueryRoute", request))
+        check(reply.status)
+        return list(reply.message_queues)
+
+    async def assignments(self, group: str, topic: str) -> list[pb.MessageQueue]:
+        """Where a member of the group is to receive from: a queue of each broker, or every queue where order counts."""
+        request = pb.QueryAssignmentRequest()
+        self.resource(request.group, group)
+        self.resource(request.topic, topic)
+        self.access_point(request.endpoints)
+        reply = pb.QueryAssignmentResponse.FromString(await self.call("QueryAssignment", request))
+        check(reply.status)
+        return [one.message_queue for one in reply.assignments]
 
     async def acknowledge(self, *messages: Received) -> None:
         """Be done with messages of one group and topic."""
         if not messages:
             return
         request = pb.AckMessageRequest()
-        self._resource(request.group, messages[0].group)
-        self._resource(request.topic, messages[0].topic)
+        self.resource(request.group, messages[0].group)
+        self.resource(request.topic, messages[0].topic)
         for message in messages:
             request.entries.add(message_id=message.id, receipt_handle=message.receipt)
-        _check(pb.AckMessageResponse.FromString(await self._call("AckMessage", request)).status)
+        check(pb.AckMessageResponse.FromString(await self.call("AckMessage", request)).status)
 
     async def change_invisible(self, message: Received, seconds: float) -> None:
         """Let the lease end in ``seconds`` from now (0: deliver again at once); the message gets its new receipt."""
         request = pb.ChangeInvisibleDurationRequest(receipt_handle=message.receipt, message_id=message.id)
-        self._resource(request.group, message.group)
-        self._resource(request.topic, message.topic)
+        self.resource(request.group, message.group)
+        self.resource(request.topic, message.topic)
         request.invisible_duration.FromMilliseconds(int(seconds * 1000))
-        reply = pb.ChangeInvisibleDurationResponse.FromString(await self._call("ChangeInvisibleDuration", request))
-        _check(reply.status)
+        reply = pb.ChangeInvisibleDurationResponse.FromString(await self.call("ChangeInvisibleDuration", request))
+        check(reply.status)
         message.receipt = reply.receipt_handle
 
     async def dead_letter(self, message: Received, *, max_attempts: int = 0) -> None:
@@ -220,17 +246,17 @@ class MessagingClient:
             delivery_attempt=message.attempt,
             max_delivery_attempts=max_attempts or message.attempt,
         )
-        self._resource(request.group, message.group)
-        self._resource(request.topic, message.topic)
-        reply = await self._call("ForwardMessageToDeadLetterQueue", request)
-        _check(pb.ForwardMessageToDeadLetterQueueResponse.FromString(reply).status)
+        self.resource(request.group, message.group)
+        self.resource(request.topic, message.topic)
+        reply = await self.call("ForwardMessageToDeadLetterQueue", request)
+        check(pb.ForwardMessageToDeadLetterQueueResponse.FromString(reply).status)
 
     async def recall(self, topic: str, handle: str) -> str:
         """Take a delayed message back; returns its id."""
         request = pb.RecallMessageRequest(recall_handle=handle)
-        self._resource(request.topic, topic)
-        reply = pb.RecallMessageResponse.FromString(await self._call("RecallMessage", request))
-        _check(reply.status)
+        self.resource(request.topic, topic)
+        reply = pb.RecallMessageResponse.FromString(await self.call("RecallMessage", request))
+        check(reply.status)
         return reply.message_id
 
     async def operate(self, operation: str, **arguments: Any) -> Any:
@@ -244,15 +270,28 @@ class MessagingClient:
 
     # -- the connection
 
-    def _resource(self, resource: pb.Resource, name: str) -> None:
+    def resource(self, resource: pb.Resource, name: str) -> None:
+        """Name a topic or group, in the client's namespace."""
         resource.name = name
         if self._namespace:
             resource.resource_namespace = self._namespace
 
-    async def _call(self, name: str, request: Any) -> bytes:
+    def access_point(self, endpoints: pb.Endpoints) -> None:
+        """Say which address was dialled: brokers are told in terms of it."""
+        host, _, port = self._address.rpartition(":")
+        host = host.strip("[]")
+        endpoints.scheme = pb.IPv6 if ":" in host else pb.IPv4 if host.replace(".", "").isdigit() else pb.DOMAIN_NAME
+        endpoints.addresses.add(host=host, port=int(port))
+
+    async def call(self, name: str, request: Any) -> bytes:
+        """The encoded answer of one of the service's unary methods."""
         method = self._open().unary_unary(SERVICE + name)
         answer: bytes = await method(request.SerializeToString(), metadata=self._metadata(), timeout=self._timeout)
         return answer
+
+    def converse(self, name: str) -> Any:
+        """One of the service's conversations: write encoded requests to it, read encoded answers from it."""
+        return self._open().stream_stream(SERVICE + name)(metadata=self._metadata())
 
     def _metadata(self) -> list[tuple[str, str]]:
         date = self._clock.now().strftime("%Y%m%dT%H%M%SZ")
@@ -324,6 +363,7 @@ def _received(message: pb.Message, group: str, topic: str) -> Received:
     )
 
 
-def _check(status: pb.Status) -> None:
+def check(status: pb.Status) -> None:
+    """Raise what a status says, unless it says that all is well."""
     if status.code != 20000:
         raise MessagingClientError(status.code, status.message)

@@ -7,27 +7,25 @@ extra; without it a source says so in its condition.
 
 from __future__ import annotations
 
-import base64
 import logging
+from collections.abc import Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
 from sampan.kernel.telemetry import counter
-from sampan.kube.client.resources import SECRETS
 from sampan.kube.control.conditions import ConditionSet
-from sampan.kube.control.controller import Controller
 from sampan.kube.control.interface import For, Source
-from sampan.kube.objects import Key, Object, dig
-from sampan.kube.status import ApiError
+from sampan.kube.objects import Key, Object
 from sampan.parts.eventing.control.dataplane import Shared
+from sampan.parts.eventing.control.pulling import PullingController
 from sampan.parts.eventing.control.sources import emit, overrides, resolve_sink, source_fields
 from sampan.parts.eventing.control.status import write_status
 from sampan.parts.eventing.delivery import Delivery
 from sampan.parts.eventing.dispatcher import dead_letter
-from sampan.parts.eventing.errors import UnresolvedError
+from sampan.parts.eventing.errors import ConnectionSettingsError
 from sampan.parts.eventing.kafka import reader, records
-from sampan.parts.eventing.kafka.reader import Connection, KafkaSettingsError, Reader
+from sampan.parts.eventing.kafka.reader import Connection, Reader
 from sampan.parts.eventing.kafka.records import Record
 from sampan.parts.eventing.resources import KAFKA_KEY_TYPE, KAFKA_SOURCES
 
@@ -38,8 +36,6 @@ DELIVERY = Delivery(retry=10, delay=0.3, timeout=600.0)
 """For a source without a ``delivery``."""
 MOST_MEMBERS = 32
 """Members of a group that one source runs at most: they share a process."""
-AGAIN = 5.0
-"""Seconds until a Secret that was not there is looked for again."""
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
@@ -59,20 +55,14 @@ class _Settings(msgspec.Struct, frozen=True):
     extensions: tuple[tuple[str, str], ...]
 
 
-class _Running(msgspec.Struct, eq=False):
-    settings: _Settings
-    members: list[Reader]
-
-
-class KafkaSourceController(Controller):
+class KafkaSourceController(PullingController[_Settings, Reader]):
     """Runs the members of each source."""
 
     name = "kafkasource-controller"
+    condition = "ConsumerGroup"
 
     def __init__(self, shared: Shared, metrics: CollectorRegistry) -> None:
-        super().__init__(shared.context)
-        self._shared = shared
-        self._running: dict[Key, _Running] = {}
+        super().__init__(shared)
         self._dropped = counter(
             metrics,
             "event_dropped_total",
@@ -86,60 +76,35 @@ class KafkaSourceController(Controller):
     async def reconcile(self, key: Key) -> float | None:
         source = self.informer(KAFKA_SOURCES).get(key)
         if source is None or source["metadata"].get("deletionTimestamp"):
-            await self._stop(key)
+            await self.end(key)
             return None
         conditions = ConditionSet(source, DEPENDENTS, self.clock.now())
         conditions.true("OIDCIdentityCreated", "authentication-oidc feature disabled")
         again: float | None = None
         url = await resolve_sink(self, self._shared, source, conditions)
-        if not url:
-            await self._stop(key)
-            conditions.unknown("ConsumerGroup", "SinkNotProvided", "The sink is not resolved.")
+        if reader.AVAILABLE:
+            again = await self.keep(source, url, conditions)
         else:
-            again = await self._connect(key, source, url, conditions)
+            conditions.false(
+                "ConsumerGroup", "ClientMissing", "The Kafka client is not installed; run: pip install 'sampan[kafka]'"
+            )
         topics = source["spec"]["topics"]
         types = [(records.EVENT_TYPE, records.source_of(key.namespace, key.name, topic)) for topic in topics]
-        running = self._running.get(key)
         fields = {
             **source_fields(url, types),
-            "consumers": 0 if running is None else len(running.members),
+            "consumers": self.running(key),
             "selector": "",
         }
         await write_status(self, KAFKA_SOURCES, source, conditions, fields)
         return again
 
-    async def _connect(self, key: Key, source: Object, url: str, conditions: ConditionSet) -> float | None:
-        """Have the members run, and the condition ConsumerGroup; seconds until it is to be tried again."""
-        if not reader.AVAILABLE:
-            conditions.false(
-                "ConsumerGroup", "ClientMissing", "The Kafka client is not installed; run: pip install 'sampan[kafka]'"
-            )
-            return None
-        try:
-            settings = await self._settings(source, url)
-            settings.connection.options()
-        except ApiError as error:
-            await self._stop(key)
-            conditions.false("ConsumerGroup", "SecretMissing", str(error))
-            return AGAIN
-        except (KafkaSettingsError, UnresolvedError) as error:
-            await self._stop(key)
-            conditions.false("ConsumerGroup", "InvalidConfiguration", str(error))
-            return AGAIN
-        running = await self._run(key, settings)
-        if problem := next((one.problem for one in running.members if one.problem), ""):
-            conditions.false("ConsumerGroup", "ConnectionFailed", problem)
-        elif all(one.ready for one in running.members):
-            conditions.true("ConsumerGroup")
-        else:
-            conditions.unknown("ConsumerGroup", "Connecting", "The consumers are joining their group.")
-        return None
-
-    async def _settings(self, source: Object, url: str) -> _Settings:
+    async def settings(self, source: Object, url: str) -> _Settings:
         spec, key = source["spec"], Key.of(source)
         delivery = spec.get("delivery")
+        connection = await self._connection(source)
+        connection.options()  # what is wrong with them is told before anything runs
         return _Settings(
-            connection=await self._connection(source),
+            connection=connection,
             topics=tuple(spec["topics"]),
             group=spec["consumerGroup"],
             earliest=spec.get("initialOffset") == "earliest",
@@ -160,7 +125,9 @@ class KafkaSourceController(Controller):
         if sasl.get("enable"):
             mechanism = (await self._secret(source, sasl.get("type"))).strip().upper() or "PLAIN"
             if mechanism not in MECHANISMS:
-                raise KafkaSettingsError(f"net.sasl.type is {mechanism}; it must be one of {', '.join(MECHANISMS)}")
+                raise ConnectionSettingsError(
+                    f"net.sasl.type is {mechanism}; it must be one of {', '.join(MECHANISMS)}"
+                )
             user, password = [await self._secret(source, sasl.get(name)) for name in ("user", "password")]
             found = msgspec.structs.replace(found, mechanism=mechanism, user=user, password=password)
         if tls.get("enable"):
@@ -172,22 +139,9 @@ class KafkaSourceController(Controller):
 
     async def _secret(self, source: Object, field: object) -> str:
         """The value of a Secret that a field names; empty where it names none."""
-        selector = dig(field, "secretKeyRef") if isinstance(field, dict) else None
-        if not selector or not selector.get("name"):
-            return ""
-        secret = await self.client.get(SECRETS, selector["name"], source["metadata"]["namespace"])
-        data = secret.get("data") or {}
-        if selector.get("key") not in data:
-            raise ApiError(404, "NotFound", f'Secret "{selector["name"]}" has no key {selector.get("key")}')
-        return base64.b64decode(data[selector["key"]]).decode()
+        return await self.secret(source, field.get("secretKeyRef") if isinstance(field, dict) else None)
 
-    async def _run(self, key: Key, settings: _Settings) -> _Running:
-        known = self._running.get(key)
-        if known is not None:
-            if known.settings == settings:
-                return known
-            await self._stop(key)
-
+    def members(self, key: Key, settings: _Settings) -> tuple[Sequence[Reader], None]:
         async def handle(record: Record) -> None:
             await self._deliver(key, settings, record)
 
@@ -205,10 +159,7 @@ class KafkaSourceController(Controller):
             )
             for number in range(settings.members)
         ]
-        self._running[key] = running = _Running(settings, members)
-        for member in members:
-            member.start()
-        return running
+        return members, None
 
     async def _deliver(self, key: Key, settings: _Settings, record: Record) -> None:
         event = records.event_of(record, key.namespace, key.name, settings.key_type)
@@ -235,14 +186,3 @@ class KafkaSourceController(Controller):
             said = f"{said}; the dead-letter sink: {buried.status or buried.reason}"
         self._dropped.labels(f"kafkasource/{key}").inc()
         log.error("kafkasource %s: %s of %s is dropped: %s", key, event.text("id"), record.topic, said)
-
-    async def _stop(self, key: Key) -> None:
-        known = self._running.pop(key, None)
-        if known is not None:
-            for member in known.members:
-                await member.close()
-
-    async def close(self) -> None:
-        """Stop every source."""
-        for key in list(self._running):
-            await self._stop(key)

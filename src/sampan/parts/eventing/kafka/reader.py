@@ -25,7 +25,7 @@ import msgspec
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
-from sampan.parts.eventing.errors import EventingError
+from sampan.parts.eventing.errors import ConnectionSettingsError
 from sampan.parts.eventing.kafka.records import Record
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ RETRY = (0.5, 15.0)
 """Seconds before the first and at most before further attempts to connect."""
 
 
-class KafkaSettingsError(EventingError):
-    """What a source says of its connection makes no connection."""
-
-
 class Connection(msgspec.Struct, frozen=True):
     """Where and how to connect. The PEM texts may be empty."""
 
@@ -67,7 +63,7 @@ class Connection(msgspec.Struct, frozen=True):
         """As the client library takes it.
 
         Raises:
-            KafkaSettingsError: a certificate or key is none.
+            ConnectionSettingsError: a certificate or key is none.
         """
         protocol = ("SASL_" if self.mechanism else "") + ("SSL" if self.tls else "PLAINTEXT")
         found: dict[str, Any] = {"bootstrap_servers": list(self.servers), "security_protocol": protocol}
@@ -91,7 +87,7 @@ class Connection(msgspec.Struct, frozen=True):
                     pair.write_text(f"{self.key}\n{self.certificate}\n")
                     context.load_cert_chain(pair)
         except (ssl.SSLError, ValueError) as error:
-            raise KafkaSettingsError(f"a certificate or key of net.tls cannot be used: {error}") from None
+            raise ConnectionSettingsError(f"a certificate or key of net.tls cannot be used: {error}") from None
         return context
 
 
@@ -166,7 +162,7 @@ class Reader:
         while True:
             try:
                 await self._read()
-            except (KafkaError, OSError, KafkaSettingsError) as error:
+            except (KafkaError, OSError, ConnectionSettingsError) as error:
                 self._tell(False, str(error) or type(error).__name__)
                 log.warning("%s: %s", self._name, self.problem)
             except Exception:
