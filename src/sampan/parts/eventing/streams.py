@@ -211,7 +211,7 @@ def proxy_address(text: str) -> str:
     """
     first = text.replace(",", ";").split(";")[0].strip().removeprefix("http://")
     host, _, port = first.rpartition(":")
-    if first and not (host and port.isdigit() and 0 < int(port) < 65536):
+    if first and not (host and port.isdecimal() and 0 < int(port) < 65536):
         raise ConnectionSettingsError(f"namesrvAddr is {text!r}; it must be the host:port of a RocketMQ 5 proxy (gRPC)")
     return first
 

@@ -280,7 +280,7 @@ class MessagingClient:
         """Say which address was dialled: brokers are told in terms of it."""
         host, _, port = self._address.rpartition(":")
         host = host.strip("[]")
-        endpoints.scheme = pb.IPv6 if ":" in host else pb.IPv4 if host.replace(".", "").isdigit() else pb.DOMAIN_NAME
+        endpoints.scheme = pb.IPv6 if ":" in host else pb.IPv4 if host.replace(".", "").isdecimal() else pb.DOMAIN_NAME
         endpoints.addresses.add(host=host, port=int(port))
 
     async def call(self, name: str, request: Any) -> bytes:
