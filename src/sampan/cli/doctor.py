@@ -185,6 +185,12 @@ def _tier(directory: DataDirectory) -> tuple[str, str]:
         return tier_here(Path(folder) / "probe")
 
 
+def _shared_ports() -> str:
+    from sampan.parts.node import shared_ports
+
+    return shared_ports()
+
+
 def _privileges(directory: DataDirectory) -> Iterator[Finding]:
     if sys.platform != "linux":
         yield Finding("isolation", "note", "tier T3: pods are plain processes (namespaces and cgroups need Linux)")
@@ -204,13 +210,13 @@ def _privileges(directory: DataDirectory) -> Iterator[Finding]:
     tier, why = _tier(directory)
     text = f"tier {tier}: {TIERS[tier]}" + (f" ({why})" if why else "")
     yield Finding("isolation", "good" if tier == "T1" else "note", text)
-    if tier != "T1":
+    if tier != "T1" and (shared := _shared_ports()):
         lowest = _number("/proc/sys/net/ipv4/ip_unprivileged_port_start", 1024)
         low = f" and cannot listen below {lowest}" if lowest and not root else ""
         yield Finding(
             "pod ports",
             "note",
-            f"pods share the machine's ports{low}: of two that listen on 0.0.0.0:8080 one fails, nginx at port 80 may not start; "
+            f"pods share the machine's ports{low} ({shared}): of two that listen on 0.0.0.0:8080 one fails, nginx at port 80 may not start; "
             "let programs listen on $PORT at their own address, or run as root",
         )
     fuse = os.access("/dev/fuse", os.R_OK | os.W_OK)

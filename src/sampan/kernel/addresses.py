@@ -1,8 +1,11 @@
-"""The machine's addresses: under which others reach what listens here."""
+"""The machine's addresses: under which others reach what listens here, and at which port."""
 
 from __future__ import annotations
 
+import os
 import socket
+from functools import cache
+from pathlib import Path
 
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104
 
@@ -44,3 +47,42 @@ def is_own(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+PRIVATE_PORTS = 1024
+"""Ports below this are the ones that may need rights."""
+_SHIFTED = 65536 - PRIVATE_PORTS
+
+
+def door(address: str, port: int) -> int:
+    """The port that what listens at ``port`` of a pod's or Service's address is really at.
+
+    On machines where pods have addresses of the loopback network and this user may not listen on low ports, port 80 of such an
+    address is at 64592 of it: the top 1,024 ports stand for the lowest 1,024. Everywhere else it is the port itself.
+    """
+    if port <= 0 or port >= _lowest_port() or not is_convention(address):
+        return port
+    return _SHIFTED + port
+
+
+def is_convention(address: str) -> bool:
+    """An address that pods, their localhosts, Services and load balancers have by convention: 127.64.0.0/10 or 127.7.0.0/16."""
+    start, _, rest = address.partition(".")
+    if start != "127":
+        return False
+    second = rest.partition(".")[0]
+    return second == "7" or (second.isdecimal() and 64 <= int(second) < 128)
+
+
+@cache
+def _lowest_port() -> int:
+    """The lowest port this process may listen on, at most `PRIVATE_PORTS`."""
+    capability_of_low_ports = 10
+    try:
+        status = Path("/proc/self/status").read_text()
+        effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+        if effective >> capability_of_low_ports & 1:
+            return 0
+        return min(PRIVATE_PORTS, int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()))
+    except (OSError, ValueError, StopIteration):
+        return 0 if os.geteuid() == 0 else PRIVATE_PORTS

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Any
 
+from sampan.kernel.addresses import door
 from sampan.kernel.errors import SampanError
 from sampan.kube.access.interface import ObjectCache
 from sampan.kube.objects import dig
@@ -48,7 +49,8 @@ class ServiceEndpoints:
         found = self._slices(namespace, name, wanted) or self._legacy(namespace, name, wanted)
         if not found:
             raise ServiceError(f'no endpoints available for service "{name}"')
-        return found[next(self._turns) % len(found)]
+        address, number = found[next(self._turns) % len(found)]
+        return address, door(address, number)
 
     def _slices(self, namespace: str, name: str, port: Mapping[str, Any]) -> list[tuple[str, int]]:
         found = []

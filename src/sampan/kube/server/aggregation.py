@@ -19,6 +19,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.access.interface import APISERVER, User
@@ -264,7 +265,8 @@ class Aggregation:
                     continue
                 for endpoint in piece.get("endpoints") or ():
                     if (endpoint.get("conditions") or {}).get("ready") is not False:
-                        return endpoint["addresses"][0], int(candidate["port"])
+                        address = endpoint["addresses"][0]
+                        return address, door(address, int(candidate["port"]))
         why = f'endpoints for service/{name} in "{namespace}" have no addresses with port name "{chosen.get("name") or ""}"'
         raise _Unavailable("MissingEndpoints", why)
 

@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
 
+from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kube.access.interface import AdmissionRequest, Operation, User
 from sampan.kube.objects import Object, dig
@@ -131,7 +132,7 @@ class KubeletConnector:
             host, number_ = self._pod_address(target.namespace, name, port)
         else:
             host, number_ = self._endpoint(target.namespace, name, port)
-        return Backend(host, number_, context), path
+        return Backend(host, door(host, number_), context), path
 
     def _anybody(self) -> ssl.SSLContext:
         """TLS to what users run: it presents nothing, for our certificate is worth everything to a kubelet, and a pod on the

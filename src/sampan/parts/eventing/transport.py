@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kube.client.resources import ENDPOINT_SLICES, SERVICES
 from sampan.kube.control.interface import Informers
@@ -91,7 +92,7 @@ class ServiceResolver(AbstractResolver):
                 continue
             for endpoint in one.get("endpoints") or ():
                 if dig(endpoint, "conditions", "ready", default=True):
-                    found += [(address, int(number)) for address in endpoint["addresses"]]
+                    found += [(address, door(address, int(number))) for address in endpoint["addresses"]]
         return sorted(set(found))
 
     async def close(self) -> None:

@@ -11,3 +11,10 @@ def tier_here(scratch: Path) -> tuple[str, str]:
     from sampan.parts.node.runtime.tiers import tier_here
 
     return tier_here(scratch)
+
+
+def shared_ports() -> str:
+    """What makes pods without addresses of their own share this machine's ports; "" where nothing does. Forks."""
+    from sampan.parts.node.runtime.keeper.sockets import probe
+
+    return probe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sampan.kernel.addresses import door
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.traffic.model import Endpoint
 
@@ -119,7 +120,8 @@ class World:
                 last_resort = conditions.get("serving", False) and conditions.get("terminating", False)
                 if ready or last_resort:
                     for address in endpoint["addresses"]:
-                        found[address, number] = Endpoint(address, number, healthy=ready)
+                        place = (address, door(address, number))
+                        found[place] = Endpoint(*place, healthy=ready)
         for address, number in self.early.get(service, ()):
             if (address, number) not in found:
                 found[address, number] = Endpoint(address, number)

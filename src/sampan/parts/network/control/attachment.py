@@ -139,9 +139,9 @@ class Attachment(Controller):
             self._proxy.leave(self.kernel)
             self.kernel.close()
             self.kernel = None
+        self._set_mode("forward")  # first: it decides where the forwarders listen
         await self._proxy.use(self._forwarders, _for_everyone)
         self._policies.use(None)
-        self._set_mode("forward")
 
     def _set_mode(self, mode: Mode) -> None:
         if self.mode != mode:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
+from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock, Timer
 from sampan.kernel.tasks import Tasks
 from sampan.parts.network.services import Backends, Frontend
@@ -84,6 +85,7 @@ class ForwardPath:
         self._tasks = tasks
         self._place = place
         self._forwarders: dict[Frontend, _TcpForwarder | _UdpForwarder] = {}
+        self._turn = asyncio.Lock()
 
     @property
     def size(self) -> int:
@@ -92,22 +94,26 @@ class ForwardPath:
 
     async def put(self, frontend: Frontend, backends: Backends) -> None:
         """See `DataPath`."""
-        forwarder = self._forwarders.get(frontend)
         if not backends.endpoints:
             await self.drop(frontend)
-        elif forwarder is not None:
-            forwarder.chooser.use(backends)
-        else:
+            return
+        async with self._turn:  # two that put the same frontend would listen twice
+            forwarder = self._forwarders.get(frontend)
+            if forwarder is not None:
+                forwarder.chooser.use(backends)
+                return
             kind = _TcpForwarder if frontend.protocol == "TCP" else _UdpForwarder
             made = kind(self._clock, self._tasks, Chooser(self._clock, backends))
-            await made.listen(*self._place(frontend))
+            host, port = self._place(frontend)
+            await made.listen(host, door(host, port))
             self._forwarders[frontend] = made
 
     async def drop(self, frontend: Frontend) -> None:
         """See `DataPath`."""
-        forwarder = self._forwarders.pop(frontend, None)
-        if forwarder is not None:
-            forwarder.close()
+        async with self._turn:
+            forwarder = self._forwarders.pop(frontend, None)
+            if forwarder is not None:
+                forwarder.close()
 
     def close(self) -> None:
         """Stop listening everywhere."""
@@ -154,7 +160,7 @@ class _TcpForwarder:
             tried.add(endpoint)
             try:
                 async with self._clock.patience(CONNECT_SECONDS):
-                    _, server = await loop.create_connection(lambda: _Side(None), *endpoint)
+                    _, server = await loop.create_connection(lambda: _Side(None), endpoint[0], door(*endpoint))
             except (OSError, TimeoutError) as error:
                 log.debug("endpoint %s:%d: %s", *endpoint, error)
                 continue
@@ -297,7 +303,9 @@ class _UdpClient(asyncio.DatagramProtocol):
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=self.endpoint)
+            self._transport, _ = await loop.create_datagram_endpoint(
+                lambda: self, remote_addr=(self.endpoint[0], door(*self.endpoint))
+            )
         except OSError as error:
             log.debug("endpoint %s:%d: %s", *self.endpoint, error)
             self.close()

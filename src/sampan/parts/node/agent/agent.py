@@ -20,6 +20,7 @@ from sampan.kube.control.interface import Informer, Informers
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.resources import ENDPOINT_SLICES, PODS, SERVICES
 from sampan.parts.network import loopback_address
+from sampan.parts.node.agent import launching
 from sampan.parts.node.agent.adoption import adopt
 from sampan.parts.node.agent.eviction import NOTHING_RESERVED, Eviction, Reserve
 from sampan.parts.node.agent.following import Following
@@ -279,6 +280,13 @@ class Agent:
             return ""
         return address if self.runtime.tier == "T1" else loopback_address(address)
 
+    def names(self, pod: Object) -> str:
+        """Who answers a pod's questions to the machine's name servers; "" where they do, or a resolv.conf says it."""
+        if self.runtime.isolation != "none":
+            return ""
+        servers, _, _ = launching.resolver(pod, self.dns, self.domain, "")
+        return self.dns if self.dns in servers else ""
+
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
         """A ConfigMap, Secret, claim or volume from the caches."""
         return self.sources.get(kind, Key(namespace, name))
@@ -317,6 +325,10 @@ class Agent:
             return {}
         ports = [port["containerPort"] for port in container.get("ports") or ()]
         told = {"HOST": address, "POD_IP": address}
+        if self.names(pod):
+            # who asks the C library finds Services by their short names, as with a resolv.conf
+            _, searches, options = launching.resolver(pod, self.dns, self.domain, "")
+            told |= {"LOCALDOMAIN": " ".join(searches), "RES_OPTIONS": " ".join(options)}
         return {**told, "PORT": str(ports[0])} if ports else told
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kube.objects import Object
 from sampan.parts.node.errors import NodeError
@@ -51,7 +52,8 @@ class Handlers:
             return await self._http(handler["httpGet"], spec, address)
         if "tcpSocket" in handler:
             target = handler["tcpSocket"]
-            _, writer = await asyncio.open_connection(target.get("host") or address, port_of(target["port"], spec))
+            host, port = target.get("host") or address, port_of(target["port"], spec)
+            _, writer = await asyncio.open_connection(host, door(host, port))
             writer.close()
             return Outcome(True)
         if "grpc" in handler:
@@ -131,7 +133,7 @@ class Handlers:
 
         service = (target.get("service") or "").encode()
         request = b"\x0a" + bytes([len(service)]) + service if service else b""
-        async with grpc.aio.insecure_channel(f"{address}:{target['port']}") as channel:
+        async with grpc.aio.insecure_channel(f"{address}:{door(address, target['port'])}") as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
             try:
                 answer: bytes = await check(request)
@@ -186,7 +188,7 @@ async def http_get(scheme: str, host: str, port: int, path: str, headers: Mappin
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=64 * 1024)
+    reader, writer = await asyncio.open_connection(host, door(host, port), ssl=context, limit=64 * 1024)
     try:
         lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())

@@ -194,6 +194,8 @@ def _with_interpreter(args: list[str], image: Image) -> list[str]:
 def _unrooted(args: list[str], cwd: str, env: dict[str, str], image: Image) -> tuple[list[str], str, dict[str, str]]:
     """Without a root of its own, a program of the image runs from where its layer lies on the node."""
     args, env = list(args), dict(env)
+    if image.builtin:
+        env["SAMPAN_LAYER"] = image.layers[0]  # for a stand-in to find its files
     for layer in image.layers:
         inside = layer + args[0]
         if args[0].startswith("/") and Path(inside).exists():
@@ -235,8 +237,8 @@ def hosts_file(pod: Object, address: str, hostname: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def resolver_file(pod: Object, dns: str, domain: str, host: str) -> str:
-    """The pod's /etc/resolv.conf for its dnsPolicy; ``host`` is the node's own."""
+def resolver(pod: Object, dns: str, domain: str, host: str) -> tuple[list[str], list[str], list[str]]:
+    """A pod's name servers, search domains and options for its dnsPolicy; ``host`` is the node's own resolv.conf."""
     spec = pod["spec"]
     policy = spec.get("dnsPolicy") or "ClusterFirst"
     servers, searches, options = _parse_resolver(host)
@@ -253,6 +255,12 @@ def resolver_file(pod: Object, dns: str, domain: str, host: str) -> str:
     for option in extra.get("options") or ():
         options = [known for known in options if known.partition(":")[0] != option["name"]]
         options.append(f"{option['name']}:{option['value']}" if option.get("value") else option["name"])
+    return servers, searches, options
+
+
+def resolver_file(pod: Object, dns: str, domain: str, host: str) -> str:
+    """The pod's /etc/resolv.conf for its dnsPolicy; ``host`` is the node's own."""
+    servers, searches, options = resolver(pod, dns, domain, host)
     lines = []
     if searches:
         lines.append(f"search {' '.join(searches)}")

@@ -281,6 +281,7 @@ class PodWorker:
             host_pid=bool(spec.get("hostPID")),
             host_ipc=bool(spec.get("hostIPC")),
             sysctls=sysctls,
+            names=self.agent.names(self.pod),
         )
 
     def hostname(self) -> str:
@@ -315,7 +316,8 @@ class PodWorker:
         try:
             await self.agent.delete_pod(self.pod)
         except ApiError as error:
-            if not error.not_found and not error.conflict:
+            if not error.not_found:
+                # also after a conflict: if it says that this pod is gone, the worker is dropped before it asks again
                 await self.agent.clock.sleep(1.0)
                 self.state.sandbox_busy = False
                 self.wake()

@@ -48,6 +48,8 @@ class SandboxSpec:
     host_pid: bool = False
     host_ipc: bool = False
     sysctls: dict[str, str] = field(default_factory=dict)
+    names: str = ""
+    """Who answers what the pod asks the machine's name servers, in a tier whose pods have no resolv.conf of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,14 @@ import json
 import os
 import pwd
 import signal
+import socket
 import stat
 import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sampan.parts.node.runtime import syscalls
+from sampan.parts.node.runtime import notification, syscalls
 from sampan.parts.node.runtime.interface import ContainerSpec, Limits, Mount, Root, SandboxSpec
 from sampan.parts.node.runtime.privileges import LaunchError, confine, drop_privileges, soft_limits
 from sampan.parts.node.runtime.roots import build_root
@@ -92,7 +93,7 @@ def read_container(path: str) -> ContainerSpec:
 
 
 def report(status: int, **facts: object) -> None:
-    """One line on the status pipe (less than PIPE_BUF: atomic)."""
+    """One message of a start's report."""
     line = json.dumps({name: value[:3000] if isinstance(value, str) else value for name, value in facts.items()})
     os.write(status, line.encode() + b"\n")
 
@@ -168,10 +169,12 @@ def _device(path: str, host: str, major: int, minor: int, privileged: bool) -> N
 # -- becoming the program
 
 
-def settle(spec: ContainerSpec, request: Mapping[str, Any]) -> None:
-    """The container's root and privileges, as far as the tier gives them. Raises OSError or LaunchError."""
+def settle(spec: ContainerSpec, request: Mapping[str, Any], status: int) -> None:
+    """The container's root, sockets and privileges, as far as the tier gives them. Raises OSError or LaunchError."""
     if request["mounts"]:
         build_root(spec, request["directory"], request["skeleton"], request["devices"])
+    if request["sockets"]:
+        hand_over_sockets(status)
     confine(spec, root=request["root"])
     if request["root"]:
         drop_privileges(spec)
@@ -179,31 +182,55 @@ def settle(spec: ContainerSpec, request: Mapping[str, Any]) -> None:
         soft_limits(spec.limits.pids)
 
 
-def start_container(directory: str, request: Mapping[str, Any], streams: tuple[int, int, int]) -> NoReturn:
+def hand_over_sockets(status: int) -> None:
+    """From now on the keeper decides where sockets are bound and connected. Raises OSError."""
+    try:
+        listener = notification.listen()
+    except PermissionError:
+        notification.promise()
+        listener = notification.listen()
+    with socket.socket(fileno=os.dup(status)) as report_socket:
+        socket.send_fds(report_socket, [b"{}"], [listener])
+    os.close(listener)
+
+
+def start_container(directory: str, request: Mapping[str, Any], streams: tuple[int, int, int], status: int) -> NoReturn:
     """The container's process, by exec. Raises OSError or LaunchError."""
     spec = read_container(f"{directory}/spec.json")
     standard_streams(*streams, tty=spec.tty)
     reset_signals()
-    settle(spec, request)
+    settle(spec, request, status)
     env = prepare_environment(spec)
     change_directory(spec.cwd)
     execute(spec.args, env)
 
 
-def start_exec(
-    spec: ContainerSpec, args: tuple[str, ...], tty: bool, root: bool, streams: tuple[int, int, int]
-) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A further process of a container."""
+
+    spec: ContainerSpec
+    args: tuple[str, ...]
+    tty: bool
+    root: bool
+    sockets: bool
+
+
+def start_exec(process: Execution, streams: tuple[int, int, int], status: int) -> NoReturn:
     """A further process in a container, by exec. Raises OSError or LaunchError."""
-    standard_streams(*streams, tty=tty)
+    spec = process.spec
+    standard_streams(*streams, tty=process.tty)
     reset_signals()
-    confine(spec, root=root)
-    if root:
+    if process.sockets:
+        hand_over_sockets(status)
+    confine(spec, root=process.root)
+    if process.root:
         drop_privileges(spec)
     env = prepare_environment(spec)
-    if tty:
+    if process.tty:
         env.setdefault("TERM", "xterm")
     change_directory(spec.cwd)
-    execute(args, env)
+    execute(process.args, env)
 
 
 def prepare_environment(spec: ContainerSpec) -> dict[str, str]:

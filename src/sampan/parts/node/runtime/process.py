@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 
 from sampan.kernel import detached
+from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.parts.node.errors import NodeError, RuntimeLostError, SandboxError, StartError
@@ -84,7 +85,7 @@ class ProcessRuntime:
         self.layout = Layout(directory)
         self.tier: Tier = "T3"
         self.why = ""
-        """What kept the machine from a better tier."""
+        """What kept the machine from a better tier, and pods from ports of their own."""
         self.pod_range = pod_range
         """The node's pod range, known after `start`."""
         self.controllers: frozenset[str] = frozenset()
@@ -278,6 +279,9 @@ class ProcessRuntime:
                 self._listing[message["list"]][1].append(_container(message["container"]))
             case "hello":
                 self.tier, self.why = message["tier"], message["why"]
+                if self.tier != "T1" and message["sockets"]:
+                    shared = f"pods share the machine's ports: {message['sockets']}"
+                    self.why = "; ".join(filter(None, [self.why, shared]))
                 self.pod_range, self.cgroup = message["pod_range"], message["cgroup"]
                 self.controllers = frozenset(message["controllers"])
                 self.isolation = message["isolation"]
@@ -465,7 +469,7 @@ class ProcessRuntime:
         if found is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "the pod is not running")
         addresses = [found.address] if found.address else ["127.0.0.1"]
-        if self.tier == "T1" and found.address and not found.netns:
+        if found.address and not found.netns:
             from sampan.parts.node.runtime.addresses import hidden_address
 
             addresses.append(hidden_address(found.address))
@@ -475,7 +479,7 @@ class ProcessRuntime:
             connection = socket.socket()
             connection.setblocking(False)
             try:
-                await loop.sock_connect(connection, (address, port))
+                await loop.sock_connect(connection, (address, door(address, port)))
             except OSError as error:
                 connection.close()
                 failure = error

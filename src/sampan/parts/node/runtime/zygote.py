@@ -213,7 +213,7 @@ def _fork(launch: Any, request: dict[str, Any], descriptors: list[int], own: set
         spec = launch.read_container(f"{request['directory']}/spec.json")
         launch.standard_streams(stdin, stdout, stderr, tty=spec.tty)
         launch.reset_signals()
-        launch.settle(spec, request)
+        launch.settle(spec, request, status)
         env = launch.prepare_environment(spec)
         launch.change_directory(spec.cwd)
         found = recognise(spec.args, env, spec.python, launch.find_program)

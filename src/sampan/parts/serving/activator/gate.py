@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import NamedTuple
 
+from sampan.kernel.addresses import door
 from sampan.kube.client.resources import PODS
 from sampan.kube.control.conditions import condition
 from sampan.kube.control.controller import ControlContext
@@ -344,7 +345,7 @@ class Gate:
 
 def _address(pod: Object, port: int) -> str:
     found = dig(pod, "status", "podIP")
-    return f"{found}:{port}" if found else ""
+    return f"{found}:{door(found, port)}" if found else ""
 
 
 def _split(address: str) -> tuple[str, int]:

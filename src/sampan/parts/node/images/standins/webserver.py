@@ -139,7 +139,7 @@ class StaticSite:
             return self._returned(location, request)
         if request.method not in ("GET", "HEAD"):
             return self._error(405, "Not Allowed")
-        root = Path(location.root or self._site.root).resolve()
+        root = own(location.root or self._site.root).resolve()
         path = root / request.path.lstrip("/")
         found = self._file(root, path)
         if found is None and location.fallback.startswith("="):
@@ -189,11 +189,17 @@ class StaticSite:
         return web.Response(status=status, text=text, content_type="text/html")
 
 
+def own(path: str) -> Path:
+    """A path of this image: in its layer, where the container has no root of its own to show it in."""
+    layer = os.environ.get("SAMPAN_LAYER", "")
+    return Path(layer + path) if layer and Path(layer + path).exists() else Path(path)
+
+
 def sites(flavour: str) -> list[Site]:
     """The sites to serve: of the nginx configuration in the container, or the one default site."""
     if flavour == "nginx":
-        files = sorted(Path("/etc/nginx/conf.d").glob("*.conf"))
-        main = Path("/etc/nginx/nginx.conf")
+        files = sorted(own("/etc/nginx/conf.d").glob("*.conf"))
+        main = own("/etc/nginx/nginx.conf")
         text = main.read_text() if main.exists() else ""
         found = parse(text)
         for file in files:

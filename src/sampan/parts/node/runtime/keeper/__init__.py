@@ -15,6 +15,8 @@ is taken to be gone for good: the keeper ends everything and leaves.
     inheritance   what it takes over at its start
     sandboxes     what a pod's containers share
     containers    starting, signalling, and how they end
+    start_report  what a fork says while it becomes one of their processes
+    sockets       where pods' sockets go, in tiers without addresses
     streams       logs and attached clients
     executions    further processes in containers
     zygotes       warm interpreters

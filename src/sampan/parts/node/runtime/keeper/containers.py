@@ -1,7 +1,7 @@
 """Starting, signalling and forgetting containers, and writing down how they end.
 
-A container is started in a fork (of the keeper, or of a zygote) that reports on a status pipe: its pid, an error, or, when the
-pipe closes, that the program runs. A container is its main process: what it leaves behind ends with it.
+A container is started in a fork (of the keeper, or of a zygote) that reports (`start_report`): its pid, an error, or, when the
+report ends, that the program runs. A container is its main process: what it leaves behind ends with it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import socket
 from dataclasses import asdict
+from functools import partial
 from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from sampan.parts.node.runtime import launch
 from sampan.parts.node.runtime.interface import Container, ExitRecord, Limits
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
 from sampan.parts.node.runtime.keeper.processes import exit_code, process_start, process_usage
+from sampan.parts.node.runtime.keeper.start_report import StartReport, Told
 from sampan.parts.node.runtime.keeper.streams import Running, Streams, close, resize
 from sampan.parts.node.runtime.keeper.zygotes import Zygote
 from sampan.parts.node.runtime.layout import record_exit, write_atomically
@@ -39,7 +40,7 @@ class Containers:
     @property
     def starting(self) -> bool:
         """The pid of some container is not known yet."""
-        return any(running.status >= 0 for running in self.held.values())
+        return any(running.starting for running in self.held.values())
 
     def start(self, request: Request, reply: Reply, *_: Any) -> None:
         """Start the container whose spec lies in its directory; answers once it runs, or with why it never will."""
@@ -75,7 +76,14 @@ class Containers:
         directory = self._keeper.layout.container(spec.sandbox, spec.id)
         sandbox, cgroups = self._keeper.sandboxes.held[spec.sandbox], self._keeper.ground.cgroups
         streams = self._streams.make(running)
-        running.status, status = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        running.report = report = StartReport(
+            self._keeper.selector,
+            Told(
+                partial(self._forked, running),
+                self._keeper.sandboxes.place_sockets(spec.sandbox),
+                partial(self._started, running),
+            ),
+        )
         entry = launch.Entry(
             tuple(cgroups.members(spec.sandbox, spec.id)),
             sandbox.pid if self._keeper.ground.isolation != "none" else 0,
@@ -88,16 +96,18 @@ class Containers:
             "mounts": self._keeper.ground.isolation != "none",
             "root": self._keeper.privileged,
             "rlimits": "pids" not in cgroups.has,
+            "sockets": self._keeper.places_sockets(spec.sandbox),
         }
+        status = report.descriptor
         running.forked = zygote is not None and self._start_forked(zygote, entry, settings, streams, status)
         if not running.forked:
             child = os.fork()
             if child == 0:
-                launch.enter(entry, status, lambda: launch.start_container(str(directory), settings, streams))
+                launch.enter(entry, status, lambda: launch.start_container(str(directory), settings, streams, status))
                 os._exit(1)
-        for descriptor in {*streams, status}:
+        for descriptor in {*streams}:
             os.close(descriptor)
-        self._keeper.selector.register(running.status, selectors.EVENT_READ, lambda: self._start_status(running))
+        report.forked()
 
     def _start_forked(
         self,
@@ -114,30 +124,19 @@ class Containers:
             return False
         return True
 
-    def _start_status(self, running: Running) -> None:
-        """Read what the entry and the container's process say until the pipe closes: then it runs (or never will)."""
-        try:
-            data = os.read(running.status, 1 << 16)
-        except BlockingIOError:
-            return
-        running.status_rest += data
-        *lines, running.status_rest = running.status_rest.split(b"\n")
-        for line in lines:
-            fields = json.loads(line)
-            if "pid" in fields:
-                running.state.pid = fields["pid"]
-                self._keeper.owners[running.state.pid] = ("container", running.state.id)
-                directory = self._keeper.layout.container(running.state.sandbox, running.state.id)
-                started = {"pid": running.state.pid, "start": process_start(running.state.pid)}
-                write_atomically(directory / "started.json", json.dumps(started).encode())
-                self._keeper.claim(running.state.pid)
-            if "error" in fields:
-                running.error, running.code = fields["error"], fields["code"]
-        if data:
-            return
-        self._keeper.selector.unregister(running.status)
-        os.close(running.status)
-        running.status = -1
+    def _forked(self, running: Running, pid: int) -> None:
+        """The container's process is there, though not yet what it is to become."""
+        running.state.pid = pid
+        self._keeper.owners[pid] = ("container", running.state.id)
+        directory = self._keeper.layout.container(running.state.sandbox, running.state.id)
+        started = {"pid": pid, "start": process_start(pid)}
+        write_atomically(directory / "started.json", json.dumps(started).encode())
+        self._keeper.claim(pid)
+
+    def _started(self, running: Running) -> None:
+        """The program runs, or never will."""
+        assert running.report is not None
+        running.error, running.code = running.report.error, running.report.code
         if not running.state.pid and running.forked and not running.error:
             # the zygote was killed with the request in its hands: start it without one
             self._keeper.ground.cgroups.kill(running.state.sandbox, running.state.id)
@@ -243,7 +242,7 @@ class Containers:
 
     def maybe_exited(self, running: Running) -> None:
         """Write the exit record and tell, once the process is reaped and its start is settled."""
-        if running.raw is None or running.status >= 0 or running.state.exit is not None:
+        if running.raw is None or running.starting or running.state.exit is not None:
             return
         state = running.state
         # a container is its main process: what it leaves behind ends with it

@@ -6,17 +6,17 @@ They belong to the agent that asked: when it goes, they go.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import selectors
 import signal
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sampan.parts.node.runtime import launch
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
 from sampan.parts.node.runtime.keeper.processes import exit_code
+from sampan.parts.node.runtime.keeper.start_report import StartReport, Told
 
 if TYPE_CHECKING:
     from sampan.parts.node.runtime.keeper.keeper import Keeper
@@ -28,13 +28,11 @@ class Execution:
 
     number: int
     container: str
-    status: int
     terminal: int
     agent: socket.socket
+    report: StartReport = field(init=False)
     pid: int = 0
-    status_rest: bytes = b""
     error: str = ""
-    code: int = 0
     raw: int | None = None
     started: bool = False
 
@@ -72,48 +70,45 @@ class Executions:
         spec, args, tty = running.spec, tuple(request["args"]), bool(request["tty"])
         streams = (descriptors[0],) * 3 if tty else (descriptors[0], descriptors[1], descriptors[2])
         self._numbers += 1
-        reader, status = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         join = running.state.pid if self._keeper.ground.isolation != "none" else 0
         entry = launch.Entry(
             tuple(self._keeper.ground.cgroups.members(spec.sandbox, spec.id)),
             join,
             self._keeper.sandboxes.flags(spec.sandbox),
         )
+        execution = Execution(self._numbers, spec.id, -1, connection)
+        execution.report = report = StartReport(
+            self._keeper.selector,
+            Told(
+                partial(self._forked, execution),
+                self._keeper.sandboxes.place_sockets(spec.sandbox),
+                partial(self._started, execution, reply),
+            ),
+        )
+        process = launch.Execution(spec, args, tty, self._keeper.privileged, self._keeper.places_sockets(spec.sandbox))
         child = os.fork()
         if child == 0:
-            launch.enter(entry, status, lambda: launch.start_exec(spec, args, tty, self._keeper.privileged, streams))
+            status = report.descriptor
+            launch.enter(entry, status, lambda: launch.start_exec(process, streams, status))
             os._exit(1)
-        os.close(status)
-        terminal = os.dup(descriptors[0]) if tty else -1
+        report.forked()
+        execution.terminal = os.dup(descriptors[0]) if tty else -1
         for descriptor in descriptors:
             os.close(descriptor)
-        execution = Execution(self._numbers, spec.id, reader, terminal, connection)
         self.held[execution.number] = execution
-        self._keeper.selector.register(reader, selectors.EVENT_READ, lambda: self._status(execution, reply))
 
-    def _status(self, execution: Execution, reply: Reply) -> None:
-        try:
-            data = os.read(execution.status, 1 << 16)
-        except BlockingIOError:
-            return
-        execution.status_rest += data
-        *lines, execution.status_rest = execution.status_rest.split(b"\n")
-        for line in lines:
-            fields = json.loads(line)
-            if "pid" in fields:
-                execution.pid = fields["pid"]
-                self._keeper.owners[execution.pid] = ("exec", str(execution.number))
-                self._keeper.claim(execution.pid)
-            if "error" in fields:
-                execution.error, execution.code = fields["error"], fields["code"]
-        if data:
-            return
-        self._keeper.selector.unregister(execution.status)
-        os.close(execution.status)
+    def _forked(self, execution: Execution, pid: int) -> None:
+        execution.pid = pid
+        self._keeper.owners[pid] = ("exec", str(execution.number))
+        self._keeper.claim(pid)
+
+    def _started(self, execution: Execution, reply: Reply) -> None:
         execution.started = True
+        execution.error = execution.report.error
         if execution.error or not execution.pid:
-            reply({"error": execution.error or "the process was killed at its start", "code": execution.code or 128})
-            execution.error = execution.error or "killed"
+            code = execution.report.code or 128
+            execution.error = execution.error or "the process was killed at its start"
+            reply({"error": execution.error, "code": code})
             if not execution.pid:
                 execution.raw = 0
         else:

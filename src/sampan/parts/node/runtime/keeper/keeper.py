@@ -9,6 +9,7 @@ import selectors
 import signal
 import socket
 from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sampan.parts.node.runtime.keeper.containers import Containers
 from sampan.parts.node.runtime.keeper.executions import Executions
 from sampan.parts.node.runtime.keeper.inheritance import claim_range, end_leftovers
 from sampan.parts.node.runtime.keeper.sandboxes import Sandboxes
+from sampan.parts.node.runtime.keeper.sockets import Sockets
 from sampan.parts.node.runtime.keeper.zygotes import Zygotes
 from sampan.parts.node.runtime.layout import Layout
 from sampan.parts.node.runtime.roots import make_skeleton
@@ -57,6 +59,7 @@ class Keeper:
         self.clock = Clock(Timeline(**options.timeline) if options.timeline else None)
         self.selector = selectors.DefaultSelector()
         self.zygotes = Zygotes(self.selector)
+        self.sockets = Sockets(self.selector)
         self.sandboxes = Sandboxes(self)
         self.containers = Containers(self)
         self.executions = Executions(self)
@@ -97,6 +100,8 @@ class Keeper:
             self.options.name, base / "probe", self.pod_range, self.options.networks, self.options.tier
         )
         self.privileged = os.geteuid() == 0 and self.ground.isolation == "root"
+        if self.ground.addresses is None:
+            self.sockets.start([one for one in self.options.networks if not _holds(one, self.pod_range)])
         end_leftovers(self.layout, self.ground.cgroups, self.clock)
         self.layout.skeleton.mkdir(exist_ok=True)
         make_skeleton(str(self.layout.skeleton))
@@ -158,6 +163,12 @@ class Keeper:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("-999")
 
+    def places_sockets(self, pod: str) -> bool:
+        """The sockets of a pod's processes go where `placing` says."""
+        return (
+            self.sockets.why is None and bool(self.sandboxes.held[pod].address) and not self.sandboxes.held[pod].netns
+        )
+
     # -- the agent's requests
 
     def _operations(self) -> dict[str, Operation]:
@@ -185,6 +196,7 @@ class Keeper:
             "tier": self.ground.tier,
             "isolation": self.ground.isolation,
             "why": self.ground.why,
+            "sockets": self.sockets.why,
             "pod_range": self.pod_range,
             "controllers": sorted(self.ground.cgroups.has),
             "cgroup": str(self.ground.cgroups.unified or ""),
@@ -260,3 +272,7 @@ class Keeper:
             if sandbox is not None:
                 sandbox.alive = False
                 self.agents.tell({"event": "sandbox-ended", "sandbox": identity})
+
+
+def _holds(network: str, part: str) -> bool:
+    return IPv4Network(part).subnet_of(IPv4Network(network))

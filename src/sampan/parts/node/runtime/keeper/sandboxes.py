@@ -11,7 +11,9 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,6 +226,7 @@ class Sandboxes:
             self._keeper.containers.forget(running)
         self.held.pop(uid, None)
         self._specs.pop(uid, None)
+        self._keeper.sockets.forget(uid)
         with contextlib.suppress(OSError):
             self._keeper.layout.sandbox(uid).unlink()
         for reply in self._removing.pop(uid):
@@ -238,6 +241,10 @@ class Sandboxes:
         if self.held[uid].netns:
             flags |= syscalls.CLONE_NEWNET
         return flags
+
+    def place_sockets(self, uid: str) -> Callable[[int], None]:
+        """What takes the listener of a process of this pod."""
+        return partial(self._keeper.sockets.add, self.held[uid], self._specs[uid].names)
 
     def reap(self) -> None:
         """Finish the removals that waited for processes to be reaped."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from sampan.kernel.clock import Clock
 from sampan.parts.node.runtime.interface import Container, ContainerSpec
+from sampan.parts.node.runtime.keeper.start_report import StartReport
 from sampan.parts.node.runtime.logs import LineFormatter, LogFile
 
 READ_SIZE = 64 * 1024
@@ -34,9 +35,8 @@ class Running:
     state: Container
     spec: ContainerSpec
     log: LogFile
-    status: int = -1
-    """The status pipe while it starts."""
-    status_rest: bytes = b""
+    report: StartReport | None = None
+    """What its fork says while it starts."""
     error: str = ""
     code: int = 0
     reply: Callable[[dict[str, Any]], None] | None = None
@@ -50,6 +50,11 @@ class Running:
     pending_stdin: bytes = b""
     forked: bool = False
     """A zygote was asked to start it."""
+
+    @property
+    def starting(self) -> bool:
+        """It has not become its program yet."""
+        return self.report is not None and self.report.open
 
 
 @dataclass
