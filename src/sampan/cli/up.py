@@ -61,6 +61,11 @@ def command(
         raise
 
 
+GC_THRESHOLDS = 10_000, 10, 20
+"""Allocations between collections, as ``gc.set_threshold`` takes them: with the interpreter's own a few thousand objects of the
+API are gone through again and again, at a tenth of a second each."""
+
+
 def run(
     parts: Mapping[str, str],
     data_dir: Path,
@@ -102,6 +107,7 @@ def run(
             if issuing is not None:
                 issuing.close()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             gc.enable()
             if platform.ready:
                 report.ready(platform_lines(data_dir, platform.listeners.addresses()))

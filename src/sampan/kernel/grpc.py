@@ -140,6 +140,10 @@ class Call:
         connection.flush_soon()
         return True
 
+    def flush(self) -> None:
+        """Write what was sent now, not at the end of this turn of the loop: for what must overtake everything else."""
+        self._connection.flush()
+
     def end(self) -> None:
         """End a stream with status OK."""
         if self._open:
@@ -282,7 +286,7 @@ class GrpcServer:
         self._scan: Timer | None = None
 
     async def start(self, listener: socket.socket) -> None:
-        """Serve on a listening socket, which is the server's from now on."""
+        """Serve on a listening socket (TCP or Unix), which is the server's from now on."""
         self._listener = SniffingListener(
             listener,
             lambda peer: _Connection(self, peer),

@@ -38,6 +38,10 @@ class Peer(NamedTuple):
     port: int
 
 
+LOCAL = Peer("", 0)
+"""Whoever is at the other end of a Unix socket."""
+
+
 class ProxyHeaderError(ValueError):
     """A PROXY header is malformed."""
 
@@ -88,12 +92,15 @@ class SniffingListener:
             if self._arriving + self._open_now() >= self._max_connections:
                 connection.close()
                 continue
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_KEEPIDLE"):
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
+            peer = LOCAL
+            if connection.family != socket.AF_UNIX:
+                peer = Peer(_plain(address[0]), address[1])
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if hasattr(socket, "TCP_KEEPIDLE"):
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
             self._arriving += 1
-            self._tasks.start("arrival", self._arrive(connection, Peer(_plain(address[0]), address[1])))
+            self._tasks.start("arrival", self._arrive(connection, peer))
 
     async def _arrive(self, connection: socket.socket, peer: Peer) -> None:
         loop = asyncio.get_running_loop()

@@ -125,6 +125,7 @@ class TrafficPart(Part[TrafficSettings]):
         self._control_plane = ControlPlane(
             self._envoy.xds_socket,
             context.clock,
+            context.tasks,
             on_load=plane.loads.take,
             on_access=self._ended,
             load_interval=settings.load_interval,

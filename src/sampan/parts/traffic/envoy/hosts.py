@@ -99,21 +99,22 @@ def groups(sharing: Sequence[Listener]) -> list[list[Listener]]:
 
 def plans(group: Sequence[Listener], sharing: Sequence[Listener]) -> list[Plan]:
     """The hosts of a group, without those a more specific listener of the port answers for, and its bare pattern."""
-    return _merged(_isolated(group, sharing))
+    kept, pattern = _isolated(group, sharing), group[0].hostname or "*"
+    made = _merged(kept)
+    if all(host.domain != pattern for host in kept):
+        made.append(Plan(pattern, [Host(pattern)]))  # nobody's: nothing falls through to it
+    return made
 
 
 def _isolated(group: Sequence[Listener], sharing: Sequence[Listener]) -> list[Host]:
     pattern = group[0].hostname
     rivals = [one.hostname for one in sharing if specificity(one.hostname) > specificity(pattern)]
-    kept = [
+    return [
         host
         for listener in group
         for host in listener.hosts.values()
         if not any(matches_host(rival, host.domain) for rival in rivals)
     ]
-    if all(host.domain != (pattern or "*") for host in kept):
-        kept.append(Host(pattern or "*"))
-    return kept
 
 
 def _merged(hosts: Iterable[Host]) -> list[Plan]:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
-
 from sampan.kernel.clock import Clock
+from sampan.kernel.grpc import Call, GrpcServer, Method
+from sampan.kernel.tasks import Tasks
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.delta import Request, Response, Stream
 from sampan.parts.traffic.xds.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
+MAX_MESSAGE = 64 << 20
+"""Bytes of the largest request taken; a load report names every endpoint."""
 ACK_TIMEOUT = 5.0
 """Seconds to wait for an Envoy's acknowledgement of one step."""
 ACK_SLICES = 20
@@ -38,26 +40,26 @@ AccessLog = Callable[[str, Any], None]
 
 
 class _Connection:
-    """One connected Envoy: its stream state, what is to be sent, and who waits for acknowledgements."""
+    """One connected Envoy: its stream state, and who waits for acknowledgements."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, call: Call) -> None:
         self.stream = Stream(snapshot)
-        self.outgoing: asyncio.Queue[Response] = asyncio.Queue()
         self.settled = asyncio.Event()
+        self._call = call
 
     def send(self, responses: list[Response]) -> None:
-        for response in responses:
-            self.outgoing.put_nowait(response)
-        self._note()
-
-    def take(self, request: Request) -> None:
-        self.send(self.stream.request(request))
-
-    def _note(self) -> None:
+        """Send these at once."""
+        if responses:
+            self._call.send(*map(_response, responses))
+            self._call.flush()
         if self.stream.pending:
             self.settled.clear()
         else:
             self.settled.set()
+
+    def take(self, request: Request) -> None:
+        """A request of Envoy's."""
+        self.send(self.stream.request(request))
 
 
 class ControlPlane:
@@ -67,10 +69,19 @@ class ControlPlane:
     """
 
     def __init__(
-        self, socket: Path, clock: Clock, *, on_load: LoadReport, on_access: AccessLog, load_interval: float
+        self,
+        path: Path,
+        clock: Clock,
+        tasks: Tasks,
+        *,
+        on_load: LoadReport,
+        on_access: AccessLog,
+        load_interval: float,
     ) -> None:
-        self._socket = socket
+        """``path``: of the Unix socket."""
+        self._path = path
         self._clock = clock
+        self._tasks = tasks
         self._on_load = on_load
         self._on_access = on_access
         self._load_interval = load_interval
@@ -81,41 +92,32 @@ class ControlPlane:
         """Called when an Envoy's stream ends: what was under way there will not be reported."""
         self.on_rejected: Callable[[], None] | None = None
         """Called when an Envoy refuses something while nothing is being published."""
-        self._server: grpc.aio.Server | None = None
+        self._server: GrpcServer | None = None
         self._connected = asyncio.Event()
 
     async def start(self) -> None:
         """Listen on the Unix socket."""
-        self._socket.unlink(missing_ok=True)
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
-        handlers = {
-            "envoy.service.discovery.v3.AggregatedDiscoveryService": {
-                "DeltaAggregatedResources": _bidi(self._deltas, "envoy.service.discovery.v3.DeltaDiscoveryRequest"),
-            },
-            "envoy.service.load_stats.v3.LoadReportingService": {
-                "StreamLoadStats": _bidi(self._loads, "envoy.service.load_stats.v3.LoadStatsRequest"),
-            },
-            "envoy.service.accesslog.v3.AccessLogService": {
-                "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(
-                    self._access_logs,
-                    request_deserializer=schema.message_type(
-                        "envoy.service.accesslog.v3.StreamAccessLogsMessage"
-                    ).FromString,
-                    response_serializer=_serialize,
-                )
-            },
-        }
-        for service, methods in handlers.items():
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-        server.add_insecure_port(f"unix:{self._socket}")
-        await server.start()
-        self._socket.chmod(0o600)
+        self._path.unlink(missing_ok=True)
+        methods = [
+            Method(f"/envoy.service.{path}", "bidirectional", bidirectional=handler)
+            for path, handler in (
+                ("discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources", self._deltas),
+                ("load_stats.v3.LoadReportingService/StreamLoadStats", self._loads),
+                ("accesslog.v3.AccessLogService/StreamAccessLogs", self._access_logs),
+            )
+        ]
+        server = GrpcServer(methods, clock=self._clock, tasks=self._tasks, max_message=MAX_MESSAGE)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self._path))
+        self._path.chmod(0o600)  # before anybody can connect
+        listener.listen()
+        await server.start(listener)
         self._server = server
 
     async def stop(self) -> None:
         """End the streams and close; Envoys keep their configuration."""
         if self._server is not None:
-            await self._server.stop(0.2)
+            await self._server.stop()
             self._server = None
 
     @property
@@ -169,37 +171,28 @@ class ControlPlane:
             return
         log.warning("an Envoy did not acknowledge its configuration within %.0f s", ACK_TIMEOUT)
 
-    async def _deltas(
-        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
-        connection = _Connection(self._snapshot)
+    async def _deltas(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        connection = _Connection(self._snapshot, call)
         self._connections.add(connection)
         self._connected.set()
-        response_type = schema.message_type("envoy.service.discovery.v3.DeltaDiscoveryResponse")
-
-        async def read() -> None:
-            async for message in requests:
-                request = _request(message)
+        cleaner = self._tasks.start("xds cleaning", self._clean(connection))
+        parse = schema.message_type("envoy.service.discovery.v3.DeltaDiscoveryRequest").FromString
+        try:
+            async for payload in requests:
+                request = _request(parse(payload))
                 connection.take(request)
                 if request.error is not None and self.on_rejected is not None and not self._publishing.locked():
                     self.on_rejected()
-
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(read())
-            cleaner = group.create_task(self._clean(connection))
-            reader.add_done_callback(lambda _: connection.outgoing.put_nowait(_END))
-            try:
-                while (response := await connection.outgoing.get()) is not _END:
-                    yield _response(response_type, response)
-            finally:
-                reader.cancel()
-                cleaner.cancel()
-                self._connections.discard(connection)
-                connection.settled.set()
-                if self.on_disconnect is not None:
-                    self.on_disconnect()
-                if not self._connections:
-                    self._connected.clear()
+        finally:
+            cleaner.cancel()
+            self._connections.discard(connection)
+            connection.settled.set()
+            if self.on_disconnect is not None:
+                self.on_disconnect()
+            if not self._connections:
+                self._connected.clear()
+        return
+        yield b""  # everything is sent as it comes about
 
     async def _clean(self, connection: _Connection) -> None:
         """Remove what a reconnected Envoy still holds of before, once it has all that replaces it."""
@@ -208,44 +201,29 @@ class ControlPlane:
             types = (*reversed(REFERRING), *REFERRED)
             connection.send(connection.stream.update(self._snapshot, types, removals=True))
 
-    async def _loads(
-        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
-        response = schema.message_type("envoy.service.load_stats.v3.LoadStatsResponse")()
-        response.send_all_clusters = True  # type: ignore[attr-defined]
-        response.report_endpoint_granularity = True  # type: ignore[attr-defined]
-        interval = response.load_reporting_interval  # type: ignore[attr-defined]
+    async def _loads(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        response: Any = schema.message_type("envoy.service.load_stats.v3.LoadStatsResponse")()
+        response.send_all_clusters = True
+        response.report_endpoint_granularity = True
+        interval = response.load_reporting_interval
         interval.seconds = int(self._load_interval)
         interval.nanos = int(self._load_interval % 1 * 1e9)
+        parse = schema.message_type("envoy.service.load_stats.v3.LoadStatsRequest").FromString
         first = True
-        async for report in requests:
+        async for payload in requests:
             if first:
                 first = False
-                yield response
-            self._on_load(report)
+                yield response.SerializeToString()
+            self._on_load(parse(payload))
 
-    async def _access_logs(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def _access_logs(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        parse = schema.message_type("envoy.service.accesslog.v3.StreamAccessLogsMessage").FromString
         name = ""
-        async for batch in requests:
+        async for payload in requests:
+            batch: Any = parse(payload)
             name = batch.identifier.log_name or name
             self._on_access(name, batch)
-        return schema.message_type("envoy.service.accesslog.v3.StreamAccessLogsResponse")()
-
-
-_END = Response("", "", (), ())
-
-
-def _bidi(handler: Any, request_type: str) -> Any:
-    return grpc.stream_stream_rpc_method_handler(
-        handler,
-        request_deserializer=schema.message_type(request_type).FromString,
-        response_serializer=_serialize,
-    )
-
-
-def _serialize(message: Any) -> bytes:
-    data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
-    return data
+        yield schema.message_type("envoy.service.accesslog.v3.StreamAccessLogsResponse")().SerializeToString()
 
 
 def _request(message: Any) -> Request:
@@ -260,8 +238,9 @@ def _request(message: Any) -> Request:
     )
 
 
-def _response(response_type: Any, response: Response) -> bytes:
-    message = response_type(type_url=response.type_url, nonce=response.nonce, removed_resources=list(response.removed))
+def _response(response: Response) -> bytes:
+    kind = schema.message_type("envoy.service.discovery.v3.DeltaDiscoveryResponse")
+    message: Any = kind(type_url=response.type_url, nonce=response.nonce, removed_resources=list(response.removed))
     for one in response.resources:
         added = message.resources.add(name=one.name, version=one.version)
         added.resource.type_url = response.type_url
