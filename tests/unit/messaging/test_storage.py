@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,11 @@ class Log:
         self.events: list[tuple[int, OSError | None]] = []
         self.log = CommitLog(path, on_commit=self._committed, **{"segment_bytes": 4096, **settings})
         self.log.open()
-        self.found = [(kind, payload) for _, kind, payload in self.log.replay(self.log.begin)]
+        try:
+            self.found = [(kind, payload) for _, kind, payload in self.log.replay(self.log.begin)]
+        except StorageError:
+            self.log.close()
+            raise
         self._changed = asyncio.Event()
         self.log.start()
 
@@ -125,21 +131,115 @@ async def test_damage_before_the_tail_is_an_error(tmp_path: Path) -> None:
         Log(tmp_path)
 
 
+async def test_acknowledged_messages_behind_damage_are_never_cut_off(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for letter in b"abc":
+        await log.append(bytes([letter]) * 100)
+    await log.log.stop()
+    [path] = tmp_path.iterdir()  # noqa: ASYNC240
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"bb", b"b!", 1))
+    with pytest.raises(StorageError, match="what was stored later follows"):
+        Log(tmp_path)
+    path.write_bytes(whole.replace(b"cc", b"c!", 1))
+    log = Log(tmp_path)
+    assert [payload[:1] for _, payload in log.found] == [b"a", b"b"]
+    await log.log.stop()
+
+
+async def test_a_torn_batch_is_cut_off_whichever_of_its_pages_came_to_disk(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    await log.append(b"a" * 100)
+    await log.append(b"b" * 100, b"c" * 100, b"d" * 100)
+    await log.log.stop()
+    [path] = tmp_path.iterdir()  # noqa: ASYNC240
+    path.write_bytes(path.read_bytes().replace(b"b" * 100, bytes(100)))
+    log = Log(tmp_path)
+    assert [payload[:1] for _, payload in log.found] == [b"a"]
+    await log.append(b"e" * 100)
+    await log.log.stop()
+    log = Log(tmp_path)
+    assert [payload[:1] for _, payload in log.found] == [b"a", b"e"]
+    await log.log.stop()
+
+
+async def test_space_is_prepared_in_pauses_and_means_nothing_after_a_crash(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log(tmp_path, segment_bytes=1 << 20)
+    for number in range(5):
+        await log.append(b"%d" % number)
+    [path] = tmp_path.iterdir()  # noqa: ASYNC240
+    while path.stat().st_size <= log.log.end:
+        await asyncio.sleep(0.001)
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    copy = crashed / path.name
+    copy.write_bytes(path.read_bytes())
+    await log.log.stop()
+    assert path.stat().st_size == log.log.end
+    again = Log(crashed, segment_bytes=1 << 20)
+    assert [payload for _, payload in again.found] == [b"%d" % number for number in range(5)]
+    assert again.log.end == log.log.end == copy.stat().st_size
+    assert not caplog.records
+    await again.log.stop()
+
+
+@pytest.mark.parametrize("prepared", [0, 5000])
+async def test_a_segment_whose_header_was_not_written_is_begun_anew(tmp_path: Path, prepared: int) -> None:
+    log = Log(tmp_path)
+    await log.append(*[b"x" * 1000 for _ in range(3)])
+    end = log.log.end
+    await log.log.stop()
+    (tmp_path / f"{end:020d}").write_bytes(bytes(prepared))
+    log = Log(tmp_path)
+    assert len(log.found) == 3
+    await log.append(b"y")
+    await log.log.stop()
+    log = Log(tmp_path)
+    assert [payload[:1] for _, payload in log.found] == [b"x", b"x", b"x", b"y"]
+    await log.log.stop()
+
+
+async def test_a_log_of_the_first_format_is_read_and_continued(tmp_path: Path) -> None:
+    frames = b"".join(
+        struct.pack("<IIBxxx", len(payload), zlib.crc32(bytes([Kind.ACK, 0, 0, 0]) + payload), Kind.ACK) + payload
+        for payload in (b"one", b"two")
+    )
+    (tmp_path / f"{0:020d}").write_bytes(b"SMPNLOG\x01" + bytes(24) + frames)
+    log = Log(tmp_path)
+    await log.append(b"three")
+    await log.log.stop()
+    log = Log(tmp_path)
+    assert [payload for _, payload in log.found] == [b"one", b"two", b"three"]
+    await log.log.stop()
+
+
+async def test_one_folder_has_one_broker(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    with pytest.raises(StorageError, match="another broker"):
+        Log(tmp_path)
+    await log.append(b"x")
+    await log.log.stop()
+    log = Log(tmp_path)
+    await log.log.stop()
+
+
 async def test_a_failed_write_is_taken_back_and_the_next_one_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log(tmp_path)
     await log.append(b"a" * 100)
-    real = os.write
+    real = os.pwrite
     full = True
 
-    def write(fd: int, data: memoryview) -> int:
+    def write(fd: int, data: memoryview, offset: int) -> int:
         if not full:
-            return real(fd, data)
-        real(fd, data[:50])
+            return real(fd, data, offset)
+        real(fd, data[:50], offset)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sampan.parts.messaging.storage.log.os.write", write)
+    monkeypatch.setattr("sampan.parts.messaging.storage.log.os.pwrite", write)
     await log.append(b"b" * 5000)
     assert isinstance(log.events[-1][1], OSError)
     assert log.log.end == log.log.durable
@@ -154,8 +254,8 @@ async def test_a_failed_write_is_taken_back_and_the_next_one_succeeds(
 
 
 async def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / f"{0:020d}").write_bytes(b"SMPNLOG\x02" + bytes(24))
-    with pytest.raises(StorageError, match="format 1"):
+    (tmp_path / f"{0:020d}").write_bytes(b"SMPNLOG\x03" + bytes(24))
+    with pytest.raises(StorageError, match="format 1 or 2"):
         Log(tmp_path)
 
 

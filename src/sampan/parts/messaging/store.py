@@ -149,6 +149,13 @@ class Store:
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         self.log.open()
+        try:
+            return self._recover()
+        except BaseException:
+            self.log.close()
+            raise
+
+    def _recover(self) -> int:
         state = checkpoint.read(self._directory)
         start = self.log.begin
         if state is not None:
