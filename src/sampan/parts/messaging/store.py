@@ -382,7 +382,9 @@ class Store:
         if error is not None:
             self._lost(error)
             return
-        self.disk_full = False
+        if self.disk_full:
+            log.warning("the commit log can be written again")
+            self.disk_full = False
         pending = self._pending
         changed: set[str] = set()
         timed = False
@@ -460,7 +462,8 @@ class Store:
             del self.halves[identifier]
 
     def _lost(self, error: OSError) -> None:
-        log.error("the commit log cannot be written: %s", error)
+        if not self.disk_full:
+            log.error("the commit log cannot be written, messages are refused: %s", error)
         self.disk_full = True
         failure = MessagingError(Reason.DISK_FULL, f"the broker cannot store messages: {error.strerror or error}")
         lost, self._pending = self._pending, deque()
