@@ -72,10 +72,14 @@ async def test_the_only_node_keeps_its_pods(cluster: Cluster) -> None:
 async def test_a_jump_of_the_clock_is_not_silence(cluster: Cluster) -> None:
     await cluster.kubelet.add_node("node-2")
     await cluster.settle()
-    for _ in range(3):
-        cluster.clock.jump(3 * 86400)
+    for seconds in (3 * 86400, 45, 60, 90, 3 * 86400):
+        await cluster.pass_time(7)
+        cluster.kubelet.silent.add("node-1")  # it comes to its report a moment after we come to look
+        cluster.clock.jump(seconds)
         await cluster.settle()
-        assert await ready(cluster, "node-1") == ("True", "KubeletReady")
+        assert await ready(cluster, "node-1") == ("True", "KubeletReady"), seconds
+        cluster.kubelet.silent.clear()
+        await cluster.pass_time(11)
     cluster.kubelet.silent.add("node-1")
     await cluster.pass_time(120)
     assert await ready(cluster, "node-1") == ("Unknown", "NodeStatusUnknown")

@@ -6,7 +6,8 @@ ready then, so Services leave them out. NoExecute taints end pods after their to
 node at all is ready, for then the trouble is more likely ours (and with one node there is nowhere to go).
 
 When the clock jumps, a node's heartbeats of the time jumped over never happened. So silence counts only as far as this
-controller was awake to listen: woken later than it asked to be by more than `GRACE`, it listens anew.
+controller was awake to listen: it looks every `LOOK` seconds, and where it is woken later than it asked to be by more than
+that, the time between does not count.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from sampan.parts.workloads.scheduling.affinity import tolerates
 
 GRACE = 50.0
 """Seconds without a report after which a node counts as unreachable (upstream 1.32)."""
+LOOK = 10.0
+"""Seconds between looks at a node that reports."""
 ON_NODE = "node"
 """The index of pods by the node they are bound to."""
 LEASE_NAMESPACE = "kube-node-lease"
@@ -83,7 +86,7 @@ class NodeLifecycleController(Controller):
             self._told[key.name] = ready
             for other in self.informer(NODES).objects():
                 self.queue.add(Key.of(other))
-        after = max(1.0, GRACE - silent) if silent < GRACE else GRACE
+        after = max(1.0, min(LOOK, GRACE - silent)) if silent < GRACE else GRACE
         self._looks[key.name] = self.clock.monotonic() + after
         return after
 
@@ -115,10 +118,10 @@ class NodeLifecycleController(Controller):
         if known is None or known[0] != beat:
             self._heard[name] = (beat, now)
             return 0.0
-        if now - self._looks.get(name, now) > GRACE and ready.get("status") != "Unknown":
-            self._heard[name] = (beat, now)
-            return 0.0
-        return now - known[1]
+        late = now - self._looks.get(name, now)
+        if late > LOOK and ready.get("status") != "Unknown":
+            self._heard[name] = (beat, known[1] + late)
+        return now - self._heard[name][1]
 
     async def _mark_unknown(self, node: Object) -> None:
         conditions = node.setdefault("status", {}).setdefault("conditions", [])
