@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import pytest
 from aiohttp import ClientSession, web
 
 from sampan.kernel.clock import Clock
@@ -69,12 +70,31 @@ async def test_a_client_that_never_finishes_its_body_is_answered_408() -> None:
 async def test_a_request_line_may_be_as_long_as_a_script_given_to_exec() -> None:
     server, port, _ = await serving()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for size, status in ((200_000, b"200"), (2 * LINE_LIMIT, b"400")):
+    for size, status in ((200_000, b"200"), (2 * LINE_LIMIT, b"431")):
         writer.write(b"GET /?command=%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % (b"x" * size, port))
         assert (await reader.readline()).split()[1] == status
         while (await reader.readline()).strip():
             pass
     writer.close()
+    await server.stop()
+
+
+async def test_what_is_no_http_is_answered_as_by_go_and_is_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    server, port, _ = await serving()
+    for nonsense in (
+        b"hello there\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"G\x00T / HTTP/1.1\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(nonsense)
+        writer.write_eof()
+        answer = await reader.read()
+        if answer:  # one that is not even a line is only hung up on
+            assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n") and answer.endswith(b"\r\n\r\n400 Bad Request")
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     await server.stop()
 
 

@@ -7,13 +7,17 @@ import base64
 import json
 import random
 import ssl
+import subprocess
+import sysconfig
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
 
+from sampan.kernel.certificates import Authority
 from sampan.testing import Platform
 
 MAPS = "/api/v1/namespaces/default/configmaps"
@@ -185,6 +189,87 @@ async def test_nobody_without_credentials(kube: Platform) -> None:
             assert (await status(answer))["reason"] == "Unauthorized"
         async with http.get("/version") as answer:
             assert answer.status == 200
+
+
+async def test_a_certificate_of_another_authority_is_refused_in_the_handshake(kube: Platform, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path)
+    pair = stranger.client_certificate("kubernetes-admin", ["system:masters"])
+    context = ssl.create_default_context(cafile=str(kube.data_dir / "pki" / "ca.crt"))
+    context.load_cert_chain(pair.certificate, pair.key)
+    async with aiohttp.ClientSession(_url(kube), connector=aiohttp.TCPConnector(ssl=context)) as http:
+        with pytest.raises(aiohttp.ClientError):
+            await http.get("/api/v1/secrets")
+    config = yaml.safe_load(kube.kubeconfig.read_text())
+    for part, file in (("client-certificate-data", pair.certificate), ("client-key-data", pair.key)):
+        config["users"][0]["user"][part] = base64.b64encode(file.read_bytes()).decode()
+    theirs = tmp_path / "kubeconfig"
+    theirs.write_text(json.dumps(config))
+    command = [sysconfig.get_path("scripts") + "/kubectl", "--kubeconfig", str(theirs), "get", "--raw", "/version"]
+    told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, "remote error: tls: unknown certificate authority" in told.stderr) == (1, True), (
+        told.stderr
+    )
+
+
+async def test_tls_handshakes_that_never_end_cost_nobody_else_anything(
+    kube: Platform, http: aiohttp.ClientSession
+) -> None:
+    host, port = _url(kube).removeprefix("https://").split(":")
+    silent = [await asyncio.open_connection(host, int(port)) for _ in range(50)]
+    for index, (_, writer) in enumerate(silent):
+        if index % 2:
+            writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the first bytes of a handshake
+            await writer.drain()
+    async with http.get("/readyz") as answer:
+        assert await answer.text() == "ok"
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")  # no TLS at all
+    assert b"200" not in await reader.read()
+    for _, one in [*silent, (reader, writer)]:
+        one.close()
+
+
+TWICE = {
+    "json": (
+        '{"metadata":{"name":"twice","labels":{"a":"1","a":"2"}},"data":{"k":"1","k":"2"}}',
+        ['duplicate field "metadata.labels.a"', 'duplicate field "data.k"'],
+    ),
+    "yaml": (
+        "metadata:\n  name: twice\n  labels: {a: '1', a: '2'}\ndata:\n  k: '1'\n  k: '2'\n",
+        ['line 3: key "a" already set in map', 'line 6: key "k" already set in map'],
+    ),
+    "apply": (
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: twice\n  labels: {a: '1', a: '2'}\ndata:\n  k: '1'\n  k: '2'\n",
+        ['line 5: key "a" already set in map', 'line 8: key "k" already set in map'],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["Strict", "Warn", "Ignore"])
+@pytest.mark.parametrize("language", list(TWICE))
+async def test_a_field_given_twice_is_told_as_the_client_asks(
+    http: aiohttp.ClientSession, how: str, language: str
+) -> None:
+    body, texts = TWICE[language]
+    if language == "apply":
+        path, method, kind = f"{MAPS}/twice?fieldManager=me&", "PATCH", "application/apply-patch+yaml"
+        strict = f"error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {texts[0]}"
+    else:
+        path, method, kind = f"{MAPS}?", "POST", f"application/{language}"
+        strict = f'ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: {texts[0]}'
+        if language == "yaml":
+            strict = strict.replace("error: ", "error: yaml: unmarshal errors:\n  ")
+    async with http.request(
+        method, f"{path}dryRun=All&fieldValidation={how}", data=body, headers={"Content-Type": kind}
+    ) as answer:
+        warnings = answer.headers.getall("Warning", [])
+        told = json.loads(await answer.read())
+    if how == "Strict":
+        assert answer.status == 400
+        assert told["message"].startswith(strict) and texts[1] in told["message"]
+    else:
+        assert (answer.status, told["data"], told["metadata"]["labels"]) == (201, {"k": "2"}, {"a": "2"})
+        assert warnings == ([f"299 - {json.dumps(text)}" for text in texts] if how == "Warn" else [])
 
 
 async def test_a_watcher_that_does_not_read_is_cut_off_and_harms_nobody(

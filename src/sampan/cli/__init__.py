@@ -45,6 +45,10 @@ COMMANDS = {
 class _Commands(click.Group):
     """Loads a command's module when it is called."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``--data-dir`` is every command's, wherever in the line it stands."""
+        return super().parse_args(ctx, hoisted(args))
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -57,6 +61,23 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def hoisted(arguments: list[str], option: str = "--data-dir") -> list[str]:
+    """The arguments with every ``option VALUE`` before ``--`` moved to the front."""
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for one in waiting:
+        if one == "--":
+            rest += [one, *waiting]
+        elif one.startswith(f"{option}="):
+            front.append(one)
+        elif one == option and (value := next(waiting, None)) is not None:
+            front += [one, value]
+        else:
+            rest.append(one)
+    return front + rest
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -125,7 +125,7 @@ def platform_lines(data_dir: Path, addresses: dict[str, tuple[str, int]]) -> lis
     """What a person wants to know of a platform that has just become ready."""
     lines = [f"ready; data in {data_dir}"]
     lines += [f"  {name:<24} {host}:{port}" for name, (host, port) in sorted(addresses.items())]
-    if (data_dir / "kubeconfig").exists():
+    if "kubernetes" in addresses:
         lines.append(f"use it with: export KUBECONFIG={data_dir / 'kubeconfig'}")
     return lines
 

@@ -121,6 +121,7 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(pair.certificate, pair.key)
+        context.sslobject_class = _TellingWhy
         if verify_clients:
             context.load_verify_locations(self.certificate_path)
             context.verify_mode = ssl.CERT_OPTIONAL
@@ -221,6 +222,25 @@ class Authority:
         if known.expires - self._now() < LEAF_DAYS * 86400 / 3:
             return True
         return record.stat().st_mtime < self.certificate_path.stat().st_mtime
+
+
+class _TellingWhy(ssl.SSLObject):
+    """The server's end of a connection, which tells a client why its certificate was refused.
+
+    Event loops close at an error and drop the alert that TLS has ready for the peer, who is left with an unexplained end of
+    file. So the error is held back until the alert has left: until the peer, which ends there, or the loop's deadline ends it.
+    """
+
+    _refused: ssl.SSLError | None = None
+
+    def do_handshake(self) -> None:
+        if self._refused is not None:
+            raise self._refused
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            self._refused = error
+            raise ssl.SSLWantReadError from error
 
 
 def _check(certificate: bytes, key: bytes) -> int:

@@ -131,6 +131,8 @@ class DataDirectory:
         if self._lock is not None:
             if self.sockets != self.run:
                 shutil.rmtree(self.sockets, ignore_errors=True)
+            for place in self.run.glob("*.sock") if self.run.is_dir() else ():
+                place.unlink(missing_ok=True)  # what nobody listens on any more
             os.close(self._lock)
             self._lock = None
 
@@ -176,17 +178,19 @@ class DataDirectory:
         write_atomic(self.run / "state.json", msgspec.json.encode(state), mode=0o600, durable=False)
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(self._lock, 32).decode().strip() or "unknown"
+            pid = os.read(lock, 32).decode().strip() or "unknown"
+            os.close(lock)
             raise DataDirectoryError(
                 f"another platform (process {pid}) is running on {self.path}; "
                 "stop it with `sampan down`, or start this one with another --data-dir and --ports auto"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        self._lock = lock
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
 
     def _check_format(self) -> None:
         file = self.path / "format"

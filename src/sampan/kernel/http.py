@@ -12,18 +12,22 @@ frozen platform waits for a slow client for ever nor a fast one cuts off everybo
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from sampan.kernel.clock import Clock, Timer
 from sampan.kernel.errors import SampanError
 
+log = logging.getLogger(__name__)
+
 HEAD_DEADLINE = 15.0
-"""Seconds a client has from its first byte (or from connecting) to the end of a request's head."""
+"""Seconds a client has from its first byte (or from connecting) to the end of a request's head, and for a TLS handshake."""
 BODY_DEADLINE = 60.0
 """Seconds a client has to send a request's body."""
 KEEPALIVE = 90.0
@@ -82,11 +86,14 @@ class HttpServer:
     async def start(self) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        listener, tls, backlog = self._listener, self._ssl_context, self._backlog
+        listener, backlog = self._listener, self._backlog
+        tls: dict[str, Any] = {}
+        if self._ssl_context is not None:
+            tls = {"ssl": self._ssl_context, "ssl_handshake_timeout": HEAD_DEADLINE}
         if listener.family == socket.AF_UNIX:
-            self._accepting = await loop.create_unix_server(self._server, sock=listener, ssl=tls, backlog=backlog)
+            self._accepting = await loop.create_unix_server(self._server, sock=listener, backlog=backlog, **tls)
         else:
-            self._accepting = await loop.create_server(self._server, sock=listener, ssl=tls, backlog=backlog)
+            self._accepting = await loop.create_server(self._server, sock=listener, backlog=backlog, **tls)
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Accept no more and close idle connections, then wait up to ``seconds`` for the requests under way."""
@@ -152,6 +159,22 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP as Go's servers do; it is the client's fault, and nothing for the log of errors."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        log.debug("%s sent what is no HTTP request: %s", request.remote, exc)
+        text = "431 Request Header Fields Too Large" if isinstance(exc, LineTooLong) else "400 Bad Request"
+        answer = web.Response(status=int(text[:3]), text=text)
+        answer.force_close()
+        return answer
 
     def begin_request(self) -> None:
         """The head is complete."""

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 import sampan.cli
 from sampan.cli.clock import Duration
 from sampan.cli.status import describe
+from sampan.cli.up import platform_lines
 
 OURS = {
     "apiVersion": "v1",
@@ -26,6 +27,26 @@ OURS = {
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(sampan.cli.sampan, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["clock", "jump", "--data-dir", "d", "3d"], ["--data-dir", "d", "clock", "jump", "3d"]),
+        (["clock", "run", "--rate", "2", "--data-dir=d"], ["--data-dir=d", "clock", "run", "--rate", "2"]),
+        (["--data-dir", "a", "up", "--data-dir", "b"], ["--data-dir", "a", "--data-dir", "b", "up"]),
+        (["image", "run", "--", "x", "--data-dir", "d"], ["image", "run", "--", "x", "--data-dir", "d"]),
+        (["up", "--data-dir"], ["up", "--data-dir"]),
+    ],
+)
+def test_the_data_directory_may_be_named_anywhere_in_the_line(given: list[str], understood: list[str]) -> None:
+    assert sampan.cli.hoisted(given) == understood
+
+
+def test_only_a_platform_with_a_kubernetes_api_says_how_kubectl_reaches_it(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text("of an earlier run with other parts")
+    assert "KUBECONFIG" not in "".join(platform_lines(tmp_path, {"messaging.grpc": ("127.0.0.1", 8081)}))
+    assert "KUBECONFIG" in "".join(platform_lines(tmp_path, {"kubernetes": ("127.0.0.1", 6443)}))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Calling a webhook: one HTTPS POST to a URL or to a Service, trusting exactly the bundle its configuration gives.
 
-The deadline is counted on the platform's clock. Connections are kept and shared by all webhooks of the process.
+The deadline is the machine's: a webhook is an outside program, and a jump of the platform's clock must not cut it off. Connections are kept and shared by all webhooks of the process.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class WebhookCaller:
         import aiohttp
 
         if self._session is None:
-            # Deadlines are the platform clock's; aiohttp's own are switched off.
+            # `post` keeps the deadline; aiohttp's own are switched off.
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, connect=None))
         return self._session
 

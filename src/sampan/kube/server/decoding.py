@@ -134,9 +134,49 @@ def _loader() -> Any:
 
 
 def duplicates(body: bytes, content_type: str) -> list[str]:
-    """Paths of keys that a JSON body gives more than once."""
-    if media_type(content_type) not in _JSON_TYPES:
-        return []
+    """What upstream says of keys that a body gives more than once: paths for JSON, lines for YAML."""
+    media = media_type(content_type)
+    if media in _JSON_TYPES:
+        return [f'duplicate field "{path}"' for path in _json_duplicates(body)]
+    return yaml_duplicates(body) if media in _YAML_TYPES else []
+
+
+def yaml_duplicates(body: bytes) -> list[str]:
+    """One text for each key that a YAML body (which can be decoded) gives again, with its line."""
+    if body.lstrip()[:1] == b"{":
+        try:
+            if not _json_duplicates(body):
+                return []  # JSON, as kubectl applies it: no need for the slow way
+        except ValueError:
+            pass  # flow-style YAML
+    import yaml
+
+    found: list[str] = []
+    seen: set[int] = set()
+
+    def look(node: Any) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                look(item)
+        elif isinstance(node, yaml.MappingNode):
+            keys: set[str] = set()
+            for key, value in node.value:
+                look(value)
+                name = key.value if isinstance(key, yaml.ScalarNode) and key.value != "<<" else None
+                if name is not None and name in keys:
+                    shown = json.dumps(name) if key.tag.endswith(":str") else name
+                    found.append(f"line {value.start_mark.line + 1}: key {shown} already set in map")
+                elif name is not None:
+                    keys.add(name)
+
+    look(yaml.compose(body, Loader=_loader()))
+    return found
+
+
+def _json_duplicates(body: bytes) -> list[str]:
     found: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> Any:

@@ -231,7 +231,7 @@ class Front:
         body = await read_body(request, self._machine)
         content_type = request.headers.get("Content-Type", "")
         obj = decoding.decode_object(body, content_type)
-        if call.options.validation_given and call.options.field_validation != "Ignore":
+        if _strict(call):
             _report_duplicates(call, decoding.duplicates(body, content_type))
         return obj
 
@@ -274,6 +274,13 @@ class Front:
             config = decoding.decode_yaml(body)
             if not isinstance(config, dict):
                 raise bad_request("error decoding YAML: expected an object")
+            if _strict(call) and (repeated := decoding.yaml_duplicates(body)):
+                if call.options.field_validation == "Strict":
+                    listed = "\n  ".join(repeated)
+                    raise bad_request(
+                        f"error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {listed}"
+                    )
+                call.warnings.extend(repeated)
             answer = await self._api.apply(call, config)
         else:
             answer = await self._api.patch(call, kind, decoding.decode_json(body))
@@ -334,13 +341,19 @@ def _selected_name(query: Query) -> str:
     return ""
 
 
-def _report_duplicates(call: Call, paths: list[str]) -> None:
-    if not paths:
+def _strict(call: Call) -> bool:
+    """Whether the client wants to hear of fields that are there twice."""
+    return call.options.validation_given and call.options.field_validation != "Ignore"
+
+
+def _report_duplicates(call: Call, texts: list[str]) -> None:
+    if not texts:
         return
-    texts = [f'duplicate field "{path}"' for path in paths]
     if call.options.field_validation == "Strict":
+        by_line = texts[0].startswith("line ")
+        listed = "yaml: unmarshal errors:\n  " + "\n  ".join(texts) if by_line else ", ".join(texts)
         raise bad_request(
             f'{call.type.kind} in version "{call.type.resource.version}" cannot be handled as a {call.type.kind}: '
-            f"strict decoding error: {', '.join(texts)}"
+            f"strict decoding error: {listed}"
         )
     call.warnings.extend(texts)
