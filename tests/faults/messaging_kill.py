@@ -156,10 +156,10 @@ async def send(client: MessagingClient, account: Account, name: str, lane: int, 
         message.topic.name = "tx"
         message.system_properties.message_id = name
         message.system_properties.message_type = pb.TRANSACTION
-        pb.SendMessageResponse.FromString(await client._call("SendMessage", request))
+        pb.SendMessageResponse.FromString(await client.call("SendMessage", request))
         end = pb.EndTransactionRequest(transaction_id=name, message_id=name, resolution=pb.COMMIT)
         end.topic.name = "tx"
-        reply = pb.EndTransactionResponse.FromString(await client._call("EndTransaction", end))
+        reply = pb.EndTransactionResponse.FromString(await client.call("EndTransaction", end))
         if reply.status.code != 20000:
             raise MessagingClientError(reply.status.code, reply.status.message)
     else:
