@@ -410,7 +410,7 @@ async def test_every_metric_of_the_reference_that_means_something_here_is_there(
         consumer_ready_messages send_to_dlq_messages commit_messages rollback_messages finish_message_latency half_messages
         rpc_latency proxy_up storage_size storage_flush_behind_bytes storage_dispatch_behind_bytes
         storage_message_reserve_time timer_enqueue timer_enqueue_lag timer_enqueue_latency timer_dequeue timer_dequeue_lag
-        timer_dequeue_latency timing_messages delay_message_latency pop_revive_retry_messages
+        timer_dequeue_latency timer_message_snapshot timing_messages delay_message_latency pop_revive_retry_messages
     """
     assert {f"rocketmq_{name}" for name in wanted.split()} <= families.keys()
     sizes = {s.labels["le"]: s.value for s in families["rocketmq_message_size"].samples if "le" in s.labels}

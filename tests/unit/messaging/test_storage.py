@@ -327,3 +327,12 @@ def test_timers_agree_with_a_sorted_list(steps: list[tuple[str, int]]) -> None:
         assert timers.count == len(model)
         assert sorted(timers) == sorted((due, at) for at, due in model.items())
         assert timers.next_due() <= min(model.values(), default=NEVER)
+        assert sum(timers.ahead(now, (1, 2, 5))) == len(model)
+
+
+def test_timers_are_counted_by_how_far_ahead_they_are() -> None:
+    timers = Timers()
+    for position, ahead in enumerate((0, 4_999, 5_000, 59_000, 60_000, 400_000_000)):
+        timers.set(1_000_000 + ahead, position)
+    timers.due(1_000_000, 0)
+    assert timers.ahead(1_000_000, (5, 60, 259_200)) == [2, 2, 2]

@@ -16,6 +16,8 @@ from sampan.parts.messaging.statistics import Histogram
 from sampan.parts.messaging.topology import DLQ_PREFIX, LITE_PREFIX, RETRY_PREFIX, SYSTEM_TOPICS
 
 _COMMON = ["cluster", "node_type", "node_id"]
+TIMER_BOUNDS = (5, 60, 300, 900, 3_600, 14_400, 28_800, 86_400, 259_200)
+"""How far ahead, in seconds: the reference's bounds, and its limit. What is further counts with the last."""
 _TYPES = {"MIXED": "normal", "UNSPECIFIED": "normal"}
 
 
@@ -188,6 +190,16 @@ class BrokerMetrics(Collector):
         yield self._gauge("rocketmq_storage_flush_behind_bytes", "Bytes not yet on disk", log.end - log.durable)
         yield self._gauge("rocketmq_storage_dispatch_behind_bytes", "Bytes not yet indexed", 0)
         yield self._gauge("rocketmq_timing_messages", "Messages held until their delivery time", store.timers.count)
+        ahead = GaugeMetricFamily(
+            "rocketmq_timer_message_snapshot",
+            "Messages held until their delivery time, by how far ahead it is at most",
+            labels=[*_COMMON, "timer_bound_s"],
+        )
+        for bound, count in zip(
+            TIMER_BOUNDS, store.timers.ahead(self._core.clock.time_ms(), TIMER_BOUNDS), strict=True
+        ):
+            ahead.add_metric([*self._node(), str(bound)], count)
+        yield ahead
         statistics = self._core.broker.statistics
         for metric, text, totals in (
             ("rocketmq_timer_enqueue", "Delayed messages taken", statistics.timers_in),

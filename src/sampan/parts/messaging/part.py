@@ -62,7 +62,7 @@ class MessagingSettings(PartSettings):
     auto_create_groups: Annotated[bool, Meta(description="create a consumer group when a client first names it")] = True
     default_queues: Annotated[int, Meta(description="queues of a topic created on demand", ge=1, le=1024)] = 8
     max_body_bytes: Annotated[int, Meta(description="largest message body", ge=1, le=33_554_432)] = 4_194_304
-    max_delay_seconds: Annotated[int, Meta(description="longest delay of a message", ge=1)] = 86_400
+    max_delay_seconds: Annotated[int, Meta(description="longest delay of a message", ge=1)] = 259_200
     max_properties_bytes: Annotated[int, Meta(description="largest sum of properties, tag and keys", le=32_000)] = (
         16_384
     )

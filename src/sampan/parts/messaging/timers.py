@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 
 NEVER = 1 << 62
@@ -81,6 +82,15 @@ class Timers:
             taken.append(entry)
             self.count -= 1
         return taken
+
+    def ahead(self, now_ms: int, bounds: tuple[int, ...]) -> list[int]:
+        """How many timers are due before each bound (seconds from now, ascending) and not before the bound below it."""
+        counts = [0] * len(bounds)
+        last = len(bounds) - 1
+        for second, bucket in self._buckets.items():
+            counts[min(last, bisect_right(bounds, second - now_ms // 1000))] += len(bucket) // 2
+        counts[0] += sum(1 for _, position in self._current if position not in self._gone)
+        return counts
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for entry in self._current:
