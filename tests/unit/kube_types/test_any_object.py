@@ -2,6 +2,7 @@
 
 import random
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sampan.kube.objects import copy
 from sampan.kube.types import schemas
 from sampan.kube.types.builtin import builtin_types
+from sampan.kube.types.resource import ResourceType, Schema
 
 NOW = datetime(2024, 1, 2, tzinfo=UTC)
 TYPES = builtin_types()
@@ -32,7 +34,7 @@ TEXTS = [
 ]
 
 
-def value(source: random.Random, schema, depth: int):
+def value(source: random.Random, schema: Schema, depth: int) -> Any:
     """A random value of a schema."""
     reference = schema.get("$ref") or (schema.get("allOf") or [{}])[0].get("$ref") or ""
     if reference.endswith("Quantity"):
@@ -74,9 +76,10 @@ def value(source: random.Random, schema, depth: int):
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.resource))
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_strategies_take_any_object_of_the_right_shape(kind, seed):
+def test_strategies_take_any_object_of_the_right_shape(kind: ResourceType, seed: int) -> None:
     # Seeds, not hypothesis' own draws: whole objects are too large for it to build and shrink.
     source, strategy = random.Random(seed), kind.strategy
+    assert kind.schema is not None
     old = value(source, kind.schema, 0) | {"apiVersion": kind.resource.api_version, "kind": kind.kind}
     old.setdefault("metadata", {}).setdefault("name", "x")
     assert strategy.prune(old) == []

@@ -4,12 +4,12 @@ import pytest
 
 from sampan.kube.objects import Kind, Resource
 from sampan.kube.types.builtin import builtin_types
-from sampan.kube.types.resource import TypeRegistry
+from sampan.kube.types.resource import ResourceType, TypeRegistry
 
 REGISTRY = TypeRegistry(builtin_types())
 
 
-def find(api_version: str, plural: str):
+def find(api_version: str, plural: str) -> ResourceType:
     group, _, version = api_version.rpartition("/")
     found = REGISTRY.find(Resource(group, version, plural))
     assert found is not None
@@ -36,12 +36,14 @@ def find(api_version: str, plural: str):
         ("apps/v1", "deployments", "status", Kind("apps", "v1", "Deployment"), {"get", "patch", "update"}),
     ],
 )
-def test_subresources_have_the_kind_and_verbs_that_clients_test(api_version, plural, subresource, kind, verbs):
+def test_subresources_have_the_kind_and_verbs_that_clients_test(
+    api_version: str, plural: str, subresource: str, kind: Kind, verbs: set[str]
+) -> None:
     found = find(api_version, plural).subresources[subresource]
     assert (found.kind, set(found.verbs)) == (kind, verbs)
 
 
-def test_kubectl_get_all_covers_the_ten_workload_resources():
+def test_kubectl_get_all_covers_the_ten_workload_resources() -> None:
     everything = {kind.resource.plural for kind in builtin_types() if "all" in kind.categories}
     assert everything == {
         "pods",
@@ -57,7 +59,7 @@ def test_kubectl_get_all_covers_the_ten_workload_resources():
     }
 
 
-def test_short_names_are_upstreams():
+def test_short_names_are_upstreams() -> None:
     short = {name: kind.resource.plural for kind in reversed(builtin_types()) for name in kind.short_names}
     names = {
         "cm": "configmaps", "cs": "componentstatuses", "ep": "endpoints", "ev": "events", "limits": "limitranges",
@@ -71,7 +73,7 @@ def test_short_names_are_upstreams():
     assert short == names
 
 
-def test_delete_answers_with_the_object_for_exactly_upstreams_kinds():
+def test_delete_answers_with_the_object_for_exactly_upstreams_kinds() -> None:
     kinds = {kind.kind for kind in builtin_types() if kind.strategy.delete_returns_object}
     assert kinds == {
         "Pod", "Service", "ServiceAccount", "PersistentVolumeClaim", "PersistentVolume", "PodTemplate", "ResourceQuota",
@@ -79,19 +81,19 @@ def test_delete_answers_with_the_object_for_exactly_upstreams_kinds():
     }  # fmt: skip
 
 
-def test_every_schema_is_the_kinds_own():
+def test_every_schema_is_the_kinds_own() -> None:
     for kind in builtin_types():
         assert kind.schema is not None
         gvk = {"group": kind.resource.group, "version": kind.resource.version, "kind": kind.kind}
         assert gvk in kind.schema["x-kubernetes-group-version-kind"]
 
 
-def test_jobs_and_replication_controllers_orphan_by_default():
+def test_jobs_and_replication_controllers_orphan_by_default() -> None:
     orphaning = {kind.kind for kind in builtin_types() if kind.strategy.default_propagation == "Orphan"}
     assert orphaning == {"Job", "ReplicationController"}
 
 
-def test_an_event_round_trips_between_its_two_shapes():
+def test_an_event_round_trips_between_its_two_shapes() -> None:
     event = {
         "apiVersion": "v1",
         "kind": "Event",
@@ -112,7 +114,7 @@ def test_an_event_round_trips_between_its_two_shapes():
     assert new_shape.to_storage(served) == event
 
 
-def test_an_autoscaler_survives_the_v1_view():
+def test_an_autoscaler_survives_the_v1_view() -> None:
     stored = {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",

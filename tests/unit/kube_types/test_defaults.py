@@ -1,8 +1,10 @@
 """Defaults: what clients find in an object that they left incomplete."""
 
+from typing import Any
+
 import pytest
 
-from sampan.kube.objects import copy
+from sampan.kube.objects import Object, copy
 from sampan.kube.types.builtin import builtin_types
 
 STRATEGIES = {(kind.resource.api_version, kind.kind): kind.strategy for kind in builtin_types()}
@@ -27,7 +29,7 @@ TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name":
 FULL_TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": POD_SPEC}
 
 
-def defaulted(api_version, kind, metadata=None, **fields):
+def defaulted(api_version: str, kind: str, metadata: Object | None = None, **fields: Any) -> Object:
     obj = {"apiVersion": api_version, "kind": kind, "metadata": metadata or {"name": "x"}, **copy(fields)}
     strategy = STRATEGIES[api_version, kind]
     strategy.default(obj)
@@ -37,7 +39,7 @@ def defaulted(api_version, kind, metadata=None, **fields):
     return obj
 
 
-def test_a_pods_spec():
+def test_a_pods_spec() -> None:
     pod = defaulted("v1", "Pod", spec={"containers": [{"name": "c", "image": "nginx:1.27"}]})
     assert pod["spec"] == POD_SPEC
 
@@ -53,12 +55,12 @@ def test_a_pods_spec():
         ("nginx@sha256:abc", "IfNotPresent"),
     ],
 )
-def test_pull_policy_follows_the_tag(image, policy):
+def test_pull_policy_follows_the_tag(image: str, policy: str) -> None:
     pod = defaulted("v1", "Pod", spec={"containers": [{"name": "c", "image": image}]})
     assert pod["spec"]["containers"][0]["imagePullPolicy"] == policy
 
 
-def test_container_details():
+def test_container_details() -> None:
     container = {
         "name": "c",
         "image": "x:1",
@@ -104,7 +106,7 @@ def test_container_details():
         ),
     ],
 )
-def test_volumes(volume, full):
+def test_volumes(volume: Object, full: Object) -> None:
     pod = defaulted("v1", "Pod", spec={"containers": [], "volumes": [{"name": "v", **volume}]})
     assert pod["spec"]["volumes"] == [{"name": "v", **full}]
 
@@ -221,22 +223,22 @@ WORKLOADS = [
 
 
 @pytest.mark.parametrize(("kind", "spec", "full"), WORKLOADS, ids=[kind[1] for kind, _, _ in WORKLOADS])
-def test_specs(kind, spec, full):
+def test_specs(kind: tuple[str, str], spec: Object, full: Object) -> None:
     assert defaulted(*kind, spec=spec)["spec"] == full
 
 
-def test_parallelism_alone_leaves_completions_open():
+def test_parallelism_alone_leaves_completions_open() -> None:
     job = defaulted("batch/v1", "Job", spec={"parallelism": 3})
     assert "completions" not in job["spec"]
 
 
-def test_a_node_port_service_has_an_external_policy():
+def test_a_node_port_service_has_an_external_policy() -> None:
     service = defaulted("v1", "Service", spec={"type": "LoadBalancer", "ports": []})
     assert service["spec"]["externalTrafficPolicy"] == "Cluster"
     assert service["spec"]["allocateLoadBalancerNodePorts"] is True
 
 
-def test_a_replaced_service_keeps_what_was_allocated():
+def test_a_replaced_service_keeps_what_was_allocated() -> None:
     strategy = STRATEGIES["v1", "Service"]
     old = {
         "metadata": {"name": "s"},
@@ -252,14 +254,14 @@ def test_a_replaced_service_keeps_what_was_allocated():
     assert new["spec"] == old["spec"]
 
 
-def test_secrets_take_plain_text_once():
+def test_secrets_take_plain_text_once() -> None:
     secret = defaulted("v1", "Secret", stringData={"a": "hi"}, data={"b": "aGk="})
     assert secret["type"] == "Opaque"
     assert secret["data"] == {"a": "aGk=", "b": "aGk="}
     assert "stringData" not in secret
 
 
-def test_bindings_name_their_group():
+def test_bindings_name_their_group() -> None:
     binding = defaulted(
         "rbac.authorization.k8s.io/v1",
         "RoleBinding",
@@ -271,7 +273,7 @@ def test_bindings_name_their_group():
     assert "apiGroup" not in binding["subjects"][1]
 
 
-def test_webhooks():
+def test_webhooks() -> None:
     obj = defaulted(
         "admissionregistration.k8s.io/v1",
         "MutatingWebhookConfiguration",
@@ -290,7 +292,7 @@ def test_webhooks():
     }
 
 
-def test_a_jobs_selector_is_its_own_uid():
+def test_a_jobs_selector_is_its_own_uid() -> None:
     job = defaulted("batch/v1", "Job", {"name": "j", "uid": "u-1"}, spec={"template": {"spec": {"containers": []}}})
     STRATEGIES["batch/v1", "Job"].prepare_create(job)
     assert job["spec"]["selector"] == {"matchLabels": {"batch.kubernetes.io/controller-uid": "u-1"}}
@@ -313,13 +315,13 @@ def test_a_jobs_selector_is_its_own_uid():
         ({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}, "Burstable"),
     ],
 )
-def test_new_pods_are_pending_with_their_quality_of_service(resources, quality):
+def test_new_pods_are_pending_with_their_quality_of_service(resources: Object, quality: str) -> None:
     pod = defaulted("v1", "Pod", spec={"containers": [{"name": "c", "image": "x", "resources": resources}]})
     STRATEGIES["v1", "Pod"].prepare_create(pod)
     assert pod["status"] == {"phase": "Pending", "qosClass": quality}
 
 
-def test_a_namespace_starts_active_and_labelled():
+def test_a_namespace_starts_active_and_labelled() -> None:
     namespace = defaulted("v1", "Namespace", {"name": "blue"})
     STRATEGIES["v1", "Namespace"].prepare_create(namespace)
     assert namespace["metadata"]["labels"] == {"kubernetes.io/metadata.name": "blue"}
@@ -338,5 +340,5 @@ def test_a_namespace_starts_active_and_labelled():
         ({"nodeName": "n"}, {"phase": "Succeeded"}, 7, 0),
     ],
 )
-def test_pods_are_given_time_to_end(spec, status, requested, grace):
+def test_pods_are_given_time_to_end(spec: Object, status: Object, requested: int | None, grace: int) -> None:
     assert STRATEGIES["v1", "Pod"].deletion_grace({"spec": spec, "status": status}, requested) == grace

@@ -7,7 +7,7 @@ from sampan.kube.types.builtin import builtin_types
 PAGE = Path(__file__).parents[3] / "docs" / "kubernetes.md"
 
 
-def test_the_page_lists_every_kind_with_its_verbs_and_subresources():
+def test_the_page_lists_every_kind_with_its_verbs_and_subresources() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGE.read_text().splitlines()

@@ -8,12 +8,15 @@ import base64
 import json
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sampan.kube.objects import Object
 from sampan.kube.status import ApiError
 from sampan.kube.types import protobuf
 
@@ -21,7 +24,7 @@ CAPTURED = json.loads((Path(__file__).parent / "kubectl_bodies.json").read_text(
 BODIES = {entry["command"].split(" --")[0]: base64.b64decode(entry["body"]) for entry in CAPTURED}
 
 
-def without_empty(value):
+def without_empty(value: Any) -> Any:
     """An object without nulls, empty maps, empty lists and empty strings, which clients print but do not send."""
     if isinstance(value, dict):
         kept = {key: without_empty(child) for key, child in value.items()}
@@ -32,7 +35,7 @@ def without_empty(value):
 
 
 @pytest.mark.parametrize("entry", [e for e in CAPTURED if e["object"]], ids=lambda e: e["command"].split(" --")[0])
-def test_kubectls_bodies_decode_to_what_kubectl_prints(entry):
+def test_kubectls_bodies_decode_to_what_kubectl_prints(entry: dict[str, Any]) -> None:
     decoded, printed = without_empty(protobuf.decode(base64.b64decode(entry["body"]))), without_empty(entry["object"])
     # Client-go's typed requests fill these in; a dry run prints them or does not.
     for obj in (decoded, printed):
@@ -42,7 +45,7 @@ def test_kubectls_bodies_decode_to_what_kubectl_prints(entry):
     assert decoded == printed
 
 
-def test_reviews_and_tokens_decode():
+def test_reviews_and_tokens_decode() -> None:
     token = protobuf.decode(BODIES["kubectl create token robot"])
     assert token["kind"] == "TokenRequest"
     assert token["apiVersion"] == "authentication.k8s.io/v1"
@@ -81,17 +84,18 @@ def envelope(api_version: str, kind: str, raw: bytes) -> bytes:
     return b"k8s\0" + chunk(1, chunk(1, api_version.encode()) + chunk(2, kind.encode())) + chunk(2, raw)
 
 
-def sample(draw, message: str, depth: int):
+def sample(source: st.DataObject, message: str, depth: int) -> tuple[bytes, Object]:
     """A message's wire bytes and the JSON it should give."""
-    wire, expected = b"", {}
+    wire = b""
+    expected: Object = {}
     for number, (label, kind, keep, shape, nested) in protobuf._fields(message).items():
-        if not draw(st.booleans()) or (nested and depth > 2) or nested.startswith("apiextensions.v1.JSON"):
+        if not source.draw(st.booleans()) or (nested and depth > 2) or nested.startswith("apiextensions.v1.JSON"):
             continue
 
-        def one(kind=kind, nested=nested):
+        def one(kind: str = kind, nested: str = nested) -> tuple[Any, Any]:
             if nested:
-                return sample(draw, nested, depth + 1)
-            return SCALARS[kind](draw)
+                return sample(source, nested, depth + 1)
+            return SCALARS[kind](source)
 
         if shape == "":
             data, value = one()
@@ -102,7 +106,7 @@ def sample(draw, message: str, depth: int):
             if value is not None and (keep or value or (not nested and value not in ("", 0, False))):
                 expected[label] = value
         elif shape == "[]":
-            pairs = [one() for _ in range(draw(st.integers(1, 2)))]
+            pairs = [one() for _ in range(source.draw(st.integers(1, 2)))]
             wire += b"".join(wired(number, kind, data) for data, _ in pairs)
             expected[label] = [value for _, value in pairs]
         elif shape == "M:":
@@ -118,58 +122,58 @@ def sample(draw, message: str, depth: int):
     return wire, expected
 
 
-def wired(number: int, kind: str, data) -> bytes:
-    if kind in ("b", "i"):
+def wired(number: int, kind: str, data: int | bytes) -> bytes:
+    if isinstance(data, int):
         return integer(number, data)
     if kind == "d":
         return varint(number << 3 | 1) + data
     return chunk(number, data)
 
 
-def scalar_string(draw):
-    text = draw(st.text(max_size=8))
+def scalar_string(source: st.DataObject) -> tuple[bytes, str]:
+    text = source.draw(st.text(max_size=8))
     return text.encode(), text
 
 
-def scalar_integer(draw):
-    value = draw(st.integers(-(2**63), 2**63 - 1))
+def scalar_integer(source: st.DataObject) -> tuple[int, int]:
+    value = source.draw(st.integers(-(2**63), 2**63 - 1))
     return value, value
 
 
-def scalar_int_or_string(draw):
-    if draw(st.booleans()):
-        value = draw(st.integers(-(2**31), 2**31 - 1))
+def scalar_int_or_string(source: st.DataObject) -> tuple[bytes, int | str]:
+    if source.draw(st.booleans()):
+        value = source.draw(st.integers(-(2**31), 2**31 - 1))
         return integer(1, 0) + integer(2, value) + chunk(3, b""), value
     return integer(1, 1) + integer(2, 0) + chunk(3, b"50%"), "50%"
 
 
-def scalar_bytes(draw):
-    data = draw(st.binary(max_size=8))
+def scalar_bytes(source: st.DataObject) -> tuple[bytes, str]:
+    data = source.draw(st.binary(max_size=8))
     return data, base64.b64encode(data).decode()
 
 
-def scalar_time(draw):
-    seconds = draw(st.integers(0, 4102444800))
+def scalar_time(source: st.DataObject) -> tuple[bytes, str]:
+    seconds = source.draw(st.integers(0, 4102444800))
     return integer(1, seconds) + integer(2, 0), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def scalar_micro_time(draw):
-    wire, text = scalar_time(draw)
+def scalar_micro_time(source: st.DataObject) -> tuple[bytes, str]:
+    wire, text = scalar_time(source)
     return wire, text[:-1] + ".000000Z"
 
 
-SCALARS = {
+SCALARS: dict[str, Callable[[st.DataObject], tuple[int | bytes, Any]]] = {
     "s": scalar_string,
     "i": scalar_integer,
-    "b": lambda draw: (value := draw(st.booleans()), value),
-    "d": lambda draw: (struct.pack("<d", 1.5), 1.5),
+    "b": lambda source: (value := source.draw(st.booleans()), value),
+    "d": lambda source: (struct.pack("<d", 1.5), 1.5),
     "B": scalar_bytes,
-    "Q": lambda draw: (chunk(1, b"10m"), "10m"),
+    "Q": lambda source: (chunk(1, b"10m"), "10m"),
     "IS": scalar_int_or_string,
     "T": scalar_time,
     "MT": scalar_micro_time,
-    "RX": lambda draw: (chunk(1, b'{"a":1}'), {"a": 1}),
-    "F1": lambda draw: (chunk(1, b'{"f:a":{}}'), {"f:a": {}}),
+    "RX": lambda source: (chunk(1, b'{"a":1}'), {"a": 1}),
+    "F1": lambda source: (chunk(1, b'{"f:a":{}}'), {"f:a": {}}),
 }
 
 
@@ -195,14 +199,14 @@ SCALARS = {
     ),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_field_of_the_table_decodes(data, kind):
+def test_every_field_of_the_table_decodes(data: st.DataObject, kind: tuple[str, str, str]) -> None:
     api_version, name, message = kind
-    wire, expected = sample(data.draw, message, 0)
+    wire, expected = sample(data, message, 0)
     decoded = protobuf.decode(envelope(api_version, name, wire))
     assert decoded == {"apiVersion": api_version, "kind": name} | expected
 
 
-def test_crd_schemas_decode_with_their_unions():
+def test_crd_schemas_decode_with_their_unions() -> None:
     def prop(name: bytes, schema: bytes) -> bytes:
         return chunk(29, chunk(1, name) + chunk(2, schema))
 
@@ -226,7 +230,7 @@ def test_crd_schemas_decode_with_their_unions():
     }
 
 
-def test_delete_options_are_meta_kinds_whatever_group_they_name():
+def test_delete_options_are_meta_kinds_whatever_group_they_name() -> None:
     body = envelope("apps/v1", "DeleteOptions", integer(1, 0) + chunk(4, b"Foreground"))
     assert protobuf.decode(body) == {
         "apiVersion": "apps/v1",
@@ -236,7 +240,7 @@ def test_delete_options_are_meta_kinds_whatever_group_they_name():
     }
 
 
-def test_fields_of_newer_clients_are_skipped():
+def test_fields_of_newer_clients_are_skipped() -> None:
     unknown = (
         integer(1000, 7) + chunk(1001, b"x") + varint(1002 << 3 | 5) + b"1234" + varint(1003 << 3 | 1) + b"12345678"
     )
@@ -258,14 +262,14 @@ def test_fields_of_newer_clients_are_skipped():
         (envelope("apps/v1", "ControllerRevision", chunk(2, chunk(1, b"{"))), "embedded JSON"),
     ],
 )  # fmt: skip
-def test_malformed_bodies_are_bad_requests(body, message):
+def test_malformed_bodies_are_bad_requests(body: bytes, message: str) -> None:
     with pytest.raises(ApiError) as caught:
         protobuf.decode(body)
     assert caught.value.code == 400
     assert message in caught.value.message
 
 
-def test_nesting_is_bounded():
+def test_nesting_is_bounded() -> None:
     schema = chunk(5, b"object")
     for _ in range(200):
         schema = chunk(28, schema)
@@ -278,7 +282,7 @@ def test_nesting_is_bounded():
 
 @given(st.sampled_from(sorted(BODIES)), st.integers(0, 250), st.binary(min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None)
-def test_damaged_bodies_decode_or_are_bad_requests(name, at, damage):
+def test_damaged_bodies_decode_or_are_bad_requests(name: str, at: int, damage: bytes) -> None:
     body = bytearray(BODIES[name])
     at %= len(body)
     body[at : at + len(damage)] = damage
@@ -292,7 +296,7 @@ def test_damaged_bodies_decode_or_are_bad_requests(name, at, damage):
 
 @given(st.binary(max_size=200))
 @settings(deadline=None)
-def test_any_bytes_decode_or_are_bad_requests(raw):
+def test_any_bytes_decode_or_are_bad_requests(raw: bytes) -> None:
     try:
         json.dumps(protobuf.decode(envelope("apps/v1", "Deployment", raw)), allow_nan=False)
     except ApiError as error:

@@ -1,8 +1,10 @@
 """The shape of built-in kinds: unknown fields, wrong types, canonical values."""
 
+from typing import Any
+
 import pytest
 
-from sampan.kube.objects import copy
+from sampan.kube.objects import Object, copy
 from sampan.kube.status import ApiError
 from sampan.kube.types.builtin import builtin_types
 
@@ -25,17 +27,17 @@ POD = {
 }
 
 
-def pod_with(path: str, value):
-    obj = copy(POD)
+def pod_with(path: str, value: Any) -> Object:
+    obj: Object = copy(POD)
     *steps, last = [int(step) if step.isdigit() else step for step in path.split("/")]
-    place = obj
+    place: Any = obj
     for step in steps:
         place = place[step]
     place[last] = value
     return obj
 
 
-def test_a_good_object_is_left_as_it_is():
+def test_a_good_object_is_left_as_it_is() -> None:
     obj = copy(POD)
     assert STRATEGIES["Pod"].prune(obj) == []
     assert obj == POD
@@ -52,7 +54,7 @@ def test_a_good_object_is_left_as_it_is():
         ("spec/containers/0/livenessProbe/initialDelaySeconds", 0),
     ],
 )
-def test_what_go_leaves_out_when_it_is_empty_is_absent(path, value):
+def test_what_go_leaves_out_when_it_is_empty_is_absent(path: str, value: Any) -> None:
     obj = pod_with(path, value)
     assert STRATEGIES["Pod"].prune(obj) == []
     assert obj == POD
@@ -73,7 +75,7 @@ def test_what_go_leaves_out_when_it_is_empty_is_absent(path, value):
         ("spec/securityContext", {}),
     ],
 )
-def test_a_zero_that_means_something_stays(path, value):
+def test_a_zero_that_means_something_stays(path: str, value: Any) -> None:
     obj = pod_with(path, value)
     expected = copy(obj)
     assert STRATEGIES["Pod"].prune(obj) == []
@@ -90,20 +92,20 @@ def test_a_zero_that_means_something_stays(path, value):
         ("spec/containers/0/ports/0/colour", "spec.containers[0].ports[0].colour"),
     ],
 )
-def test_unknown_fields_are_dropped_and_named(path, unknown):
+def test_unknown_fields_are_dropped_and_named(path: str, unknown: str) -> None:
     obj = pod_with(path, {"a": 1})
     assert STRATEGIES["Pod"].prune(obj) == [unknown]
     assert obj == POD
 
 
 @pytest.mark.parametrize("path", ["metadata/generateName", "spec/volumes", "spec/containers/0/env", "status"])
-def test_null_is_absent(path):
+def test_null_is_absent(path: str) -> None:
     obj = pod_with(path, None)
     assert STRATEGIES["Pod"].prune(obj) == []
     assert obj == POD
 
 
-def test_null_in_a_map_is_the_zero_value():
+def test_null_in_a_map_is_the_zero_value() -> None:
     obj = pod_with("metadata/annotations", {"a": None})
     STRATEGIES["Pod"].prune(obj)
     assert obj["metadata"]["annotations"] == {"a": ""}
@@ -112,7 +114,7 @@ def test_null_in_a_map_is_the_zero_value():
 @pytest.mark.parametrize(
     ("value", "canonical"), [("1000m", "1"), (1, "1"), (0.5, "500m"), ("1024Mi", "1Gi"), ("100m", "100m")]
 )
-def test_quantities_become_canonical(value, canonical):
+def test_quantities_become_canonical(value: Any, canonical: str) -> None:
     obj = pod_with("spec/containers/0/resources/limits/cpu", value)
     STRATEGIES["Pod"].prune(obj)
     assert obj["spec"]["containers"][0]["resources"]["limits"]["cpu"] == canonical
@@ -149,7 +151,7 @@ def test_quantities_become_canonical(value, canonical):
         ),
     ],
 )  # fmt: skip
-def test_wrong_types_are_refused_in_gos_words(path, value, message):
+def test_wrong_types_are_refused_in_gos_words(path: str, value: Any, message: str) -> None:
     with pytest.raises(ApiError) as caught:
         STRATEGIES["Pod"].prune(pod_with(path, value))
     assert caught.value.code == 400
@@ -157,8 +159,8 @@ def test_wrong_types_are_refused_in_gos_words(path, value, message):
     assert message in caught.value.message
 
 
-def test_bytes_must_be_base64():
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "aGk="}}
+def test_bytes_must_be_base64() -> None:
+    secret: Object = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "aGk="}}
     assert STRATEGIES["Secret"].prune(secret) == []
     secret["data"]["a"] = "aG\nk="
     STRATEGIES["Secret"].prune(secret)
@@ -168,15 +170,15 @@ def test_bytes_must_be_base64():
         STRATEGIES["Secret"].prune(secret)
 
 
-def test_free_form_values_pass():
+def test_free_form_values_pass() -> None:
     revision = {"kind": "ControllerRevision", "apiVersion": "apps/v1", "revision": 1, "data": {"spec": {"x": None}}}
     assert STRATEGIES["ControllerRevision"].prune(revision) == []
     assert revision["data"] == {"spec": {"x": None}}
 
 
-def test_crd_schemas_are_not_pruned():
+def test_crd_schemas_are_not_pruned() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string", "default": "x"}}}}
-    crd = {
+    crd: Object = {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": "x"},

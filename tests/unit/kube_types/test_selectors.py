@@ -22,7 +22,7 @@ LABELS = {"app": "web", "tier": "front", "weight": "10"}
         ("example.com/app!=x", True),
     ],
 )  # fmt: skip
-def test_label_selectors(text, matches):
+def test_label_selectors(text: str, matches: bool) -> None:
     assert selectors.parse_labels(text).matches(LABELS) is matches
 
 
@@ -30,18 +30,18 @@ def test_label_selectors(text, matches):
     "text",
     ["app=web tier=x", "=x", "app in web", "app in (web", "app,,tier", "a b", "-x=y", "x=-y", "w>a", "app=a=b", ","],
 )
-def test_bad_label_selectors_are_refused(text):
+def test_bad_label_selectors_are_refused(text: str) -> None:
     with pytest.raises(ApiError) as caught:
         selectors.parse_labels(text)
     assert caught.value.code == 400
 
 
-def test_the_text_of_a_selector_parses_to_the_same_selector():
+def test_the_text_of_a_selector_parses_to_the_same_selector() -> None:
     selector = selectors.parse_labels("!c,app in (b,a),x=1,y!=2,w>3")
     assert selectors.parse_labels(str(selector)) == selector
 
 
-def test_selector_objects():
+def test_selector_objects() -> None:
     selector = selectors.of_object(
         {"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["back"]}]}
     )
@@ -52,7 +52,7 @@ def test_selector_objects():
     assert not selectors.of_map({}).matches(LABELS)
 
 
-def test_bad_selector_objects_are_reported():
+def test_bad_selector_objects_are_reported() -> None:
     problems = Problems()
     selector = {
         "matchLabels": {"-": "x"},
@@ -74,7 +74,7 @@ def test_bad_selector_objects_are_reported():
         ("metadata.name=a,status.phase!=Failed", True), ("note=x\\,y\\=z\\\\", True), ("spec.nodeName=", True),
     ],
 )  # fmt: skip
-def test_field_selectors(text, matches):
+def test_field_selectors(text: str, matches: bool) -> None:
     fields = {"metadata.name": "a", "status.phase": "Running", "note": "x,y=z\\", "spec.nodeName": ""}
     selector = selectors.parse_fields(text)
     assert selector.matches(fields) is matches
@@ -82,13 +82,13 @@ def test_field_selectors(text, matches):
 
 
 @pytest.mark.parametrize("text", ["metadata.name", "a=b=c", "a=\\x", "a=b\\"])
-def test_bad_field_selectors_are_refused(text):
+def test_bad_field_selectors_are_refused(text: str) -> None:
     with pytest.raises(ApiError) as caught:
         selectors.parse_fields(text)
     assert caught.value.code == 400
 
 
-def test_fields_that_cannot_be_selected_by_are_named():
+def test_fields_that_cannot_be_selected_by_are_named() -> None:
     with pytest.raises(ApiError, match=r"field label not supported: spec\.x"):
         selectors.parse_fields("spec.x=1").check({"metadata.name", "metadata.namespace", "status.phase"})
     with pytest.raises(ApiError, match=r'"spec\.x" is not a known field selector: only "metadata\.name"'):
@@ -97,7 +97,7 @@ def test_fields_that_cannot_be_selected_by_are_named():
 
 
 @given(st.text("ab=!,() in<>\\", max_size=14))
-def test_any_text_is_a_selector_or_a_bad_request(text):
+def test_any_text_is_a_selector_or_a_bad_request(text: str) -> None:
     for parse in (selectors.parse_labels, selectors.parse_fields):
         try:
             parse(text)

@@ -1,9 +1,12 @@
 """Custom resources: pruning, defaulting and validation by structural schema, with the real server's texts."""
 
+from typing import Any
+
 import pytest
 
-from sampan.kube.objects import Kind, copy
+from sampan.kube.objects import Kind, Object, copy
 from sampan.kube.status import ApiError
+from sampan.kube.types.resource import Schema
 from sampan.kube.types.structural import apply_defaults, prune
 from sampan.kube.types.structural_validation import validate
 
@@ -11,7 +14,7 @@ KIND = Kind("example.com", "v1", "Widget")
 STRING = {"type": "string"}
 
 
-def of(**properties):
+def of(**properties: Schema) -> Object:
     return {"type": "object", "properties": properties}
 
 
@@ -26,7 +29,7 @@ SCHEMA = of(
 )
 
 
-def widget(**spec):
+def widget(**spec: Any) -> Object:
     return {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": spec}
 
 
@@ -45,13 +48,13 @@ def widget(**spec):
         ({"name": {"wrong": "type"}}, {"name": {}}, ["spec.name.wrong"]),
     ],
 )  # fmt: skip
-def test_pruning(spec, kept, dropped):
+def test_pruning(spec: Object, kept: Object, dropped: list[str]) -> None:
     obj = widget(**copy(spec))
     assert prune(obj, SCHEMA, KIND) == dropped
     assert obj == widget(**kept)
 
 
-def test_metadata_is_decoded_strictly():
+def test_metadata_is_decoded_strictly() -> None:
     obj = widget()
     obj["metadata"]["labels"] = {"a": 1}
     with pytest.raises(
@@ -60,7 +63,7 @@ def test_metadata_is_decoded_strictly():
         prune(obj, SCHEMA, KIND)
 
 
-def test_defaults():
+def test_defaults() -> None:
     schema = of(
         spec=of(
             size={"type": "integer", "default": 3},
@@ -72,7 +75,7 @@ def test_defaults():
             each={"type": "object", "additionalProperties": of(a={"type": "integer", "default": 1})},
         )
     )
-    value = {"spec": {"size": None, "mode": None, "note": None, "many": [{}], "each": {"k": {}}}}
+    value: Object = {"spec": {"size": None, "mode": None, "note": None, "many": [{}], "each": {"k": {}}}}
     apply_defaults(value, schema)
     assert value == {
         "spec": {"size": 3, "mode": None, "nested": {"a": "b"}, "many": [{"a": 1}], "each": {"k": {"a": 1}}}
@@ -116,7 +119,7 @@ def test_defaults():
         ({"x-kubernetes-int-or-string": True}, True, 'spec.x: Invalid value: "boolean": spec.x in body must be of type integer,string: "boolean"'),
     ],
 )  # fmt: skip
-def test_validation_texts(schema, value, message):
+def test_validation_texts(schema: Schema, value: Any, message: str) -> None:
     errors = validate({"spec": {"x": value}}, of(spec=of(x=schema)))
     assert [f"{error.field}: {error.message}" for error in errors][:1] == [message]
 
@@ -139,11 +142,11 @@ def test_validation_texts(schema, value, message):
         ({"type": "string", "format": "no-such-format"}, "x"),
     ],
 )
-def test_valid_values(schema, value):
+def test_valid_values(schema: Schema, value: Any) -> None:
     assert validate({"x": value}, of(x=schema)) == []
 
 
-def test_what_did_not_change_is_not_judged_again():
+def test_what_did_not_change_is_not_judged_again() -> None:
     schema = of(
         spec=of(
             a={"type": "string", "maxLength": 1},

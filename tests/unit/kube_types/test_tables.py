@@ -1,11 +1,14 @@
 """Table rows: what kubectl get prints."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from sampan.kube.objects import Object
 from sampan.kube.types import duration
 from sampan.kube.types.builtin import builtin_types
+from sampan.kube.types.resource import ResourceType
 
 NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 CREATED = "2024-01-02T02:59:05Z"
@@ -13,7 +16,7 @@ TYPES = builtin_types()
 STRATEGIES = {kind.resource: kind.strategy for kind in TYPES}
 
 
-def row(kind, **fields):
+def row(kind: str, **fields: Any) -> dict[str, Any]:
     strategy = next(t.strategy for t in TYPES if t.kind == kind)
     obj = {
         "metadata": {"name": "x", "namespace": "d", "creationTimestamp": CREATED, **fields.pop("metadata", {})},
@@ -26,7 +29,7 @@ def row(kind, **fields):
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind.resource))
-def test_every_kind_has_a_cell_for_each_column_even_of_an_empty_object(kind):
+def test_every_kind_has_a_cell_for_each_column_even_of_an_empty_object(kind: ResourceType) -> None:
     obj = {"apiVersion": kind.resource.api_version, "kind": kind.kind, "metadata": {"name": "x"}}
     cells = kind.strategy.row(obj, NOW)
     assert len(cells) == len(kind.strategy.columns)
@@ -41,19 +44,19 @@ def test_every_kind_has_a_cell_for_each_column_even_of_an_empty_object(kind):
         (691200, "8d"), (63071999, "729d"), (63072000, "2y"), (63158400, "2y1d"), (252288000, "8y"),
     ],
 )  # fmt: skip
-def test_durations_are_kubectls(seconds, text):
+def test_durations_are_kubectls(seconds: int, text: str) -> None:
     assert duration.human(timedelta(seconds=seconds)) == text
 
 
-def running(**more):
+def running(**more: Any) -> Object:
     return {"name": "c", "ready": True, "restartCount": 0, "state": {"running": {}}, **more}
 
 
-def waiting(reason, **more):
+def waiting(reason: str, **more: Any) -> Object:
     return {"name": "c", "ready": False, "restartCount": 0, "state": {"waiting": {"reason": reason}}, **more}
 
 
-def ended(**terminated):
+def ended(**terminated: Any) -> Object:
     return {"name": "c", "ready": False, "restartCount": 0, "state": {"terminated": terminated}}
 
 
@@ -96,12 +99,12 @@ INITIALIZED = [{"type": "Initialized", "status": "True"}]
         ),
     ],
 )  # fmt: skip
-def test_a_pods_state(spec, status, metadata, ready, state):
+def test_a_pods_state(spec: Object, status: Object, metadata: Object, ready: str, state: str) -> None:
     cells = row("Pod", spec=spec, status=status, metadata=metadata)
     assert (cells["Ready"], cells["Status"]) == (ready, state)
 
 
-def test_restarts_say_when_the_last_was():
+def test_restarts_say_when_the_last_was() -> None:
     last = {"lastState": {"terminated": {"finishedAt": "2024-01-02T02:59:05Z"}}, "restartCount": 3}
     cells = row("Pod", spec=ONE, status={"phase": "Running", "containerStatuses": [running(**last)]})
     assert cells["Restarts"] == "3 (5m ago)"
@@ -109,7 +112,7 @@ def test_restarts_say_when_the_last_was():
     assert cells["Node"] == "<none>"
 
 
-def test_finished_pods_carry_a_row_condition():
+def test_finished_pods_carry_a_row_condition() -> None:
     strategy = next(t.strategy for t in TYPES if t.kind == "Pod")
     assert strategy.row_conditions({"metadata": {}, "status": {"phase": "Succeeded"}})[0]["reason"] == "Succeeded"
     assert strategy.row_conditions({"metadata": {}, "status": {"phase": "Running"}}) == []
@@ -176,12 +179,12 @@ SELECTOR = {"matchLabels": {"app": "web"}}
         ("Event", {"involvedObject": {"kind": "Pod", "name": "p"}, "lastTimestamp": CREATED, "type": "Normal", "reason": "R", "message": "m\n", "source": {"component": "kubelet", "host": "n"}}, {"Last Seen": "5m", "Object": "pod/p", "Message": "m", "Source": "kubelet, n"}),
     ],
 )  # fmt: skip
-def test_cells(kind, fields, expected):
+def test_cells(kind: str, fields: Object, expected: dict[str, Any]) -> None:
     cells = row(kind, **fields)
     assert {name: cells[name] for name in expected} == expected
 
 
-def test_pod_columns_are_in_kubectls_order():
+def test_pod_columns_are_in_kubectls_order() -> None:
     columns = next(t.strategy for t in TYPES if t.kind == "Pod").columns
     names = ["Name", "Ready", "Status", "Restarts", "Age", "IP", "Node", "Nominated Node", "Readiness Gates"]
     assert [column.name for column in columns] == names

@@ -1,9 +1,12 @@
 """Field validation of built-in kinds: a good object passes, and each single fault gets upstream's path, reason and words."""
 
+from typing import Any
+
 import pytest
 
-from sampan.kube.objects import copy
+from sampan.kube.objects import Object, copy
 from sampan.kube.types.builtin import builtin_types
+from sampan.kube.types.resource import Strategy
 
 STRATEGIES = {(kind.resource.api_version, kind.kind): kind.strategy for kind in builtin_types()}
 META = {"name": "web", "namespace": "d"}
@@ -118,7 +121,7 @@ GOOD = {
 }  # fmt: skip
 
 
-def good(kind):
+def good(kind: str) -> tuple[Object, Strategy]:
     """A valid, defaulted object as it stands right before validation, and its strategy."""
     api_version, fields = GOOD[kind]
     obj = {"apiVersion": api_version, "kind": kind, "metadata": META, **copy(fields)}
@@ -130,19 +133,20 @@ def good(kind):
     return obj, strategy
 
 
-def put(obj, path, value):
+def put(obj: Object, path: str, value: Any) -> None:
     """Set (or, with ..., delete) what a path of keys and indexes names."""
     *steps, last = [int(step) if step.isdigit() else step for step in path.split("/")]
+    place: Any = obj
     for step in steps:
-        obj = obj.setdefault(step, {}) if isinstance(step, str) else obj[step]
+        place = place.setdefault(step, {}) if isinstance(step, str) else place[step]
     if value is ...:
-        del obj[last]
+        del place[last]
     else:
-        obj[last] = value
+        place[last] = value
 
 
 @pytest.mark.parametrize("kind", sorted(GOOD))
-def test_good_objects_pass_and_have_no_unknown_fields(kind):
+def test_good_objects_pass_and_have_no_unknown_fields(kind: str) -> None:
     obj, strategy = good(kind)
     assert strategy.prune(obj) == []
     assert strategy.validate(obj) == []
@@ -261,7 +265,7 @@ FAULTS = [
 @pytest.mark.parametrize(
     ("kind", "path", "value", "text"), FAULTS, ids=[f"{kind}:{path}:{i}" for i, (kind, path, _, _) in enumerate(FAULTS)]
 )
-def test_each_fault_is_named(kind, path, value, text):
+def test_each_fault_is_named(kind: str, path: str, value: Any, text: str) -> None:
     obj, strategy = good(kind)
     put(obj, path, value)
     errors = [f"{error.field}: {error.message}" for error in strategy.validate(obj)]
@@ -298,7 +302,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "text"), CHANGES)
-def test_what_may_change(kind, path, value, text):
+def test_what_may_change(kind: str, path: str, value: Any, text: str | None) -> None:
     old, strategy = good(kind)
     new = copy(old)
     put(new, path, value)
@@ -310,7 +314,7 @@ def test_what_may_change(kind, path, value, text):
 
 
 @pytest.mark.parametrize("kind", ["ConfigMap", "Secret"])
-def test_immutable_data_stays(kind):
+def test_immutable_data_stays(kind: str) -> None:
     old, strategy = good(kind)
     old["immutable"] = True
     new = copy(old)
@@ -320,7 +324,7 @@ def test_immutable_data_stays(kind):
     ]
 
 
-def test_a_suspended_job_that_never_started_may_change_its_template():
+def test_a_suspended_job_that_never_started_may_change_its_template() -> None:
     old, strategy = good("Job")
     old["spec"]["suspend"] = True
     new = copy(old)
@@ -328,7 +332,7 @@ def test_a_suspended_job_that_never_started_may_change_its_template():
     assert strategy.validate_update(new, old) == []
 
 
-def test_a_cluster_address_stays():
+def test_a_cluster_address_stays() -> None:
     old, strategy = good("Service")
     old["spec"]["clusterIP"] = "10.0.0.1"
     new = copy(old)
@@ -336,7 +340,7 @@ def test_a_cluster_address_stays():
     assert [error.field for error in strategy.validate_update(new, old)] == ["spec.clusterIPs[0]"]
 
 
-def test_no_finalizers_are_added_to_what_is_going():
+def test_no_finalizers_are_added_to_what_is_going() -> None:
     old, strategy = good("ConfigMap")
     old["metadata"]["deletionTimestamp"] = "2024-01-01T00:00:00Z"
     new = copy(old)
@@ -344,21 +348,21 @@ def test_no_finalizers_are_added_to_what_is_going():
     assert strategy.validate_update(new, old)[0].reason == "FieldValueForbidden"
 
 
-def test_cron_job_names_leave_room_for_the_time():
+def test_cron_job_names_leave_room_for_the_time() -> None:
     obj, strategy = good("CronJob")
     obj["metadata"]["name"] = "x" * 53
     assert "must be no more than 52 characters" in strategy.validate(obj)[0].message
 
 
 @pytest.mark.parametrize("schedule", ["*/5 * * * *", "0 0 1 JAN MON", "@daily", "@every 1h", "0 12 ? * 1-5"])
-def test_schedules_that_upstream_takes(schedule):
+def test_schedules_that_upstream_takes(schedule: str) -> None:
     obj, strategy = good("CronJob")
     obj["spec"]["schedule"] = schedule
     obj["spec"]["timeZone"] = "Europe/Berlin"
     assert strategy.validate(obj) == []
 
 
-def test_events_stand_in_the_namespace_of_what_they_are_about():
+def test_events_stand_in_the_namespace_of_what_they_are_about() -> None:
     event = {
         "metadata": {"name": "e", "namespace": "d"},
         "involvedObject": {"kind": "Pod", "name": "p", "namespace": "x"},
@@ -371,7 +375,7 @@ def test_events_stand_in_the_namespace_of_what_they_are_about():
     assert strategy.validate(node) == []
 
 
-def test_new_style_events_are_complete():
+def test_new_style_events_are_complete() -> None:
     event = {
         "metadata": {"name": "e", "namespace": "default"},
         "type": "Normal",
@@ -381,7 +385,7 @@ def test_new_style_events_are_complete():
     assert {error.field for error in errors} == {"reportingController", "reportingInstance", "action", "reason"}
 
 
-def test_what_is_allowed_but_odd_is_warned_about():
+def test_what_is_allowed_but_odd_is_warned_about() -> None:
     container = {
         "name": "c",
         "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}, {"name": "A", "value": "$(A)3"}],
