@@ -1,6 +1,6 @@
 """Serving: cold starts, the price of Serving over a plain Deployment, and what sleeping Services cost.
 
-    python bench/serving.py [--wakes 20] [--sleeping 100] [--together 25] [--turns 8]
+    python bench/serving.py [--wakes 20] [--sleeping 100] [--together 25] [--turns 8] [--split 20000]
 
 Everything is real: platform, node, processes, Envoy. The peer of the steady state is a Deployment of the same image behind the same
 gateway, measured in turns with the Service (by wrk where there is one). Cold starts are taken from the request's first byte out to the answer's last byte in.
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import gc
 import shutil
 import statistics
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import aiohttp
@@ -257,16 +260,75 @@ async def _rate(gateway: str, name: str) -> float:
     return float(text.partition("Requests/sec:")[2].split()[0])
 
 
+def _resident(process: psutil.Process) -> int:
+    """Bytes of memory in use, without what the allocator merely keeps."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(process.memory_info().rss)
+
+
+async def split(bench: Bench, count: int) -> None:
+    """Three revisions, 70, 20 and 10 percent."""
+    shares = {"one": 70, "two": 20, "three": 10}
+    for made, name in enumerate(shares, 1):
+        manifest = ksvc("split")
+        template = manifest["spec"]["template"]
+        template["metadata"]["name"] = f"split-{name}"
+        template["spec"]["containers"][0]["env"][0]["value"] = name
+        if made == 1:
+            manifest["spec"]["traffic"] = [{"latestRevision": True, "percent": 100}]
+            await bench.client.create(KSVC, manifest, "default")
+        else:
+            if made == len(shares):
+                targets = [{"revisionName": f"split-{one}", "percent": share} for one, share in shares.items()]
+                manifest["spec"]["traffic"] = targets
+            current = await bench.client.get(KSVC, "split", "default")
+            await bench.client.update(KSVC, {**current, "spec": {**current["spec"], **manifest["spec"]}})
+
+        async def current_is_ready() -> bool:
+            found = await bench.client.get(KSVC, "split", "default")
+            ready = any(one["type"] == "Ready" and one["status"] == "True" for one in found["status"]["conditions"])
+            return ready and found["status"].get("observedGeneration") == found["metadata"]["generation"]
+
+        await bench.until(current_is_ready)
+    told: Counter[str] = Counter()
+
+    async def client() -> None:
+        while told.total() < count:
+            async with bench.session.get(bench.url, headers={"Host": "split.default.localhost"}) as answer:
+                text = await answer.text()
+                assert answer.status == 200, (answer.status, text)
+                told[text.split()[1].rstrip("!")] += 1
+
+    await asyncio.gather(*(client() for _ in range(16)))
+    table(
+        f"traffic split, {told.total()} requests",
+        [
+            (f"{share} %", f"{100 * told[name] / told.total():.2f} % ({100 * told[name] / told.total() - share:+.2f})")
+            for name, share in shares.items()
+        ],
+    )
+
+
 async def crowd(bench: Bench, sleeping: int, together: int) -> None:
     process = psutil.Process()
-    before = process.memory_info().rss
+    await bench.client.create(KSVC, ksvc("first"), "default")
+    await bench.ready("first")
+    await bench.asleep()
+    before = _resident(process)
     names = [f"crowd-{number:03}" for number in range(sleeping)]
     for start in range(0, sleeping, 10):
         await asyncio.gather(*(bench.client.create(KSVC, ksvc(name), "default") for name in names[start : start + 10]))
         await bench.ready(*names[: start + 10])
         await bench.asleep()
     await asyncio.sleep(1)
-    grown = process.memory_info().rss - before
+    fresh = _resident(process) - before
+    # what is kept for a while only: changes for watchers that come back, events
+    for _ in range(40):
+        await asyncio.to_thread(bench.platform.clock.jump, 120)
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(1)
+    grown = _resident(process) - before
     used = process.cpu_times()
     await asyncio.sleep(5)
     after = process.cpu_times()
@@ -277,6 +339,7 @@ async def crowd(bench: Bench, sleeping: int, together: int) -> None:
         f"{sleeping} Services at zero",
         [
             ("memory of the platform's process, grown by", f"{grown / 2**20:.0f} MiB"),
+            ("the same with the history of the minutes they were made in", f"{fresh / 2**20:.0f} MiB"),
             ("CPU of the platform's process (this client included)", f"{100 * busy:.1f} % of a core"),
             (f"{together} woken at once: all answered after", f"{time.perf_counter() - began:.2f} s"),
             ("the first of them after", f"{min(times):.2f} s"),
@@ -287,6 +350,7 @@ async def crowd(bench: Bench, sleeping: int, together: int) -> None:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wakes", type=int, default=20)
+    parser.add_argument("--split", type=int, default=20_000)
     parser.add_argument("--sleeping", type=int, default=100)
     parser.add_argument("--together", type=int, default=25)
     parser.add_argument("--turns", type=int, default=8)
@@ -303,6 +367,8 @@ async def main() -> None:
                 await cold_starts(bench, options.wakes)
             if options.turns:
                 await steady(bench, options.turns)
+            if options.split:
+                await split(bench, options.split)
             if options.sleeping:
                 await crowd(bench, options.sleeping, options.together)
 

@@ -16,6 +16,7 @@ import grpc
 import pytest
 import requests
 
+from sampan.parts.node import ImageDigests
 from tests.clients.serving_world import World, service, serving_world
 
 HELLO_WORLD = """
@@ -165,6 +166,71 @@ def test_what_is_taken_out_of_a_template_is_taken_out_of_the_next_revision(world
     assert "env" not in latest["spec"]["containers"][0]
     assert "autoscaling.knative.dev/max-scale" not in latest["metadata"]["annotations"]
     assert world.get("less.default.localhost").text == "Hello World!\n"
+
+
+def test_a_revision_keeps_the_image_its_tag_stood_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stands_for = {"ghcr.io/shop/cart:1": "ghcr.io/shop/cart@sha256:" + "a" * 64}
+
+    class Store:
+        async def digest(self, image: str) -> str:
+            return stands_for.get(image, "")
+
+    monkeypatch.setitem(world.platform.kernel.services, ImageDigests, Store())
+    world.apply(service("pinned", container={"image": "ghcr.io/shop/cart:1"}))
+    world.ready("pinned")
+    before = stands_for["ghcr.io/shop/cart:1"]
+    stands_for["ghcr.io/shop/cart:1"] = "ghcr.io/shop/cart@sha256:" + "b" * 64
+    world.kubectl("annotate", "rev", "pinned-00001", "touched=yes")
+
+    def image(revision: str) -> str:
+        found: str = world.object("deploy", f"{revision}-deployment")["spec"]["template"]["spec"]["containers"][0][
+            "image"
+        ]
+        return found
+
+    world.apply(service("pinned", container={"image": "ghcr.io/shop/cart:1"}, env={"A": "1"}))
+    world.until(lambda: world.object("ksvc", "pinned")["status"].get("latestReadyRevisionName") == "pinned-00002")
+    assert (image("pinned-00001"), image("pinned-00002")) == (before, stands_for["ghcr.io/shop/cart:1"])
+    # registries of development mean what they mean at the moment
+    stands_for["dev.local/cart:1"] = before
+    world.apply(service("loose", container={"image": "dev.local/cart:1"}))
+    world.ready("loose")
+    assert image("loose-00001") == "dev.local/cart:1"
+
+
+def test_the_python_client_makes_watches_changes_and_deletes_services(world: World) -> None:
+    from kubernetes import client, config, watch
+
+    config.load_kube_config(str(world.platform.kubeconfig))
+    api = client.CustomObjectsApi()
+    kind = ("serving.knative.dev", "v1", "default", "services")
+    seen = watch.Watch()
+
+    def until_ready(generation: int) -> Any:
+        for event in seen.stream(api.list_namespaced_custom_object, *kind, timeout_seconds=20):
+            found = event["object"]
+            status = found.get("status") or {}
+            states = {one["type"]: one["status"] for one in status.get("conditions") or ()}
+            current = found["metadata"]["name"] == "pythonic" and status.get("observedGeneration") == generation
+            if current and states.get("Ready") == "True":
+                return found
+        raise AssertionError("never ready")
+
+    made = service("pythonic", env={"TARGET": "1"})
+    api.create_namespaced_custom_object(*kind, made)
+    assert until_ready(1)["status"]["latestReadyRevisionName"] == "pythonic-00001"
+    made["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = "2"
+    api.patch_namespaced_custom_object(*kind, "pythonic", {"spec": made["spec"]})
+    assert until_ready(2)["status"]["latestReadyRevisionName"] == "pythonic-00002"
+    world.until(lambda: world.get("pythonic.default.localhost").text == "Hello 2!\n")
+    with pytest.raises(client.ApiException) as refused:
+        api.patch_namespaced_custom_object(
+            *kind, "pythonic", {"spec": {"traffic": [{"latestRevision": True, "percent": 9}]}}
+        )
+    assert refused.value.status == 400
+    assert "Traffic targets sum to 9, want 100: spec.traffic" in json.loads(refused.value.body)["message"]
+    api.delete_namespaced_custom_object(*kind, "pythonic")
+    world.until(lambda: world.get("pythonic.default.localhost").status_code == 404)
 
 
 def test_deleting_a_service_takes_everything_with_it(world: World) -> None:

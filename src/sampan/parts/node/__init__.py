@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
+
+
+class ImageDigests(Protocol):
+    """What an image's name stands for on this node; provided under this type by the node part."""
+
+    async def digest(self, image: str) -> str:
+        """``repository@sha256:...`` of what a name stands for at the moment; empty where the node's store has no such image."""
 
 
 def tier_here(scratch: Path) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.joining.interface import Joined
 from sampan.kube.resources import NODES
 from sampan.kube.types.resource import TypeRegistry
+from sampan.parts.node import ImageDigests
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
 from sampan.parts.node.agent.eviction import Reserve
 from sampan.parts.node.agent.peers import PeerRoutes
@@ -87,6 +88,7 @@ class NodePart(Part[NodeSettings]):
         context, settings = self.context, self.context.settings
         self._images = Images(context.data_dir / "images")
         await asyncio.to_thread(self._images.store.open)
+        context.provide(ImageDigests, self._images)
         self._listener = context.listeners.bind("kubelet", settings.port, settings.host)
 
     async def start(self) -> None:

@@ -175,6 +175,13 @@ class Config:
             made = made.replace("{{." + field_name + "}}", value)
         return made
 
+    def unresolved_registries(self) -> frozenset[str]:
+        """Registries whose tags mean what they mean at the moment."""
+        listed = self.data("config-deployment").get(
+            "registries-skipping-tag-resolving", "kind.local,ko.local,dev.local"
+        )
+        return frozenset(one.strip() for one in listed.split(","))
+
     def progress_deadline(self) -> float:
         return self._read("config-deployment", _progress_deadline)
 

@@ -21,6 +21,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.kube.status import ApiError
+from sampan.parts.node import ImageDigests
 from sampan.parts.serving.activator.gate import Gate
 from sampan.parts.serving.admission import ServingAdmission
 from sampan.parts.serving.configmaps import DEFAULTS, Config
@@ -77,7 +78,7 @@ class ServingPart(Part[ServingSettings]):
         for controller in (
             ServiceController(context),
             ConfigurationController(context, config),
-            RevisionController(context, config),
+            RevisionController(context, config, lambda: self.context.find(ImageDigests)),
             RouteController(context, config),
             self._autoscalers,
             ServerlessServiceController(context),

@@ -16,7 +16,7 @@ from sampan.parts.node.agent.plan import crashed
 from sampan.parts.node.agent.state import ContainerState, Ended, container_hash, next_delay
 from sampan.parts.node.errors import ContainerConfigError, ImageError, NodeError, StartError, VolumeError
 from sampan.parts.node.images.image import Image
-from sampan.parts.node.images.reference import default_pull_policy
+from sampan.parts.node.images.reference import Reference, default_pull_policy
 from sampan.parts.node.runtime.interface import Container
 from sampan.parts.node.runtime.process import LaunchFailedError
 
@@ -136,9 +136,7 @@ class Starting:
         if state.reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
             state.delay = 0.0
         state.image = name
-        state.image_id = (
-            image.id if image.builtin else f"{image.name.partition('@')[0].rpartition(':')[0]}@{image.digest}"
-        )
+        state.image_id = image.id if image.builtin else f"{Reference.parse(image.name).repository}@{image.digest}"
         self._worker.images[state.name] = image
         return image
 

@@ -62,6 +62,18 @@ class Images:
         self._prepared[digest] = prepared
         return prepared
 
+    async def digest(self, image: str) -> str:
+        """``repository@sha256:...`` of what a name stands for at the moment; empty where the store has no such image."""
+        return await asyncio.to_thread(self._digest, image)
+
+    def _digest(self, image: str) -> str:
+        try:
+            reference = Reference.parse(image)
+            found = self.store.find(self._mapped(reference))
+        except ImageError:
+            return ""
+        return f"{reference.repository}@{found}" if found else ""
+
     def present(self, image: str) -> bool:
         """The image is here (the kubelet's "already present on machine")."""
         reference = self._mapped(Reference.parse(image))

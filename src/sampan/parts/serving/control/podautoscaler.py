@@ -59,9 +59,21 @@ class PodAutoscalerController(Controller):
             Watches(CONFIG_MAPS, everything(lambda: self.informer(POD_AUTOSCALERS))),
             Owns(SERVERLESS_SERVICES, "PodAutoscaler"),
             Owns(HORIZONTAL_POD_AUTOSCALERS, "PodAutoscaler"),
-            Watches(PODS, _autoscaler_of),
+            Watches(PODS, self._of_pod),
             Watches(CONFIG_MAPS, self._on_schedule),
         ]
+
+    def _of_pod(self, pod: Object) -> list[Key]:
+        """At once while the revision comes up; later a little after, behind the writes that a waiting request needs."""
+        name = dig(pod, "metadata", "labels", keys.REVISION)
+        if not name:
+            return []
+        key = Key(pod["metadata"]["namespace"], name)
+        autoscaler = self.informer(POD_AUTOSCALERS).get(key)
+        if (condition(autoscaler, "ScaleTargetInitialized") or {}).get("status") != "True":
+            return [key]
+        self.queue.add_after(key, STATUS_LATER)
+        return []
 
     async def reconcile(self, key: Key) -> float | None:
         autoscaler = self.informer(POD_AUTOSCALERS).get(key)
@@ -386,8 +398,3 @@ def _metric(settings: RevisionSettings, annotated: Mapping[str, str]) -> Object:
             },
         }
     return metric
-
-
-def _autoscaler_of(pod: Object) -> list[Key]:
-    name = dig(pod, "metadata", "labels", keys.REVISION)
-    return [Key(pod["metadata"]["namespace"], name)] if name else []

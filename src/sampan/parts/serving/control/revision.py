@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sampan.kube.client.resources import CONFIG_MAPS, DEPLOYMENTS, PODS
@@ -10,6 +11,7 @@ from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
+from sampan.parts.node import ImageDigests
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import duration
@@ -18,6 +20,8 @@ from sampan.parts.serving.resources import IMAGES, POD_AUTOSCALERS, REVISIONS
 
 USER_PORT = "user-port"
 DEFAULT_PORT = 8080
+STATUS_LATER = 0.05
+"""Seconds until what pods say of themselves is looked at."""
 DRAIN_SECONDS = 1
 """Between a pod's removal from the endpoints and its SIGTERM."""
 
@@ -28,9 +32,13 @@ class RevisionController(Controller):
     name = "revision-controller"
     workers = 4
 
-    def __init__(self, context: ControlContext, config: Config) -> None:
+    def __init__(
+        self, context: ControlContext, config: Config, images: Callable[[], ImageDigests | None] = lambda: None
+    ) -> None:
+        """``images()`` gives what tells what images' names stand for, None where nothing does."""
         super().__init__(context)
         self._config = config
+        self._images = images
 
     def sources(self) -> list[Source]:
         return [
@@ -38,8 +46,19 @@ class RevisionController(Controller):
             Watches(CONFIG_MAPS, everything(lambda: self.informer(REVISIONS))),
             Owns(DEPLOYMENTS, "Revision"),
             Owns(POD_AUTOSCALERS, "Revision"),
-            Watches(PODS, _revision_of),
+            Watches(PODS, self._of_pod),
         ]
+
+    def _of_pod(self, pod: Object) -> list[Key]:
+        """At once while the revision comes up; later only its counts change, and that must not delay a request that waits."""
+        name = dig(pod, "metadata", "labels", keys.REVISION)
+        if not name:
+            return []
+        key = Key(pod["metadata"]["namespace"], name)
+        if (condition(self.informer(REVISIONS).get(key)) or {}).get("status") != "True":
+            return [key]
+        self.queue.add_after(key, STATUS_LATER)
+        return []
 
     async def reconcile(self, key: Key) -> float | None:
         revision = self.informer(REVISIONS).get(key)
@@ -49,7 +68,9 @@ class RevisionController(Controller):
         conditions = ConditionSet(revision, dependents, self.clock.now(), informational=("Active",))
         status: Object = copy(revision.get("status") or {})
         try:
-            deployment = await ensure(self, DEPLOYMENTS, revision, self._deployment(revision), keep=("replicas",))
+            pinned = await self._pinned(revision)
+            wanted = self._deployment(revision, pinned)
+            deployment = await ensure(self, DEPLOYMENTS, revision, wanted, keep=("replicas",))
             for container in revision["spec"].get("containers") or ():
                 await ensure(self, IMAGES, revision, self._image(revision, container), create_only=True)
             autoscaler = await ensure(self, POD_AUTOSCALERS, revision, self._autoscaler(revision), exact=())
@@ -61,6 +82,8 @@ class RevisionController(Controller):
             status["desiredReplicas"] = max(0, scale.get("desiredScale") or 0)
             status["actualReplicas"] = scale.get("actualScale") or 0
         status["containerStatuses"] = self._digests(revision, status.get("containerStatuses"))
+        if revision["spec"].get("initContainers"):
+            status["initContainerStatuses"] = self._digests(revision, status.get("initContainerStatuses"), init=True)
         status["conditions"] = conditions.conditions()
         status["observedGeneration"] = revision["metadata"].get("generation")
         if status != (revision.get("status") or {}):
@@ -69,7 +92,28 @@ class RevisionController(Controller):
 
     # -- what it is made of
 
-    def _deployment(self, revision: Object) -> Object:
+    async def _pinned(self, revision: Object) -> dict[str, str]:
+        """The image of each container as its Deployment names it: what a tag stood for when the revision was made, forever."""
+        named = [*(revision["spec"].get("initContainers") or ()), *(revision["spec"].get("containers") or ())]
+        name = names.deployment(revision["metadata"]["name"])
+        made = self.informer(DEPLOYMENTS).get(Key(revision["metadata"]["namespace"], name))
+        if made is not None:
+            pod = made["spec"]["template"]["spec"]
+            return {
+                one["name"]: one["image"] for kind in ("initContainers", "containers") for one in pod.get(kind) or ()
+            }
+        images, skipped = self._images(), self._config.unresolved_registries()
+        if images is None:
+            return {}
+        found = {
+            one["name"]: await images.digest(one["image"])
+            for one in named
+            if "@" not in one["image"] and one["image"].partition("/")[0] not in skipped
+        }
+        # what no store has may still come, or is built in: the node tells
+        return {name: image for name, image in found.items() if image}
+
+    def _deployment(self, revision: Object, pinned: Mapping[str, str]) -> Object:
         metadata = revision["metadata"]
         labels = self._labels(revision)
         annotations = _own_annotations(revision)
@@ -82,6 +126,8 @@ class RevisionController(Controller):
         serving = serving_container(revision)
         for container in spec["containers"]:
             self._prepare(revision, container, serves=container["name"] == serving["name"])
+        for container in (*(spec.get("initContainers") or ()), *spec["containers"]):
+            container["image"] = pinned.get(container["name"], container["image"])
         spec["terminationGracePeriodSeconds"] = int(revision["spec"].get("timeoutSeconds") or 300)
         annotations["kubectl.kubernetes.io/default-container"] = serving["name"]
         deadline = (metadata.get("annotations") or {}).get(keys.PROGRESS_DEADLINE)
@@ -243,16 +289,28 @@ class RevisionController(Controller):
                     return "ResourcesAvailable", waiting["reason"], waiting.get("message") or ""
         return None
 
-    def _digests(self, revision: Object, known: list[Object] | None) -> list[Object]:
+    def _digests(self, revision: Object, known: list[Object] | None, *, init: bool = False) -> list[Object]:
         """Image digests by container, as far as a pod has told them."""
         found = {one["name"]: one for one in known or ()}
         labels = {keys.REVISION_UID: revision["metadata"]["uid"]}
         for pod in self.informer(PODS).objects(revision["metadata"]["namespace"], labels):
-            for status in dig(pod, "status", "containerStatuses", default=[]):
+            for status in dig(pod, "status", "initContainerStatuses" if init else "containerStatuses", default=[]):
                 if status.get("imageID"):
-                    found[status["name"]] = {"name": status["name"], "imageDigest": status["imageID"]}
-        order = [container["name"] for container in revision["spec"].get("containers") or ()]
+                    digest = status["imageID"]
+                    if "@" not in digest:  # a node's own images are known by their digest alone
+                        digest = f"{_repository(status.get('image') or '')}@{digest}"
+                    found[status["name"]] = {"name": status["name"], "imageDigest": digest}
+        order = [
+            container["name"] for container in revision["spec"].get("initContainers" if init else "containers") or ()
+        ]
         return [found.get(name, {"name": name}) for name in order]
+
+
+def _repository(image: str) -> str:
+    """An image's name without tag and digest."""
+    name = image.partition("@")[0]
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.partition(':')[0]}"
 
 
 def _is_broken(revision: Object) -> bool:
@@ -282,8 +340,3 @@ def _own_annotations(revision: Object) -> dict[str, str]:
     return {
         name: value for name, value in (revision["metadata"].get("annotations") or {}).items() if name not in dropped
     }
-
-
-def _revision_of(pod: Object) -> list[Key]:
-    name = dig(pod, "metadata", "labels", keys.REVISION)
-    return [Key(pod["metadata"]["namespace"], name)] if name else []

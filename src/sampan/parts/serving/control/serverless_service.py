@@ -20,6 +20,9 @@ from sampan.parts.serving.resources import REVISIONS, SERVERLESS_SERVICES
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 
+ADDITIONS_LATER = 0.05
+"""Seconds until further ready addresses are copied, out of the way of a request that waits."""
+
 
 class ServerlessServiceController(Controller):
     """ServerlessServices of networking.internal.knative.dev."""
@@ -36,7 +39,18 @@ class ServerlessServiceController(Controller):
 
     def _of_private(self, one: Object) -> list[Key]:
         name = dig(one, "metadata", "labels", keys.SERVERLESS_SERVICE)
-        return [Key(one["metadata"]["namespace"], name)] if name else []
+        if not name:
+            return []
+        key = Key(one["metadata"]["namespace"], name)
+        if self._only_adds(key, one):
+            # the gate has told Envoy already
+            self.queue.add_after(key, ADDITIONS_LATER)
+            return []
+        return [key]
+
+    def _only_adds(self, key: Key, private: Object) -> bool:
+        public = self.informer(ENDPOINT_SLICES).get(Key(key.namespace, names.child(key.name, "-public")))
+        return public is not None and _ready(public) <= _ready(private)
 
     async def reconcile(self, key: Key) -> float | None:
         sks = self.informer(SERVERLESS_SERVICES).get(key)
@@ -122,3 +136,9 @@ class ServerlessServiceController(Controller):
         elif (current.get("endpoints") or []) != endpoints or (current.get("ports") or []) != ports:
             await self.client.update(ENDPOINT_SLICES, {**current, "endpoints": endpoints, "ports": copy(ports)})
         return sum(bool(dig(one, "conditions", "ready")) for one in endpoints)
+
+
+def _ready(endpoint_slice: Object) -> set[str]:
+    """The slice's addresses that take requests."""
+    endpoints = endpoint_slice.get("endpoints") or ()
+    return {address for one in endpoints if dig(one, "conditions", "ready") for address in one["addresses"]}
