@@ -81,9 +81,9 @@ class Churn:
         try:
             async with session.get(url, headers={"Host": f"{NAME}.default.localhost"}) as answer:
                 body = await answer.text()
-                self.account.told[str(answer.status) if answer.status == 200 else f"{answer.status} {body[:60]}"] += 1
+                self.account.told[str(answer.status) if answer.status == 200 else f"{answer.status} {body[:160]}"] += 1
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.account.told[f"{type(error).__name__}: {error}"[:80]] += 1
+            self.account.told[f"{type(error).__name__}: {error}"[:160]] += 1
         self.account.slowest = max(self.account.slowest, time.perf_counter() - began)
 
     @asynccontextmanager
