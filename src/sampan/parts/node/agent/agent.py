@@ -195,6 +195,7 @@ class Agent:
         if old is not None and old["spec"] != new["spec"]:
             self.tasks.start(f"{worker.key}/sources", self.sources.follow(new))
         worker.update(new)
+        self.writer.review(worker)
 
     def _pod_gone(self, pod: Object) -> None:
         """The object is gone: finished as planned, or removed by force while its processes live."""
@@ -263,6 +264,7 @@ class Agent:
         self._runtime_up = True
         for worker in self.workers.values():
             worker.wake()
+            self.writer.review(worker)
 
     # -- what workers ask
 

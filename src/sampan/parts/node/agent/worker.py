@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,10 @@ class PodWorker:
         self.status: Object | None = None
         self.told: set[str] = set()
         """Passing conditions that its written status may have."""
+        self.written = 0
+        """The object's revision when its status was last written."""
+        self.amended = -math.inf
+        """When it was last written again because the object said something else."""
         self.gone = False
         self._stale = False
         """A sandbox of this pod has been lost, and may not be cleared away yet."""

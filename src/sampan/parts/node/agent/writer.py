@@ -1,4 +1,8 @@
-"""Writes pod statuses: the newest state of each pod, one write a pod at a time, a few pods at once."""
+"""Writes pod statuses: the newest state of each pod, one write a pod at a time, a few pods at once.
+
+Others write there too: a node that was not ready for a moment finds its pods marked so by the node lifecycle controller, perhaps
+after it has told that they are ready again. So what the object says of a pod's readiness is compared with what was last told.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,11 @@ def _passing(status: Object | None) -> bool:
     return not status.get("initContainerStatuses") and all(reason == "ContainerCreating" for reason in waiting)
 
 
+def _readiness(status: Object | None) -> str | None:
+    conditions = (status or {}).get("conditions") or ()
+    return next((one["status"] for one in conditions if one["type"] == "Ready"), None)
+
+
 class StatusWriter:
     """Coalesces: a pod whose status changes faster than it can be written is written less often, never wrongly."""
 
@@ -63,6 +72,23 @@ class StatusWriter:
     def _begin(self, worker: PodWorker) -> None:
         if worker in self._dirty and worker not in self._writing:
             self._writing[worker] = self._agent.tasks.start(f"{worker.key}/status", self._write(worker))
+
+    def review(self, worker: PodWorker) -> None:
+        """Tell a pod's readiness again where the object has another since, unless this node is in no state to tell."""
+        status = worker.status
+        if status is None or worker.gone or worker in self._dirty or worker in self._writing:
+            return
+        if not self._agent.runtime_up or int(worker.pod["metadata"]["resourceVersion"]) <= worker.written:
+            return
+        if _readiness(worker.pod.get("status")) == _readiness(status):
+            return
+        wait = worker.amended + RETRY - self._agent.clock.monotonic()
+        if wait > 0:  # somebody insists: not as fast as we can
+            self._agent.after(wait, self.review, worker)
+            return
+        worker.amended = self._agent.clock.monotonic()
+        log.info("%s: its readiness is told again", worker.key)
+        self.write(worker)
 
     async def flush(self, worker: PodWorker) -> None:
         """Wait until this worker's newest status is written (or its object is gone)."""
@@ -91,7 +117,7 @@ class StatusWriter:
                         "status": _with_nulls(status, worker.told),
                     }
                     try:
-                        await self._agent.client.patch(
+                        found = await self._agent.client.patch(
                             PODS,
                             metadata["name"],
                             patch,
@@ -99,6 +125,7 @@ class StatusWriter:
                             patch_type="strategic",
                             subresource="status",
                         )
+                        worker.written = int(found["metadata"]["resourceVersion"])
                         continue
                     except ApiError as error:
                         if error.code == 422:
@@ -112,3 +139,4 @@ class StatusWriter:
                 await self._agent.clock.sleep(RETRY)
         finally:
             self._writing.pop(worker, None)
+        self.review(worker)
