@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
 import shutil
+import struct
 import sysconfig
+import termios
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +134,68 @@ async def test_logs_exec_attach_cp_and_debug(kubectl: Kubectl, tmp_path: Path) -
         )
         == "got abc\n"
     )
+
+
+async def test_a_terminal_is_a_terminal_at_both_ends(kubectl: Kubectl) -> None:
+    await kubectl.apply(pod("box", "busybox", "sleep", "1000"))
+    await kubectl.ready("pod/box")
+    assert KUBECTL is not None
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
+    process = await asyncio.create_subprocess_exec(
+        KUBECTL, "exec", "-it", "box", "--", "sh", stdin=theirs, stdout=theirs, stderr=theirs, env=kubectl.env
+    )
+    os.close(theirs)
+    os.write(ours, b"stty size; test -t 1 && echo it is $((6*7)); exit 5\n")
+    shown = await asyncio.to_thread(_until_closed, ours)
+    assert await asyncio.wait_for(process.wait(), 20) == 5
+    assert "33 101" in shown
+    assert "it is 42" in shown
+
+
+def _until_closed(terminal: int) -> str:
+    shown = b""
+    while True:
+        try:
+            data = os.read(terminal, 4096)
+        except OSError:
+            data = b""
+        if not data:
+            os.close(terminal)
+            return shown.decode(errors="replace")
+        shown += data
+
+
+async def test_a_drained_node_gives_its_pods_up_and_takes_them_back(kubectl: Kubectl) -> None:
+    await kubectl.run("create", "deployment", "web", "--image=busybox", "--replicas=2", "--", "sleep", "1000")
+    await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
+    (node,) = (await kubectl.get("nodes"))["items"]
+    name = node["metadata"]["name"]
+    before = {item["metadata"]["uid"] for item in (await kubectl.get("pods"))["items"]}
+    told = await kubectl.run("drain", name, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=38s")
+    assert told.count("pod/web-") >= 2
+    assert "drained" in told
+    waiting = (await kubectl.get("pods"))["items"]
+    assert not before & {item["metadata"]["uid"] for item in waiting}
+    assert {item["status"]["phase"] for item in waiting} == {"Pending"}
+    assert "unschedulable" in await kubectl.run("get", "events")
+    await kubectl.run("uncordon", name)
+    await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
+
+
+async def test_a_pod_is_somebody_to_the_api(kubectl: Kubectl) -> None:
+    await kubectl.run("run", "box", "--image=busybox", "--", "sleep", "1000")
+    await kubectl.ready("pod/box")
+    place = "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert await kubectl.run("exec", "box", "--", "cat", f"{place}/namespace") == "default"
+    assert "BEGIN CERTIFICATE" in await kubectl.run("exec", "box", "--", "cat", f"{place}/ca.crt")
+    token = await kubectl.run("exec", "box", "--", "cat", f"{place}/token")
+    # without the kubeconfig's client certificate, which would speak first
+    (cluster,) = json.loads(await kubectl.run("config", "view", "--raw", "-o", "json"))["clusters"]
+    bare = ["--kubeconfig=/dev/null", f"--server={cluster['cluster']['server']}", "--insecure-skip-tls-verify"]
+    whoami = json.loads(await kubectl.run(*bare, f"--token={token}", "auth", "whoami", "-o", "json"))
+    assert whoami["status"]["userInfo"]["username"] == "system:serviceaccount:default:default"
+    assert whoami["status"]["userInfo"]["extra"]["authentication.kubernetes.io/pod-name"] == ["box"]
 
 
 async def test_port_forward_carries_many_connections(kubectl: Kubectl) -> None:
