@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import struct
 import sysconfig
 import termios
@@ -146,11 +147,18 @@ async def test_a_terminal_is_a_terminal_at_both_ends(kubectl: Kubectl) -> None:
         KUBECTL, "exec", "-it", "box", "--", "sh", stdin=theirs, stdout=theirs, stderr=theirs, env=kubectl.env
     )
     os.close(theirs)
-    os.write(ours, b"stty size; test -t 1 && echo it is $((6*7)); exit 5\n")
+    os.write(
+        ours,
+        b"stty size; test -t 1 && echo it is $((6*7)); while [ \"$(stty size)\" = '33 101' ]; do sleep 0.1; done; ",
+    )
+    os.write(ours, b"stty size; exit 5\n")
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 102, 0, 0))
+    process.send_signal(signal.SIGWINCH)
     shown = await asyncio.to_thread(_until_closed, ours)
     assert await asyncio.wait_for(process.wait(), 20) == 5
     assert "33 101" in shown
     assert "it is 42" in shown
+    assert "44 102" in shown
 
 
 def _until_closed(terminal: int) -> str:
