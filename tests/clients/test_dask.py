@@ -54,7 +54,7 @@ spec:
         - {name: http-dashboard, containerPort: 8787}
         readinessProbe: {httpGet: {port: http-dashboard, path: /health}, periodSeconds: 1}
     service:
-      type: NodePort
+      type: ClusterIP
       selector: {dask.org/cluster-name: demo, dask.org/component: scheduler}
       ports:
       - {name: tcp-comm, port: 8786, targetPort: tcp-comm}
@@ -128,10 +128,10 @@ async def test_a_dask_cluster_does_its_work(platform: Platform, environment: Pat
         )
         try:
             await run(env, KUBECTL, "apply", "-f", "-", stdin=CLUSTER)
-            scheduler = await appears(env, "service", "demo-scheduler", "{.spec.ports[0].nodePort}")
-            python, place = str(environment / "bin/python"), f"tcp://127.0.0.1:{scheduler}"
             await run(env, KUBECTL, "wait", "--for=create", "deployment/demo-scheduler", "--timeout=30s")
             await run(env, KUBECTL, "rollout", "status", "deployment/demo-scheduler", "--timeout=60s")
+            pods = ["get", "pods", "-l", "dask.org/component=scheduler", "-o", "jsonpath={.items[0].status.podIP}"]
+            python, place = str(environment / "bin/python"), f"tcp://{await run(env, KUBECTL, *pods)}:8786"
             two = told(await run(env, python, str(script), place, "2"))
             await run(env, KUBECTL, "scale", "daskworkergroup/demo-default", "--replicas=3")
             three = told(await run(env, python, str(script), place, "3"))
@@ -152,13 +152,6 @@ async def test_a_dask_cluster_does_its_work(platform: Platform, environment: Pat
 
 def told(out: str) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in out.splitlines() if line.split(" ")[0] in ("hosts", "sum"))
-
-
-async def appears(env: dict[str, str], kind: str, name: str, path: str) -> str:
-    """What ``path`` says of an object that somebody is about to make."""
-    assert KUBECTL is not None
-    await run(env, KUBECTL, "wait", "--for=create", f"{kind}/{name}", "--timeout=30s")
-    return await run(env, KUBECTL, "get", kind, name, "-o", f"jsonpath={path}")
 
 
 async def run(env: dict[str, str], *command: str, seconds: float = 60, stdin: str = "") -> str:

@@ -9,6 +9,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import struct
 import sysconfig
 import termios
@@ -354,3 +355,71 @@ async def test_a_deployment_rolls_out_scales_and_goes(kubectl: Kubectl) -> None:
     assert len({item["status"]["podIP"] for item in running}) == len(running) == 4
     await kubectl.run("delete", "deployment", "web")
     await kubectl.run("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=30s")
+
+
+async def test_a_port_of_the_node_leads_to_one_pod_at_a_time(kubectl: Kubectl) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+    ports = {"ports": [{"containerPort": 80, "hostPort": number}]}
+    await kubectl.apply(pod("first", "nginx", container=ports))
+    await kubectl.ready("pod/first")
+    assert "Welcome to nginx!" in await fetched(number)
+    await kubectl.apply(pod("second", "httpd", container=ports))
+    await kubectl.run("wait", "--for=condition=PodScheduled=false", "pod/second", "--timeout=20s")
+    (refused,) = [
+        each for each in (await kubectl.get("pod", "second"))["status"]["conditions"] if each["type"] == "PodScheduled"
+    ]
+    assert "1 node(s) didn't have free ports for the requested pod ports" in refused["message"]
+    await kubectl.run("delete", "pod", "first", "--wait=true")
+    await kubectl.ready("pod/second")
+    assert "It works!" in await fetched(number)
+
+
+async def fetched(port: int) -> str:
+    """The page at a port of the node; it may take a moment until somebody listens there."""
+    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/") as answer:
+                    return await answer.text()
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)
+
+
+async def test_sub_paths_are_made_in_any_volume_and_lead_out_of_none(kubectl: Kubectl) -> None:
+    volumes = [{"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}}]
+    script = "echo one > /sub/a; echo two > /mem/b; cat /all/s/x/b"
+    writer = pod("writer", "busybox", "sh", "-c", f"{script}; sleep 1000")
+    writer["spec"]["volumes"] = volumes
+    writer["spec"]["containers"][0]["volumeMounts"] = [
+        {"name": "disk", "mountPath": "/whole"},
+        {"name": "disk", "mountPath": "/sub", "subPath": "s/x"},
+        {"name": "memory", "mountPath": "/mem", "subPath": "s/x"},
+        {"name": "memory", "mountPath": "/all"},
+    ]
+    await kubectl.apply(writer)
+    await kubectl.ready("pod/writer")
+    async with asyncio.timeout(20):
+        while "two" not in await kubectl.run("logs", "writer"):
+            await asyncio.sleep(0.05)
+    assert await kubectl.run("exec", "writer", "--", "cat", "/whole/s/x/a") == "one\n"
+    reader = pod("reader", "busybox", "sh", "-c", "ls /stolen")
+    reader["spec"]["volumes"] = volumes
+    reader["spec"]["initContainers"] = [
+        {
+            "name": "link",
+            "image": "busybox",
+            "command": ["ln", "-s", "/", "/whole/out"],
+            "volumeMounts": [{"name": "disk", "mountPath": "/whole"}],
+        }
+    ]
+    reader["spec"]["containers"][0]["volumeMounts"] = [{"name": "disk", "mountPath": "/stolen", "subPath": "out/etc"}]
+    await kubectl.apply(reader)
+    async with asyncio.timeout(30):
+        while True:
+            (status,) = (await kubectl.get("pod", "reader"))["status"].get("containerStatuses") or [{}]
+            waiting = status.get("state", {}).get("waiting", {})
+            if waiting.get("reason") == "CreateContainerConfigError":
+                break
+            await asyncio.sleep(0.1)
+    assert "leads out of its volume" in waiting["message"]

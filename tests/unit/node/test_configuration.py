@@ -214,7 +214,8 @@ def test_mounts_resolve_sub_paths_inside_their_volume(tmp_path: Path) -> None:
     volumes = PodVolumes(places={"v": str(tmp_path)})
     container = {"volumeMounts": [{"name": "v", "mountPath": "/a/", "subPathExpr": "$(POD)/x", "readOnly": True}]}
     (mount,) = mounts(container, volumes, {"POD": "p"})
-    assert (mount.source, mount.target, mount.read_only) == (str(tmp_path / "p/x"), "/a", True)
+    assert (mount.source, mount.sub, mount.target, mount.read_only) == (str(tmp_path), "p/x", "/a", True)
+    assert (tmp_path / "p/x").is_dir()
     for bad in ("../x", "/etc"):
         with pytest.raises(VolumeError, match="leads out"):
             mounts({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": bad}]}, volumes, {})
@@ -223,7 +224,7 @@ def test_mounts_resolve_sub_paths_inside_their_volume(tmp_path: Path) -> None:
         mounts({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "link/etc"}]}, volumes, {})
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     (tmp_path / "dangling").symlink_to(outside)
-    for sub in ("dangling", "dangling/made"):
+    for sub in ("dangling", "dangling/made", "dangling/made/more"):
         with pytest.raises(VolumeError, match="leads out"):
             mounts({"volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": sub}]}, volumes, {})
         assert not outside.exists()

@@ -22,6 +22,7 @@ from sampan.kube.objects import Key, Object
 from sampan.kube.resources import SERVICES
 from sampan.parts.network import loopback_address
 from sampan.parts.network.control.attachment import Attachment, is_loopback
+from sampan.parts.network.control.host_ports import HostPorts
 from sampan.parts.network.control.policies import NetworkPolicies
 from sampan.parts.network.control.proxy import ServiceProxy
 from sampan.parts.network.datapath.forward import ForwardPath
@@ -69,7 +70,9 @@ class JoinedNetworkPart(Part[NetworkSettings]):
         )
         if not joined.same_machine:
             await proxy.use(self._host, lambda frontend, backends: self._for_host(frontend, backends))
-        for controller in (proxy, policies, self._attachment):
+        self._host_ports = ForwardPath(context.clock, context.tasks)
+        host_ports = HostPorts(control, self._host_ports, joined.address, lambda: joined.node)
+        for controller in (proxy, policies, self._attachment, host_ports):
             await controller.start()
 
     async def _serve_names(self, control: ControlContext) -> dict[str, tuple[str, int]]:
@@ -106,6 +109,7 @@ class JoinedNetworkPart(Part[NetworkSettings]):
             self._names.close()
         if self._attachment is not None:
             self._host.close()
+            self._host_ports.close()
             self._forwarders.close()
             if self._attachment.kernel is not None:
                 self._attachment.kernel.close()

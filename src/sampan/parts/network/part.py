@@ -28,6 +28,7 @@ from sampan.parts.network.control import dns_service
 from sampan.parts.network.control.attachment import Attachment, is_loopback
 from sampan.parts.network.control.balancer import LoadBalancers
 from sampan.parts.network.control.health import HealthChecks
+from sampan.parts.network.control.host_ports import HostPorts
 from sampan.parts.network.control.mirroring import EndpointMirror
 from sampan.parts.network.control.policies import NetworkPolicies
 from sampan.parts.network.control.proxy import ServiceProxy
@@ -128,7 +129,10 @@ class NetworkPart(Part[NetworkSettings]):
 
         await proxy.use(self._host, for_host)
         self._health = HealthChecks(control, settings.node_port_host, lambda: proxy.node)
-        for controller in (proxy, policies, balancers, EndpointMirror(control), attachment, self._health):
+        self._host_ports = ForwardPath(context.clock, context.tasks)
+        host_ports = HostPorts(control, self._host_ports, settings.node_port_host, lambda: proxy.node)
+        mirror = EndpointMirror(control)
+        for controller in (proxy, policies, balancers, mirror, attachment, self._health, host_ports):
             await controller.start()
         count = gauge(context.metrics, "sampan_network_frontends", "Addresses and ports of Services.", ())
         count.set_function(lambda: len(proxy.frontends))
@@ -153,6 +157,7 @@ class NetworkPart(Part[NetworkSettings]):
             self._names.close()
         if self._attachment is not None:
             self._host.close()
+            self._host_ports.close()
             self._health.close()
             self._forwarders.close()
             if self._attachment.kernel is not None:

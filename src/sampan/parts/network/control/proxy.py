@@ -120,11 +120,12 @@ class ServiceProxy(Controller):
                 else:
                     await route.path.drop(frontend)
             except OSError as error:
-                failures.append(_explained(frontend, error))
+                failures.append(explained(frontend, error))
         return failures
 
 
-def _explained(frontend: Frontend, error: OSError) -> str:
+def explained(frontend: Frontend, error: OSError) -> str:
+    """Why a frontend is not listened on, in words for an event."""
     where = f"{frontend.address}:{frontend.port}/{frontend.protocol}"
     if error.errno == errno.EADDRINUSE:
         return f"cannot listen on {where}: the port is in use on this machine"

@@ -7,6 +7,7 @@ local volumes.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from sampan.kube.types import quantity
 from sampan.parts.node.agent.environment import Find
 from sampan.parts.node.agent.payload import PodFacts, payload, write
 from sampan.parts.node.errors import VolumeError
+from sampan.parts.node.runtime import beneath
 from sampan.parts.node.runtime.interface import Memory, Mount
 from sampan.parts.node.runtime.layout import Layout
 
@@ -189,17 +191,12 @@ def mounts(container: Object, volumes: PodVolumes, env: Mapping[str, str]) -> li
             raise VolumeError(f'no volume "{mount["name"]}"')
         sub = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
         if sub:
-            if sub.startswith("/") or ".." in Path(sub).parts:
-                raise VolumeError(f"subPath {sub!r} leads out of its volume")
-            inside = Path(place) / sub
-            # before anything is made: through a link of the container's, that would lie outside
-            if not inside.resolve().is_relative_to(Path(place).resolve()):
-                raise VolumeError(f"subPath {sub!r} leads out of its volume")
-            if not inside.exists():
-                inside.mkdir(parents=True)
-                inside.chmod(0o777)
-            # a payload's file is a link into ..data: mount what it leads to, which an update never changes
-            place = str(inside.resolve())
+            try:
+                os.close(beneath.make(place, sub))
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                raise VolumeError(f"subPath {sub!r} leads out of its volume") from None
         read_only = bool(mount.get("readOnly")) or mount["name"] in volumes.payloads
-        made.append(Mount(place, mount["mountPath"].rstrip("/") or "/", read_only))
+        made.append(Mount(place, mount["mountPath"].rstrip("/") or "/", read_only, sub))
     return made

@@ -23,6 +23,8 @@ class Mount:
     source: str
     target: str
     read_only: bool = False
+    sub: str = ""
+    """A path below ``source``, which no link there leads out of: whoever writes in the volume may change it any time."""
 
 
 @dataclass(frozen=True, slots=True)

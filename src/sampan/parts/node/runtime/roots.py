@@ -8,9 +8,10 @@ so mount targets resolve inside the container's own symlinks.
 
 from __future__ import annotations
 
+import errno
 import os
 
-from sampan.parts.node.runtime import syscalls
+from sampan.parts.node.runtime import beneath, syscalls
 from sampan.parts.node.runtime.interface import ContainerSpec, Mount
 from sampan.parts.node.runtime.privileges import LaunchError
 
@@ -122,16 +123,25 @@ def _system_mounts(devices: str, *, privileged: bool) -> None:
 
 
 def _mount(mount: Mount) -> None:
-    source = _OLD + mount.source
+    """Bind the source as it is now: what was looked at is what is mounted, whatever becomes of its path meanwhile."""
+    root = os.open(_OLD, os.O_PATH | os.O_DIRECTORY)
+    opened = [root]
     try:
+        opened.append(syscalls.open_in_root(root, mount.source))
+        if mount.sub:
+            opened.append(beneath.make(f"/proc/self/fd/{opened[-1]}", mount.sub))
+        source = f"/proc/self/fd/{opened[-1]}"
         if os.path.isdir(source):
             os.makedirs(mount.target, exist_ok=True)
-        elif os.path.lexists(source):
+        else:
             os.makedirs(os.path.dirname(mount.target) or "/", exist_ok=True)
             if not os.path.exists(mount.target):
                 os.close(os.open(mount.target, os.O_CREAT | os.O_WRONLY, 0o644))
-        else:
-            raise LaunchError(f"failed to mount {mount.source} at {mount.target}: no such file or directory")
         syscalls.bind(source, mount.target, read_only=mount.read_only)
     except OSError as error:
-        raise LaunchError(f"failed to mount {mount.source} at {mount.target}: {error.strerror}") from error
+        why = "it leads out of its volume" if error.errno == errno.EXDEV else os.strerror(error.errno or 0)
+        place = f"{mount.source}/{mount.sub}" if mount.sub else mount.source
+        raise LaunchError(f"failed to mount {place} at {mount.target}: {why.lower()}") from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

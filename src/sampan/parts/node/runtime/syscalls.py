@@ -43,6 +43,10 @@ PR_CAP_AMBIENT_RAISE: Final = 2
 _ARM = platform.machine() in ("aarch64", "arm64")
 _SYS_PIVOT_ROOT: Final = 41 if _ARM else 155
 _SYS_CAPSET: Final = 91 if _ARM else 126
+_SYS_OPENAT2: Final = 437
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_BENEATH: Final = 0x08
+_RESOLVE_IN_ROOT: Final = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -109,6 +113,26 @@ def setdomainname(name: str) -> None:
 def pivot(root: str, old: str) -> None:
     """pivot_root(2): ``root`` (a mount point) becomes the root, the old one is seen at ``old`` below it. Raises OSError."""
     _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(root), os.fsencode(old)), "pivot_root", root)
+
+
+def open_beneath(directory: int, path: str) -> int:
+    """A descriptor (O_PATH) of what ``path`` names below an open directory; no link leads out of it, at any moment.
+
+    Raises:
+        OSError: EXDEV where one would.
+    """
+    return _openat2(directory, path, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+
+
+def open_in_root(directory: int, path: str) -> int:
+    """A descriptor (O_PATH) of what ``path`` names where an open directory is the root, for links too. Raises OSError."""
+    return _openat2(directory, path, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+
+
+def _openat2(directory: int, path: str, resolve: int) -> int:
+    how = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    result = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how))
+    return _check(result, "openat2", path)
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> None:
