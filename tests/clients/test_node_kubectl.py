@@ -74,7 +74,7 @@ def pod(name: str, image: str = "busybox", *command: str, **spec: Any) -> dict[s
 
 @pytest.fixture
 async def kubectl() -> AsyncIterator[Kubectl]:
-    async with Platform(only=["kubernetes", "node", "workloads"]) as platform:
+    async with Platform(only=["kubernetes", "node", "workloads", "network"]) as platform:
         yield Kubectl(platform.kubeconfig)
 
 
