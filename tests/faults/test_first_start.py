@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import subprocess
 import sys
 import time
@@ -89,3 +90,10 @@ assert "cryptography.x509" in sys.modules
 
 def test_a_child_makes_certificates_and_one_that_has_ended_is_done_without(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _BY_A_CHILD, str(tmp_path)], check=True, timeout=30)
+
+
+def test_a_shells_small_limit_of_open_files_is_no_limit_of_the_platform(data: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "sampan", "--data-dir", str(data), *UP, "--detach"])
+    subprocess.run(["/bin/sh", "-c", f"ulimit -S -n 256 && {command}"], check=True, timeout=90)
+    soft, hard = psutil.Process(int((data / "lock").read_text())).rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == min(hard, 65_536)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from sampan.cli import options
 from sampan.kernel.errors import DataDirectoryError, SampanError
 from sampan.kernel.files import private_folder
 from sampan.kernel.folder import DataDirectory
+
+OPEN_FILES = 65_536
+"""Files and connections that a platform's process may hold open, where the system's hard limit allows it."""
 
 
 @click.command("up")
@@ -76,6 +80,7 @@ def run(
     report: Report,
 ) -> None:
     """Run a platform of these parts until it is asked to stop. Raises SampanError where it cannot come up."""
+    allow_files()
     gc.disable()  # until it is ready: nearly everything that is made until then stays
     from sampan.kernel.issuing import IssuingProcess
 
@@ -119,6 +124,15 @@ def run(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(body())
+
+
+def allow_files(wanted: int = OPEN_FILES) -> None:
+    """Let this process, and the ones it starts, hold more files and connections open than a shell's usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def platform_lines(data_dir: Path, addresses: dict[str, tuple[str, int]]) -> list[str]:

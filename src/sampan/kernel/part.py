@@ -125,6 +125,10 @@ class PartContext(Generic[S]):
 T = TypeVar("T")
 
 
+class OwnProcesses(tuple[str, ...]):
+    """The platform's parts that live in processes of their own, by name; the platform provides it."""
+
+
 class Part(ABC, Generic[S]):
     """One capability with the platform's life cycle.
 

@@ -31,7 +31,7 @@ from sampan.kernel.errors import DataDirectoryError, SampanError, SettingsError
 from sampan.kernel.folder import DataDirectory, RunState
 from sampan.kernel.issuing import Issuing
 from sampan.kernel.listeners import ListenerBook
-from sampan.kernel.part import Part, PartSettings
+from sampan.kernel.part import OwnProcesses, Part, PartSettings
 from sampan.kernel.runs import LocalRun, PartFailedError, PartStatus, ProcessRun, Run, Surroundings, load_object
 from sampan.kernel.settings import Section, decode, load, nearest
 from sampan.kernel.tasks import Tasks
@@ -345,6 +345,9 @@ class Platform:
             else:
                 run = LocalRun(around, part, raw[name])
             self._runs[name] = run
+        self.services[OwnProcesses] = OwnProcesses(
+            name for name, run in self._runs.items() if isinstance(run, ProcessRun)
+        )
         for name, run in self._runs.items():
             run.needs = [self._runs[need] for need in needs[name]]
             if isinstance(run, LocalRun):

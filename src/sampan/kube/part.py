@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import msgspec
 
 from sampan.kernel.addresses import advertised
-from sampan.kernel.certificates import Authority
+from sampan.kernel.certificates import Authority, KeyPair
 from sampan.kernel.errors import SampanError
 from sampan.kernel.files import flush, write_private
-from sampan.kernel.part import Part, PartContext, PartSettings
+from sampan.kernel.part import OwnProcesses, Part, PartContext, PartSettings
 from sampan.kube.access.interface import APISERVER, MASTER, Admission, Authorizer, ObjectCache
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
@@ -169,6 +169,8 @@ class KubePart(Part[KubeSettings]):
             names.append(outside)
         tls = await asyncio.to_thread(self.context.authority.server_context, names, verify_clients=True)
         self._server.identify(*await asyncio.to_thread(_identity, self.context.authority))
+        others = self.context.find(OwnProcesses) or ()
+        await asyncio.to_thread(lambda: [_certificate_of(self.context.authority, name) for name in others])
         await self._server.start(self._listener, tls)
         pem = self.context.authority.certificate_pem.decode()
         await boot(self._server.api, _reached(host), port, pem)
@@ -269,7 +271,7 @@ async def connect(context: PartContext[Any]) -> None:
     if address is None:
         raise SampanError("the Kubernetes API has no address yet; the part must need `kubernetes`")
     authority = context.authority
-    pair = await asyncio.to_thread(authority.client_certificate, f"system:sampan:{context.name}", ["system:masters"])
+    pair = await asyncio.to_thread(_certificate_of, authority, context.name)
     client = HttpClient(_url(*address), authority.client_context(pair), field_manager=context.name, clock=context.clock)
 
     async def close_at_the_end() -> None:
@@ -283,6 +285,11 @@ async def connect(context: PartContext[Any]) -> None:
     context.provide(Client, client)
     context.provide(Informers, informers)
     context.provide(ControlContext, ControlContext(client, informers, context.clock, context.tasks, context.metrics))
+
+
+def _certificate_of(authority: Authority, part: str) -> KeyPair:
+    """As whom a part in a process of its own comes; made in the core, so that the other need not load what that takes."""
+    return authority.client_certificate(f"system:sampan:{part}", ["system:masters"])
 
 
 def _url(host: str, port: int) -> str:
