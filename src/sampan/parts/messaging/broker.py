@@ -87,9 +87,9 @@ class Broker:
             MessagingError: ILLEGAL_TOPIC, TOPIC_NOT_FOUND.
         """
         topic = self.store.topics.get(name)
-        if topic is not None:
+        if topic is not None and not name.startswith(LITE_PREFIX):
             return topic
-        check_topic(name)
+        check_topic(name)  # a lite topic's inner name is no client's to use either
         if not create or not self.limits.auto_create_topics or name.startswith((RETRY_PREFIX, DLQ_PREFIX)):
             raise MessagingError(
                 Reason.TOPIC_NOT_FOUND, f"topic {name} does not exist; create it or turn on auto-creation"

@@ -9,6 +9,8 @@ from sampan.parts.messaging.broker import Limits
 from sampan.parts.messaging.errors import MessagingError, Reason
 from sampan.parts.messaging.record import RESERVED
 
+ID_LIMIT = 255
+"""Characters of a message id; the clients' own have 34."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -20,6 +22,22 @@ def check_body(body: bytes, limits: Limits) -> None:
         raise MessagingError(
             Reason.BODY_TOO_LARGE, f"the message body has {len(body)} bytes; {limits.max_body_bytes} are allowed"
         )
+
+
+def check_id(identifier: str) -> None:
+    """Refuse a message id that is blank, too long or could be taken for something else where properties are stored."""
+    if not identifier.strip():
+        raise MessagingError(Reason.ILLEGAL_MESSAGE_ID, "the message id is blank")
+    if len(identifier) > ID_LIMIT or _CONTROL.search(identifier):
+        raise MessagingError(
+            Reason.ILLEGAL_MESSAGE_ID, f"the message id is longer than {ID_LIMIT} or contains a control character"
+        )
+
+
+def check_trace(context: str) -> None:
+    """Refuse a trace context that could be taken for something else where properties are stored."""
+    if _CONTROL.search(context):
+        raise MessagingError(Reason.BAD_REQUEST, "the trace context contains a control character")
 
 
 def check_tag(tag: str) -> None:

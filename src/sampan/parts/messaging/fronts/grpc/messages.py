@@ -56,19 +56,21 @@ def incoming(message: pb.Message, topic: Topic, limits: Limits, host: tuple[str,
     body = message.body
     validation.check_body(body, limits)
     identifier = system.message_id
-    if not identifier.strip():
-        raise MessagingError(Reason.ILLEGAL_MESSAGE_ID, "the message id is blank")
+    validation.check_id(identifier)
     properties: dict[str, str] = {}
     extra = 0
     if system.HasField("tag"):
         tag = system.tag
         validation.check_tag(tag)
         properties["TAGS"] = tag
-        extra += len(tag)
+        extra += len(tag.encode())
     if system.keys:
         validation.check_keys(system.keys)
         keys = properties["KEYS"] = " ".join(system.keys)
-        extra += len(keys)
+        extra += len(keys.encode())
+    if system.HasField("trace_context"):
+        validation.check_trace(system.trace_context)
+        extra += len(system.trace_context.encode())
     properties["UNIQ_KEY"] = identifier
     if message.user_properties:
         user = dict(message.user_properties)

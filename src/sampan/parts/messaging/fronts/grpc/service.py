@@ -20,6 +20,7 @@ from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import receipt as receipts
 from sampan.parts.messaging import record
 from sampan.parts.messaging.access import Action
+from sampan.parts.messaging.clients import Client
 from sampan.parts.messaging.consumption import RESPONSE_BYTES, SCAN_CHUNK, SCAN_LIMIT, Delivery, Poll
 from sampan.parts.messaging.core import Core
 from sampan.parts.messaging.delivery import RENEW_MS
@@ -53,7 +54,7 @@ class MessagingService:
         self._lite = core.lite
         self._tasks = tasks
         self._address = address
-        self.telemetry = Telemetry(core.broker, core.clients, tasks)
+        self.telemetry = Telemetry(core.broker, core.clients, tasks, self._admit)
 
     def methods(self) -> list[Method]:
         """Every method, to be served."""
@@ -105,6 +106,8 @@ class MessagingService:
             reply = response()
             try:
                 self._client(call)
+                if self._access.enabled:
+                    self._access.authenticate(call.metadata)
                 reply.status.CopyFrom(codes.SUCCESS)
                 await handler(message, call, reply)
             except MessagingError as error:
@@ -138,6 +141,15 @@ class MessagingService:
         if self._access.enabled:
             subject = self._access.authenticate(call.metadata)
             self._access.check(subject, action, topic=topic, group=group, source=call.peer.host)
+
+    def _admit(self, call: Call, client: Client) -> None:
+        """Refuse a client whose settings name what it may not use."""
+        for topic in client.topics:
+            self._allow(call, "Pub", topic=topic)
+        if client.group:
+            self._allow(call, "Sub", group=client.group)
+        for topic in client.subscriptions:
+            self._allow(call, "Sub", topic=topic)
 
     def _refused(self, call: Call, error: MessagingError) -> None:
         call.result = codes.CODES[error.reason]
@@ -179,7 +191,7 @@ class MessagingService:
         for message in request.messages:
             item = messages.incoming(message, topic, broker.limits, host)
             broker.check_type(topic, item[1])
-            if item[1] == "LITE":
+            if item[1] == "LITE" or message.system_properties.HasField("lite_topic"):
                 check_lite(message.system_properties.lite_topic)
             checked.append(item)
         reply = _SendReply(call, len(checked), self._held)

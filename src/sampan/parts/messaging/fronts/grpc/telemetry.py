@@ -41,7 +41,9 @@ MODES = {
 class Telemetry:
     """All telemetry streams of one broker."""
 
-    def __init__(self, broker: Broker, clients: Clients, tasks: Tasks) -> None:
+    def __init__(self, broker: Broker, clients: Clients, tasks: Tasks, admit: Callable[[Call, Client], object]) -> None:
+        """``admit`` raises FORBIDDEN for a client whose settings name what it may not use."""
+        self._admit = admit
         self._broker = broker
         self._clients = clients
         self._tasks = tasks
@@ -125,9 +127,11 @@ class Telemetry:
                 messages.full_name(entry.topic): entry.expression.expression or "*"
                 for entry in settings.subscription.subscriptions
             }
-            self._broker.group(client.group)
         else:
             raise GrpcError(INVALID_ARGUMENT, "settings say neither publishing nor subscription")
+        self._admit(call, client)
+        if client.role == "consumer":
+            self._broker.group(client.group)
         client.connected = True
         self._settings[client_id] = settings
         sender = _Sender(outbox)
