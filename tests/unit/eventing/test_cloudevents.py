@@ -70,7 +70,8 @@ def test_anything_else_is_refused_and_nothing_else_happens(headers: dict[str, st
 @pytest.mark.parametrize("convert", [to_binary, to_structured])
 @pytest.mark.parametrize("data", [{"a": [1, "ü"]}, "plain text", b"\x00\xff", None])
 def test_the_sdk_and_we_read_each_other(convert: Any, data: Any) -> None:
-    content_type = {dict: "application/json", str: "text/plain", bytes: "application/octet-stream"}.get(type(data))
+    kinds: dict[type, str] = {dict: "application/json", str: "text/plain", bytes: "application/octet-stream"}
+    content_type = kinds.get(type(data))
     attributes = {"type": "t", "source": "/s", "subject": "x y", "comexample": "1"}
     if content_type:
         attributes["datacontenttype"] = content_type

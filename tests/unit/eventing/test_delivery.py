@@ -25,7 +25,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 
 def waits(delivery: Delivery, outcome: Outcome) -> list[float]:
-    found = []
+    found: list[float] = []
     while (wait := delivery.wait(len(found), outcome)) is not None:
         found.append(wait)
     return found

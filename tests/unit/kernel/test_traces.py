@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sampan.cli.trace import list_lines, tree_lines, walk
@@ -12,7 +14,7 @@ from sampan.kernel.traces import SPANS_KEPT, Trace, Traces, summary
 FROZEN = Timeline(origin=0.0, base=0.0, wall_offset=1_700_000_000.0, rate=0.0)
 
 
-def span(trace: str, number: int, parent: int = 0, start: int = 0, end: int = 0, **more: object) -> Span:
+def span(trace: str, number: int, parent: int = 0, start: int = 0, end: int = 0, **more: Any) -> Span:
     context = SpanContext(trace, f"{number:016x}")
     return Span(
         name=f"step {number}",
@@ -21,7 +23,7 @@ def span(trace: str, number: int, parent: int = 0, start: int = 0, end: int = 0,
         start=start,
         end=end,
         **more,
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_a_trace_is_decided_once_and_followed_to_its_end() -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jwt.types import Options
 from multidict import CIMultiDict
 
 from sampan.kernel.clock import Clock, Timeline
@@ -140,7 +141,7 @@ def test_anyone_can_verify_a_token_with_the_published_keys(world: World) -> None
     token = world.token()
     key = jwt.PyJWKSet.from_dict(world.tokens.keys())[jwt.get_unverified_header(token)["kid"]]
     # the world's clock stands at a time of its own, so the times are left to the tests above
-    options = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
+    options: Options = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
     issuer = world.tokens.issuer
     claims = jwt.decode(token, key, algorithms=["ES256"], audience=issuer, issuer=issuer, options=options)
     assert claims["sub"] == "system:serviceaccount:ns:robot"

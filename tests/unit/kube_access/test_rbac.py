@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from sampan.kube.access import bootstrap
@@ -134,13 +137,13 @@ class Writer:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
 
-    async def create(self, resource: Resource, obj: Object, namespace: str | None = None) -> Object:
-        self.cache.put(resource, obj)
-        return obj
+    async def create(self, resource: Resource, obj: Mapping[str, Any], namespace: str | None = None) -> Object:
+        return await self.update(resource, obj)
 
-    async def update(self, resource: Resource, obj: Object) -> Object:
-        self.cache.put(resource, obj)
-        return obj
+    async def update(self, resource: Resource, obj: Mapping[str, Any]) -> Object:
+        written = dict(obj)
+        self.cache.put(resource, written)
+        return written
 
 
 async def test_the_default_roles_are_made_once_and_repaired_later() -> None:

@@ -36,7 +36,7 @@ V2 = Resource("example.com", "v2", "boats")
 
 def renamed(old: str, new: str) -> Callable[[Object], Object]:
     def convert(obj: Object) -> Object:
-        made = copy(obj)
+        made: Object = copy(obj)
         if old in made.get("spec", {}):
             made["spec"][new] = made["spec"].pop(old)
         return made
@@ -55,7 +55,8 @@ class Caller:
         url = client["url"]
         review = json.loads(json.dumps(body))
         self.reviews.append((url, review))
-        response = {"uid": review["request"]["uid"], "allowed": True, **self.answers.get(url, lambda _: {})(review)}
+        answer = self.answers.get(url)
+        response = {"uid": review["request"]["uid"], "allowed": True, **(answer(review) if answer else {})}
         return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
 
     @property
@@ -148,7 +149,7 @@ def failing(_: Object) -> Mapping[str, Any]:
     raise WebhookCallError('failed to call webhook: Post "https://x": context deadline exceeded')
 
 
-POD = {
+POD: Object = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {"name": "p", "namespace": "ns", "labels": {"app": "x"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -270,8 +271,12 @@ def test_the_variables_an_expression_reads_are_known() -> None:
 def test_lazy_records_compute_what_is_read() -> None:
     read: list[str] = []
 
-    def compute(name: str) -> Any:
-        return lambda: read.append(name) or 7
+    def compute(name: str) -> Callable[[], int]:
+        def computed() -> int:
+            read.append(name)
+            return 7
+
+        return computed
 
     program = cel.compile("variables.a + variables.a", {"variables": cel.DYN})
     assert program.evaluate({"variables": cel.Lazy({"a": compute("a"), "b": compute("b")})}) == 14

@@ -34,7 +34,7 @@ class Cluster:
         self._uids = itertools.count(1)
 
     @classmethod
-    async def started(cls, clock: Clock | None = None, **limits: int) -> Cluster:
+    async def started(cls, clock: Clock | None = None, **limits: Any) -> Cluster:
         clock = clock or Clock()
         store = Store(MemoryLog(), clock, **limits)
         await store.open()
@@ -165,7 +165,7 @@ class Cluster:
         name, namespace = metadata["name"], metadata.get("namespace")
         old = self._read(resource, name, namespace)
         expected = int(metadata.get("resourceVersion") or old["metadata"]["resourceVersion"])
-        new = copy(dict(obj))
+        new: Object = copy(dict(obj))
         for kept in ("uid", "creationTimestamp", "deletionTimestamp"):
             if kept in old["metadata"]:
                 new["metadata"][kept] = old["metadata"][kept]

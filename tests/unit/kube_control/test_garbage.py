@@ -190,7 +190,8 @@ def _node(uid: str, owners: tuple[str, ...], deleting: bool, foreground: bool) -
 def test_the_graphs_dependents_are_always_the_inverse_of_the_owners(
     steps: list[tuple[str, list[str], bool, bool]],
 ) -> None:
-    graph, model = OwnershipGraph(), {}
+    graph = OwnershipGraph()
+    model: dict[str, Node] = {}
     for uid, owners, removed, deleting in steps:
         if removed:
             model.pop(uid, None)

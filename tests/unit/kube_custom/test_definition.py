@@ -19,7 +19,7 @@ def problems(obj: dict[str, Any]) -> dict[str, str]:
 
 
 def with_schema(**properties: Any) -> dict[str, Any]:
-    obj = copy(definition())
+    obj: dict[str, Any] = copy(definition())
     obj["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"] = properties
     return obj
 

@@ -11,7 +11,7 @@ from tests.unit.kube_custom.widgets import definition
 
 
 def other(**names: Any) -> dict[str, Any]:
-    obj = copy(definition())
+    obj: dict[str, Any] = copy(definition())
     obj["metadata"]["name"] = "others.example.com"
     obj["status"]["acceptedNames"] = {"plural": "others", "kind": "Other", "listKind": "OtherList", **names}
     return obj

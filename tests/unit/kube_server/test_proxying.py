@@ -42,8 +42,8 @@ async def connector(cluster: Cluster) -> KubeletConnector:
     await cluster.client.create(SERVICES, {"metadata": {"name": "s"}, "spec": {"ports": ports}}, "default")
     await cluster.client.create(ENDPOINT_SLICES, SLICE, "default")
     await cluster.client.create(NODES, {"metadata": {"name": "n"}})
-    status = {"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}}
-    await cluster.client.patch(NODES, "n", status, subresource="status")
+    addressed = {"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}}
+    await cluster.client.patch(NODES, "n", addressed, subresource="status")
     return made
 
 

@@ -118,7 +118,7 @@ async def _follow(
     wanted: State,
 ) -> None:
     last = int(revision)
-    async with client.watch(CONFIG_MAPS, namespace, revision=revision, **selection) as events:  # type: ignore[arg-type]
+    async with client.watch(CONFIG_MAPS, namespace, revision=revision, **selection) as events:
         api.hub.end_all()
         async for kind, obj in events:
             metadata = obj["metadata"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,6 +16,7 @@ from sampan.kube.store import (
     Change,
     CompactedError,
     ConflictError,
+    Entry,
     FullError,
     MemoryLog,
     Record,
@@ -52,7 +54,7 @@ class GatedLog(MemoryLog):
         super().append(records)
 
 
-async def opened(log: MemoryLog | None = None, **limits: int) -> Store:
+async def opened(log: MemoryLog | None = None, **limits: Any) -> Store:
     store = Store(log or MemoryLog(keep=True), Clock(), **limits)
     await store.open()
     return store
@@ -279,7 +281,7 @@ async def test_a_failed_batch_fails_its_writers_and_those_behind_it_and_changes_
     kept = await store.put(A, value("kept"), 0)
     log.gate.clear()
     log.failure = failure
-    writers = [asyncio.create_task(store.put(A, value("1"), kept.revision))]
+    writers: list[asyncio.Task[Entry | Change]] = [asyncio.create_task(store.put(A, value("1"), kept.revision))]
     await settle()
     writers += [
         asyncio.create_task(store.put(A, value("2"), kept.revision + 1)),
@@ -333,7 +335,7 @@ async def test_a_watch_begins_after_its_revision_and_sees_only_its_prefix() -> N
 async def test_watches_share_the_change_and_iterate_until_closed() -> None:
     store = await opened()
     one, two = store.watch(PODS, 1), store.watch(PODS + "default/", 1)
-    waiting = asyncio.create_task(anext(aiter(one)))
+    waiting = asyncio.ensure_future(anext(aiter(one)))
     await settle()
     await store.put(A, value("1"), 0)
     assert (await two.batch())[0] is await waiting
@@ -353,7 +355,7 @@ async def test_progress_stops_before_the_first_unread_change() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"backlog_count": 3}, {"backlog_bytes": 180}])
-async def test_a_watch_that_does_not_read_is_cut_off_and_the_others_go_on(limits: dict[str, int]) -> None:
+async def test_a_watch_that_does_not_read_is_cut_off_and_the_others_go_on(limits: dict[str, Any]) -> None:
     store = await opened(**limits)
     slow, quick = store.watch(PODS, 1), store.watch(PODS, 1)
     for _ in range(4):
@@ -374,7 +376,7 @@ async def test_what_a_watch_begins_with_does_not_count_as_slowness() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"history_count": 3}, {"history_bytes": 200}])
-async def test_history_is_bounded_and_older_revisions_are_compacted(limits: dict[str, int]) -> None:
+async def test_history_is_bounded_and_older_revisions_are_compacted(limits: dict[str, Any]) -> None:
     store = await opened(**limits)
     for number in range(10):
         await store.put(A, value(str(number)), None)

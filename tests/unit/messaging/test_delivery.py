@@ -80,9 +80,9 @@ class Delivery(RuleBasedStateMachine):
         queue = self.machine.queues[0]
         while count < limit and queue.next < len(self.keys):
             offset = queue.next
-            held = self.machine.hand_out(0, offset, offset * 10, 10, self.keys[offset], call)
-            if held is not None:
-                self._given(held)
+            given = self.machine.hand_out(0, offset, offset * 10, 10, self.keys[offset], call)
+            if given is not None:
+                self._given(given)
                 count += 1
         if count < limit and not self.ordered:
             ready = set(range(len(self.keys))) - self.over - set(self.leases)

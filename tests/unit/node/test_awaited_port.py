@@ -11,7 +11,7 @@ from sampan.parts.node.images.image import Image, ImageConfig
 
 
 def image(*, builtin: bool = True, **ports: int) -> Image:
-    exposed = {f"{port}/{protocol}": {} for protocol, port in ports.items()}
+    exposed: dict[str, dict[str, str]] = {f"{port}/{protocol}": {} for protocol, port in ports.items()}
     return Image("nginx", "sha256:1", "sha256:2", ImageConfig(exposed_ports=exposed), layers=(), builtin=builtin)
 
 

@@ -84,8 +84,8 @@ def test_variables_come_from_everywhere_and_later_ones_win() -> None:
         {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
         {"name": "NONE", "valueFrom": {"configMapKeyRef": {"name": "no", "key": "k", "optional": True}}},
     ]
-    container = {"env": env, "envFrom": [{"configMapRef": {"name": "cm"}, "prefix": "X_"}]}
-    container["resources"] = {"limits": {"cpu": "1500m"}}  # type: ignore[assignment]
+    container: dict[str, Any] = {"env": env, "envFrom": [{"configMapRef": {"name": "cm"}, "prefix": "X_"}]}
+    container["resources"] = {"limits": {"cpu": "1500m"}}
     values, skipped = environment(container, {"PATH": "/bin"})
     assert values == {
         "PATH": "/bin", "X_k": "v", "X_1bad": "x", "A": "1", "B": "1-/bin", "K": "v", "P": "secret", "IP": "10.244.0.5",

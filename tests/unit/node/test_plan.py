@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from sampan.kube.types.qos import qos_class
 from sampan.parts.node.agent.plan import Decision, End, Finish, Kill, SetUp, Start, TearDown, completed, crashed, plan
 from sampan.parts.node.agent.state import ContainerState, Ended, PodState, container_hash, next_delay, roles
-from sampan.parts.node.agent.status import phase, pod_status, qos_class
+from sampan.parts.node.agent.status import phase, pod_status
 
 NOW, WALL = 1000.0, 1_700_000_000.0
 

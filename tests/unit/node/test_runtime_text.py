@@ -12,8 +12,9 @@ from sampan.parts.node.runtime.addresses import address6, hidden_address
 from sampan.parts.node.runtime.cgroups import Cgroups
 from sampan.parts.node.runtime.interface import Limits
 from sampan.parts.node.runtime.keeper.processes import exit_code
-from sampan.parts.node.runtime.launch import LaunchError, find_program
+from sampan.parts.node.runtime.launch import find_program
 from sampan.parts.node.runtime.logs import LONGEST_PIECE, LineFormatter, LogFile, stamp
+from sampan.parts.node.runtime.privileges import LaunchError
 from sampan.parts.node.runtime.zygote import recognise
 
 AT = 1_700_000_000_123_456_789

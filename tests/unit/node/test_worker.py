@@ -49,7 +49,7 @@ async def test_a_start_that_fails_unforeseen_is_told_and_tried_later_and_later()
     async with Tasks(clock) as tasks:
         agent = SimpleNamespace(clock=clock, tasks=tasks, images=SimpleNamespace(get=get))
         worker = PodWorker(cast(Any, agent), cast(Any, POD))
-        worker.event = lambda kind, reason, message, container="": told.append((reason, message))  # type: ignore[method-assign]
+        worker.event = lambda type, reason, message, container="": told.append((reason, message))  # type: ignore[method-assign]
         state = worker.state.containers["c"]
         for _ in range(2):
             state.busy = "starting"

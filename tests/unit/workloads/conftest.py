@@ -6,6 +6,7 @@ The clock jumps by itself to the next timer while a test waits (`Cluster.until`,
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from sampan.kube.access.admission import AdmissionChain
 from sampan.kube.access.interface import MASTER
 from sampan.kube.access.rbac import AlwaysAllow
 from sampan.kube.client.inprocess import InProcessClient
-from sampan.kube.control import ControlContext, SharedInformers
+from sampan.kube.control import ControlContext, Controller, SharedInformers
 from sampan.kube.control.events import EventRecorder
 from sampan.kube.control.garbage import GarbageCollector
 from sampan.kube.control.local import LocalFeed
@@ -74,23 +75,23 @@ class Cluster:
     async def patch(self, resource: Resource, name: str, patch: Object, **options: Any) -> Object:
         return await self.client.patch(resource, name, patch, options.pop("namespace", "default"), **options)
 
-    async def list(self, resource: Resource, selector: str | None = None) -> list[Object]:
+    async def list(self, resource: Resource, selector: str | None = None) -> builtins.list[Object]:
         return (await self.client.list(resource, label_selector=selector)).items
 
-    async def pods(self, selector: str | None = None) -> list[Object]:
+    async def pods(self, selector: str | None = None) -> builtins.list[Object]:
         """Pods by name."""
         return sorted(await self.list(PODS, selector), key=lambda pod: pod["metadata"]["name"])
 
-    async def names(self, resource: Resource = PODS, selector: str | None = None) -> list[str]:
+    async def names(self, resource: Resource = PODS, selector: str | None = None) -> builtins.list[str]:
         return sorted(one["metadata"]["name"] for one in await self.list(resource, selector))
 
-    async def events(self, name: str) -> list[tuple[str, str]]:
+    async def events(self, name: str) -> builtins.list[tuple[str, str]]:
         """(reason, message) of the events about an object, in order."""
         found = [one for one in await self.list(EVENTS) if one["involvedObject"]["name"] == name]
         found.sort(key=lambda one: int(one["metadata"]["name"].rpartition(".")[2], 16))
         return [(one["reason"], one["message"]) for one in found]
 
-    async def reasons(self, name: str) -> list[str]:
+    async def reasons(self, name: str) -> builtins.list[str]:
         return [reason for reason, _ in await self.events(name)]
 
     async def settle(self) -> None:
@@ -147,7 +148,7 @@ async def started(directory: Path) -> AsyncIterator[Cluster]:
             context = ControlContext(client, SharedInformers(client, clock, tasks, feed), clock, tasks)
             kubelet = FakeKubelet(context)
             recorder = EventRecorder(client, clock, tasks, NAME)
-            controllers = [
+            controllers: list[Controller | GarbageCollector | Scheduler] = [
                 *(kind(context) for kind in CONTROLLERS),
                 ClaimController(context, directory),
                 VolumeController(context, directory),

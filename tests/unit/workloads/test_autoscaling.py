@@ -103,7 +103,7 @@ class Metrics:
         self.cpu: int | None = None
         self._cluster = cluster
         self._list = cluster.client.list
-        cluster.client.list = self.list  # type: ignore[method-assign, assignment]
+        cluster.client.list = self.list  # type: ignore[method-assign]
 
     async def list(self, resource: Any, namespace: str | None = None, **options: Any) -> ObjectList:
         if resource.group != "metrics.k8s.io":

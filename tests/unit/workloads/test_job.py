@@ -148,7 +148,7 @@ async def test_indexes_are_names_labels_and_environment(cluster: Cluster) -> Non
 
 
 async def test_a_failed_index_is_tried_again_under_its_own_limit(cluster: Cluster) -> None:
-    spec = {"completions": 3, "parallelism": 3, "completionMode": "Indexed", "backoffLimitPerIndex": 1}
+    spec: Object = {"completions": 3, "parallelism": 3, "completionMode": "Indexed", "backoffLimitPerIndex": 1}
     await cluster.create(JOBS, job({"play/exit": "0", "play/after": "200"}, **spec))
     await cluster.settle()
     await index_plays(cluster, "1", {"play/exit": "1", "play/after": "0"})
@@ -166,7 +166,7 @@ async def test_a_failed_index_is_tried_again_under_its_own_limit(cluster: Cluste
 
 
 async def test_too_many_failed_indexes_end_the_job(cluster: Cluster) -> None:
-    spec = {
+    spec: Object = {
         "completions": 4,
         "parallelism": 4,
         "completionMode": "Indexed",
@@ -211,7 +211,7 @@ async def test_a_failure_policy_ignores_disruptions(cluster: Cluster) -> None:
 
 
 async def test_a_success_policy_is_content_with_the_leader(cluster: Cluster) -> None:
-    spec = {"completions": 3, "parallelism": 3, "completionMode": "Indexed"}
+    spec: Object = {"completions": 3, "parallelism": 3, "completionMode": "Indexed"}
     policy = {"rules": [{"succeededIndexes": "0", "succeededCount": 1}]}
     await cluster.create(JOBS, job({"play/exit": "0", "play/after": "500"}, successPolicy=policy, **spec))
     await cluster.settle()

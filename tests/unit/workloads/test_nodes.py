@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sampan.kube.objects import Object
 from sampan.kube.resources import DEPLOYMENTS, NODES, POD_DISRUPTION_BUDGETS, PODS
 from sampan.kube.status import ApiError
@@ -17,7 +19,7 @@ TOLERATIONS = [
 """What admission gives every pod."""
 
 
-def pod(name: str = "p", **spec: object) -> Object:
+def pod(name: str = "p", **spec: Any) -> Object:
     made = template({"app": "p"}, **spec)
     return {"metadata": {"name": name, **made["metadata"]}, "spec": made["spec"]}
 
@@ -148,7 +150,7 @@ async def test_pods_of_a_node_that_is_gone_are_collected(cluster: Cluster) -> No
 # -- disruption budgets
 
 
-async def budget(cluster: Cluster, **spec: object) -> Object:
+async def budget(cluster: Cluster, **spec: Any) -> Object:
     made = {"metadata": {"name": "b"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, **spec}}
     await cluster.create(POD_DISRUPTION_BUDGETS, made)
     await cluster.settle()

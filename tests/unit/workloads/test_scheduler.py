@@ -101,7 +101,7 @@ async def test_selectors_affinity_and_taints_choose_the_node(cluster: Cluster) -
     tolerations = [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}]
     fields = [{"key": "metadata.name", "operator": "In", "values": ["node-3"]}]
     required = {"nodeSelectorTerms": [{"matchFields": fields}]}
-    pinned = {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
+    pinned: Object = {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
     await cluster.create(PODS, pod("pinned", tolerations=tolerations, **pinned))
     await cluster.create(PODS, pod("kept-off", **pinned))
     await cluster.settle()
