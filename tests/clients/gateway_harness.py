@@ -30,6 +30,7 @@ GATEWAY_API = "gateway.networking.k8s.io/v1"
 KINDS: dict[str, Resource] = {
     "Gateway": resources.GATEWAYS,
     "GatewayClass": resources.GATEWAY_CLASSES,
+    "ListenerSet": resources.LISTENER_SETS,
     "HTTPRoute": resources.HTTP_ROUTES,
     "GRPCRoute": resources.GRPC_ROUTES,
     "TLSRoute": resources.TLS_ROUTES,

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from sampan.kube.objects import Object
-from tests.clients.certificates_made import MadeAuthority, tls_secret
+from tests.clients.certificates_made import MadeAuthority, self_signed, tls_secret
 from tests.clients.gateway_harness import GATEWAY_API, Bench, bench, reasons, route, to
 
 
@@ -94,8 +94,8 @@ def test_a_certificate_can_be_rotated_and_is_checked(gw: Bench, authority: MadeA
     # a key of another certificate: told, and nobody is cut off from other listeners
     chain, _ = authority.leaf("a.org")
     _, key = authority.leaf("b.org")
-    for secret, namespace in (("missing", ns), ("mixed", ns)):
-        gw.apply(tls_secret(ns, "mixed", chain, key))
+    gw.apply(tls_secret(ns, "mixed", chain, key), tls_secret(ns, "weak", *self_signed("weak.org", bits=1024)))
+    for secret, namespace in (("missing", ns), ("mixed", ns), ("weak", ns)):
         gw.gateway(namespace, f"gw-{secret}", https_listener("tls", secret), https_listener("ok", "cert", port=8443))
         status = gw.settled("Gateway", f"gw-{secret}", ns)
         listener, good = status["listeners"]
@@ -198,6 +198,20 @@ def test_tls_to_a_backend_is_verified_or_refused(gw: Bench, authority: MadeAutho
         "ResolvedRefs": "False InvalidCACertificateRef",
     }
     assert gw.ask(address, path="/bad").status == 503
+
+
+def test_the_names_a_backend_may_have_are_checked(gw: Bench, authority: MadeAuthority) -> None:
+    ns = gw.namespace("names")
+    gw.service(ns, "v1", port=443, target=gw.backends.port("tls-names", authority.server("abc.org", "inner.org")))
+    address = gw.gateway(ns, "gw")
+    gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1", port=443)}]))
+    bundle = {"name": "ca", "namespace": ns}
+    gw.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": bundle, "data": {"ca.crt": authority.pem.decode()}})
+    policy = backend_tls(ns, "v1", "ca")
+    for name, status in (("inner.org", 200), ("other.org", 503), ("abc.org", 200)):
+        policy["spec"]["validation"]["subjectAltNames"] = [{"type": "Hostname", "hostname": name}]
+        gw.apply(policy)
+        gw.until(lambda status=status: gw.ask(address).status == status)
 
 
 def backend_tls(namespace: str, service: str, authority: str) -> Object:

@@ -48,6 +48,17 @@ def test_asking_again_gets_the_resource_again() -> None:
     assert names(stream.request(Request(schema.ENDPOINTS, ("a",)))) == [("ClusterLoadAssignment", ["a"], [])]
 
 
+def test_every_secret_comes_by_itself_because_envoy_refuses_one_only_once() -> None:
+    made = Snapshot.build({schema.SECRET: [Resource.of(name, name.encode()) for name in "ab"]})
+    stream = Stream(made)
+    first, second = stream.request(Request(schema.SECRET, ("a", "b", "x")))
+    assert names([first, second]) == [("Secret", ["a"], ["x"]), ("Secret", ["b"], [])]
+    assert stream.request(Request(schema.SECRET, nonce=second.nonce, error="weak")) == []
+    assert stream.rejected == {(schema.SECRET, "b"): (made.of(schema.SECRET)["b"].version, "weak")}
+    assert stream.request(Request(schema.SECRET, nonce=first.nonce)) == []
+    assert stream.pending == frozenset()
+
+
 def test_a_reconnecting_envoy_is_sent_what_changed_meanwhile() -> None:
     old = Resource.of("a", b"1")
     stream = Stream(snapshot(a="1", b="1"))

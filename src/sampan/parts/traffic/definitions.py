@@ -345,6 +345,26 @@ RETRY = record(
         "backoff": text(DURATION),
     }
 )
+SESSION = record(
+    {
+        "sessionName": text(high=128),
+        "absoluteTimeout": text(DURATION),
+        "idleTimeout": text(DURATION),
+        "type": text(one_of=("Cookie", "Header"), default="Cookie"),
+        "cookieConfig": record({"lifetimeType": text(one_of=("Permanent", "Session"), default="Session")}),
+    },
+    (),
+    (
+        (
+            "!has(self.cookieConfig) || !has(self.cookieConfig.lifetimeType) || self.cookieConfig.lifetimeType != 'Permanent' || has(self.absoluteTimeout)",
+            "AbsoluteTimeout must be specified when cookie lifetimeType is Permanent",
+        ),
+        (
+            "!has(self.cookieConfig) || self.type != 'Header'",
+            "cookieConfig can only be set with type Cookie",
+        ),
+    ),
+)
 HTTP_RULE = record(
     {
         "name": SECTION,
@@ -353,6 +373,7 @@ HTTP_RULE = record(
         "backendRefs": _backend_refs(_filters(_HTTP_FILTERS, http=True)),
         "timeouts": record({"request": text(DURATION), "backendRequest": text(DURATION)}, (), (_TIMEOUT_ORDER,)),
         "retry": RETRY,
+        "sessionPersistence": SESSION,
     },
     (),
     (
@@ -391,6 +412,7 @@ GRPC_RULE = record(
         "matches": many(GRPC_MATCH, 64, atomic=True),
         "filters": _filters(_SHARED_FILTERS, http=False),
         "backendRefs": _backend_refs(_filters(_SHARED_FILTERS, http=False)),
+        "sessionPersistence": SESSION,
     }
 )
 STREAM_RULE = record({"name": SECTION, "backendRefs": _backend_refs(None) | {"minItems": 1}}, ("backendRefs",))

@@ -120,6 +120,16 @@ class Cors:
     credentials: bool = False
 
 
+class Session(NamedTuple):
+    """Requests of one session go to one endpoint, as long as it is there; the client carries the session."""
+
+    name: str
+    """Of the cookie or header."""
+    kind: Literal["Cookie", "Header"] = "Cookie"
+    lifetime: float | None = None
+    """Seconds after which a cookie's session ends; None: with the client."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
     """Send to backends by weight."""
@@ -143,6 +153,7 @@ class Forward:
     mirrors: tuple[Mirror, ...] = ()
     hash_source_ip: bool = False
     """Keep a client on one backend (ClientIP affinity)."""
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)

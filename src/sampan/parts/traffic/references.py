@@ -14,6 +14,9 @@ from sampan.parts.traffic.world import World, by_age
 
 GROUP = "gateway.networking.k8s.io"
 
+RSA_BITS = 2048
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
+
 Stream = Literal["TCP", "UDP"]
 
 
@@ -275,6 +278,17 @@ def certificate(world: World, origin: Origin, reference: Mapping[str, Any]) -> C
     return read_certificate(key, secret)
 
 
+def unusable(key: Any) -> str:
+    """Why the data plane cannot serve with this private key; empty where it can."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < RSA_BITS:
+        return f"RSA keys need {RSA_BITS} bits, this one has {key.key_size}"
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name not in CURVES:
+        return f"no client speaks the curve {key.curve.name}; {', '.join(CURVES)} are understood"
+    return ""
+
+
 def read_certificate(key: Key, secret: Mapping[str, Any]) -> Certificate | Problem:
     """Certificate and key of a ``kubernetes.io/tls`` Secret, checked to be a pair Envoy will take."""
     from cryptography import x509
@@ -295,4 +309,6 @@ def read_certificate(key: Key, secret: Mapping[str, Any]) -> Certificate | Probl
     encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     if parsed[0].public_key().public_bytes(encoding, form) != loaded.public_key().public_bytes(encoding, form):
         return Problem("InvalidCertificateRef", f"the key in Secret {key} does not belong to its certificate")
+    if why := unusable(loaded):
+        return Problem("InvalidCertificateRef", f"Secret {key} cannot be used: {why}")
     return Certificate(f"{key.namespace}/{key.name}", chain, private)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sampan.parts.traffic.envoy import access, gate
 from sampan.parts.traffic.envoy.hosts import Configuration, Plan, groups, plans
-from sampan.parts.traffic.envoy.routes import NO_SUCH_CLUSTER
+from sampan.parts.traffic.envoy.routes import NO_SUCH_CLUSTER, SESSION_FILTER
 from sampan.parts.traffic.model import EVERYTHING, Host, Listener, Match, Respond, Rule, Target
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.snapshot import Resource
@@ -339,6 +339,11 @@ def _connection_manager(
         "typedConfig": schema.any_of("envoy.extensions.filters.http.cors.v3.Cors"),
         "disabled": True,  # a rule with such a policy turns it on
     }
+    sessions = {
+        "name": SESSION_FILTER,
+        "typedConfig": schema.any_of("envoy.extensions.filters.http.stateful_session.v3.StatefulSession"),
+        "disabled": True,  # likewise
+    }
     router = {
         "name": "envoy.filters.http.router",
         "typedConfig": schema.any_of("envoy.extensions.filters.http.router.v3.Router", suppressEnvoyHeaders=True),
@@ -349,7 +354,7 @@ def _connection_manager(
         _HCM,
         statPrefix=name,
         rds={"routeConfigName": routes_name, "configSource": _FROM_CONTROL_PLANE},
-        httpFilters=[cors, gate.http_filter(), router],
+        httpFilters=[cors, sessions, gate.http_filter(), router],
         accessLog=[*([access.file_log(access_log)] if access_log else []), *([gate.slot_log()] if gated else [])],
         useRemoteAddress=True,
         normalizePath=True,

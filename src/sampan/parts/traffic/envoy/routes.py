@@ -25,6 +25,7 @@ from sampan.parts.traffic.model import (
     Respond,
     Retry,
     Rule,
+    Session,
     Target,
 )
 from sampan.parts.traffic.xds import schema
@@ -47,6 +48,7 @@ _FORWARDED = {
     },
     "appendAction": "ADD_IF_ABSENT",
 }
+SESSION_FILTER = "envoy.filters.http.stateful_session"
 SAFE_RETRY = Retry(attempts=2)
 """What every route retries unless told otherwise: only requests no backend has begun to work on."""
 
@@ -98,8 +100,13 @@ def route(rule: Rule) -> dict[str, Any]:
     made |= _edits(rule.request, "request") | _edits(rule.response, "response")
     if isinstance(action, Forward) and action.forwarded:
         made.setdefault("requestHeadersToAdd", []).append(_FORWARDED)
+    per_filter: dict[str, Any] = {}
     if rule.cors is not None:
-        made["typedPerFilterConfig"] = {"envoy.filters.http.cors": _cors(rule.cors)}
+        per_filter["envoy.filters.http.cors"] = _cors(rule.cors)
+    if isinstance(action, Forward) and action.session is not None:
+        per_filter[SESSION_FILTER] = _session(action.session, rule.match)
+    if per_filter:
+        made["typedPerFilterConfig"] = per_filter
     return made
 
 
@@ -182,6 +189,25 @@ def _forward(action: Forward, match: Match) -> dict[str, Any]:
     if action.hash_source_ip:
         made["hashPolicy"] = [{"connectionProperties": {"sourceIp": True}}]
     return made
+
+
+def _session(session: Session, match: Match) -> dict[str, Any]:
+    if session.kind == "Header":
+        state = schema.any_of(
+            "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState", name=session.name
+        )
+    else:
+        cookie = {"name": session.name, "path": _cookie_path(match), "ttl": _seconds(session.lifetime)}
+        state = schema.any_of("envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState", cookie=cookie)
+    stateful = {"sessionState": {"name": f"envoy.http.stateful_session.{session.kind.lower()}", "typedConfig": state}}
+    return schema.any_of(
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", statefulSession=stateful
+    )
+
+
+def _cookie_path(match: Match) -> str:
+    """Sessions of rules for different paths do not meet."""
+    return "/" if match.path.type == "Regex" else match.path.value
 
 
 def _fraction(numerator: int, denominator: int) -> dict[str, Any]:

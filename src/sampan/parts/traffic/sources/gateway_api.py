@@ -638,9 +638,12 @@ class GatewaySource:
 SUPPORTED_FEATURES = sorted(
     [
         "BackendTLSPolicy",
+        "BackendTLSPolicySANValidation",
         "GRPCRoute",
         "Gateway",
+        "GatewayHTTPListenerIsolation",
         "GatewayPort8080",
+        "GatewayStaticAddresses",
         "HTTPRoute",
         "HTTPRouteBackendProtocolH2C",
         "HTTPRouteBackendProtocolWebSocket",
@@ -667,7 +670,9 @@ SUPPORTED_FEATURES = sorted(
         "HTTPRouteSchemeRedirect",
         "ListenerSet",
         "ReferenceGrant",
+        "TCPRoute",
         "TLSRoute",
+        "TLSRouteModeTerminate",
         "UDPRoute",
     ]
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from sampan.parts.traffic.model import (
     Respond,
     Retry,
     Rule,
+    Session,
     Target,
     edit_of,
 )
@@ -32,6 +34,8 @@ from sampan.parts.traffic.places import Place
 from sampan.parts.traffic.references import Backends, Origin, Problem
 
 _DURATION = re.compile(r"(\d+)(h|ms|m|s)")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""What a cookie or header may be called."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -81,7 +85,8 @@ def _translate(route: Object, backends: Backends, kind: str, place: Place, secur
     default: list[Mapping[str, Any]] = [{"matches": [{}]}]
     for position, rule in enumerate(route["spec"].get("rules") or default):
         try:
-            common = _Common(rule, origin, backends, result, kind == "GRPCRoute", place, secure)
+            default_session = f"sampan-session-{zlib.crc32(f'{name}/{position}'.encode()):08x}"
+            common = _Common(rule, origin, backends, result, kind == "GRPCRoute", place, secure, default_session)
             matches = [
                 _grpc_match(one) if kind == "GRPCRoute" else _http_match(one) for one in rule.get("matches") or [{}]
             ]
@@ -107,6 +112,7 @@ class _Common:
         grpc: bool,
         place: Place,
         secure: bool,
+        default_session: str,
     ) -> None:
         self.request = HeaderEdit()
         self.response = HeaderEdit()
@@ -157,6 +163,7 @@ class _Common:
                 host=host,
                 retry=_retry(rule.get("retry")),
                 mirrors=tuple(mirrors),
+                session=_session(rule.get("sessionPersistence"), default_session, targets),
                 hash_source_ip=any(target.cluster and backends.made[target.cluster].affinity for target in targets),
             )
 
@@ -246,6 +253,26 @@ def _retry(source: Mapping[str, Any] | None) -> Retry | None:
         return None
     codes = tuple(int(code) for code in source.get("codes") or ())
     return Retry(int(source.get("attempts") or 1), codes, seconds(source.get("backoff")))
+
+
+def _session(source: Mapping[str, Any] | None, default: str, targets: Sequence[Target]) -> Session | None:
+    if source is None:
+        return None
+    if seconds(source.get("idleTimeout")):
+        raise UnsupportedError("UnsupportedValue", "sessionPersistence.idleTimeout is not supported")
+    name, lifetime = source.get("sessionName") or default, seconds(source.get("absoluteTimeout"))
+    if not _TOKEN.fullmatch(name):
+        raise UnsupportedError("UnsupportedValue", f"sessionName {name!r} is no name of a cookie or header")
+    if len([one for one in targets if one.weight]) > 1:
+        # the data plane chooses by weight anew for every request, and only then looks at the session
+        raise UnsupportedError(
+            "UnsupportedValue", "sessionPersistence needs a single backend, not several with weights"
+        )
+    if source.get("type") != "Header":
+        return Session(name, "Cookie", lifetime)
+    if lifetime:
+        raise UnsupportedError("UnsupportedValue", "sessionPersistence.absoluteTimeout is for cookies only")
+    return Session(name, "Header")
 
 
 def _http_match(source: Mapping[str, Any]) -> Match:

@@ -106,7 +106,7 @@ class Stream:
         if asked or first:
             unknown = [name for name in asked if name not in current]
             if due or unknown or (first and subscription.wildcard):
-                again.append(self._send(request.type_url, due, unknown))
+                again += self._apart(request.type_url, due, unknown)
         return again
 
     def update(self, snapshot: Snapshot, types: Iterable[str] = TYPES, *, removals: bool) -> list[Response]:
@@ -124,7 +124,7 @@ class Stream:
             due = self._changes(type_url, current, None)
             gone = [name for name in subscription.held if name not in current]
             if due or (gone and removals):
-                responses.append(self._send(type_url, due, gone if removals else []))
+                responses += self._apart(type_url, due, gone if removals else [])
             elif not gone:
                 subscription.settled = current
         return responses
@@ -145,6 +145,13 @@ class Stream:
             if subscription.held.get(one.name) != one.version
             and self.rejected.get((type_url, one.name), ("", ""))[0] != one.version
         ]
+
+    def _apart(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> list[Response]:
+        """Responses with these resources: one, but for secrets. Envoy remembers a secret it refused, and acknowledges it when
+        it comes again: only the first refusal tells, so no secret may share a response with another."""
+        if type_url != schema.SECRET or len(resources) < 2:
+            return [self._send(type_url, resources, removed)]
+        return [self._send(type_url, [one], removed if position == 0 else []) for position, one in enumerate(resources)]
 
     def _send(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> Response:
         nonce = str(next(self._nonces))

@@ -72,6 +72,6 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def any_of(name: str, **value: Any) -> dict[str, Any]:
+def any_of(name: str, /, **value: Any) -> dict[str, Any]:
     """An Any in JSON form."""
     return {"@type": TYPE_PREFIX + name, **value}
