@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import signal
-import ssl
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,122 +11,18 @@ import psutil
 import pytest
 
 from sampan.kernel import detached
-from sampan.kernel.folder import DataDirectory
 from sampan.kube.client.http import HttpClient
 from sampan.kube.objects import Object
 from tests.clients.certificates_made import MadeAuthority
-from tests.clients.gateway_harness import Backends, Bench, bench, endpoint_slice, eventually, gateway, route, to
-
-
-class Load:
-    """Clients that ask without pause and count what went wrong."""
-
-    def __init__(self, address: str, port: int = 80, *, host: str = "load.com", tls: bool = False) -> None:
-        self._target = (address, port)
-        self._host = host
-        self._tls = tls
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(keep,)) for keep in (True, True, False)]
-        self.good = 0
-        self.failures: list[str] = []
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._tls:
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            return http.client.HTTPSConnection(*self._target, timeout=10, context=context)
-        return http.client.HTTPConnection(*self._target, timeout=10)
-
-    def _run(self, keep: bool) -> None:
-        connection = self._connection()
-        while not self._stop.is_set():
-            try:
-                connection.request("GET", "/", headers={"Host": self._host})
-                response = connection.getresponse()
-                response.read()
-                if response.status == 200:
-                    self.good += 1
-                else:
-                    self.failures.append(f"status {response.status}")
-                closes = response.will_close
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append(repr(error))
-                closes = True
-            if closes or not keep:
-                connection.close()
-                connection = self._connection()
-        connection.close()
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        eventually(lambda: self.good > 5)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
-class Command:
-    """The ``sampan`` command on one data directory."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        self.directory = DataDirectory(data)
-
-    def __call__(self, *arguments: str) -> str:
-        environment = {**os.environ, "SAMPAN_DATA_DIR": str(self.data), "SAMPAN_PLATFORM_PORTS": "auto"}
-        command = [sys.executable, "-m", "sampan", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def up(self, *arguments: str) -> None:
-        self("up", "--detach", "--only", "traffic", *arguments)
-
-    def envoy(self) -> int:
-        process = detached.living(self.directory.run, "traffic-envoy")
-        return process.pid if process is not None else 0
-
-    def kill_core(self) -> None:
-        pid = self.directory.holder()
-        assert pid
-        os.kill(pid, signal.SIGKILL)
-        eventually(lambda: self.directory.holder() is None)
-
-    def address(self, name: str) -> tuple[str, int]:
-        found: str = json.loads(self("status", "--json"))["addresses"][name]
-        host, _, port = found.partition(":")
-        return host, int(port)
+from tests.clients.gateway_harness import bench, endpoint_slice, gateway, route, to
+from tests.faults.traffic_kill import Command, Load, api, kill
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
     made = Command(tmp_path)
     yield made
-    holder = made.directory.holder()
-    if holder:
-        psutil.Process(holder).kill()
-    detached.end_all(made.directory.run)
-
-
-@contextmanager
-def api(command: Command) -> Iterator[Bench]:
-    """A bench on the platform of a command."""
-
-    class Running:
-        @staticmethod
-        def client() -> HttpClient:
-            return HttpClient.from_kubeconfig(command.directory.kubeconfig)
-
-    backends = Backends()
-    made = Bench(Running(), backends)  # type: ignore[arg-type]
-    try:
-        yield made
-    finally:
-        backends.close()
+    made.clean()
 
 
 def test_envoy_comes_back_by_itself() -> None:
@@ -204,6 +91,41 @@ def test_traffic_goes_on_while_the_core_is_dead_and_after(command: Command) -> N
         assert not ended(envoy)
         assert "traffic-envoy" in command("down")
         assert ended(envoy)
+
+
+def test_a_kill_costs_what_was_under_way_and_a_kill_of_the_core_nothing(command: Command) -> None:
+    command.up()
+    with api(command) as gw:
+        ns = gw.namespace("kill")
+        gw.service(ns, "v1")
+        address = gw.gateway(ns, "gw")
+        gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
+        gw.until(lambda: gw.ask(address).backend == "v1")
+        gw.close()
+        assert kill("core", command, address).failed == 0
+        assert kill("both", command, address).asked
+        assert kill("envoy", command, address).asked
+    # down right after: whatever is on its way must not be left behind
+    envoy = command.envoy()
+    command("down")
+    assert command.envoy() == 0
+    assert ended(envoy)
+
+
+def test_down_right_after_a_hot_restart_leaves_no_envoy(command: Command) -> None:
+    command.up()
+    first = command.envoy()
+    command.kill_core()
+    state = command.data / "parts" / "traffic" / "envoy" / "envoy.json"
+    state.write_text(state.read_text().replace('"warning"', '"error"'))
+    command.up()
+    second = command.envoy()
+    assert second not in (0, first)
+    # the first one still drains for seconds
+    command("down")
+    assert command.envoy() == 0
+    assert ended(first)
+    assert ended(second)
 
 
 async def reconnect(command: Command) -> HttpClient:

@@ -182,7 +182,10 @@ class Stream:
             return []
         if request.error is None:
             for name in (*sent.versions, *sent.removed):
-                self.rejected.pop((sent.type_url, name), None)
+                key = (sent.type_url, name)
+                # what is still wanted in the refused version may have been on its way out before it was wanted again
+                if key in self.rejected and _wanted(self._snapshot, key) != self.rejected[key][0]:
+                    del self.rejected[key]
             return []
         if not sent.versions:
             return []
