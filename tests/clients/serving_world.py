@@ -170,7 +170,7 @@ class PodPlayer(Controller):
     async def close(self) -> None:
         """End the servers that still run."""
         self._claimed.close()
-        for server in self.servers.values():
+        for server in list(self.servers.values()):  # closing one may take others away
             if server.grpc is not None:
                 await server.grpc.stop(None)
             if server.runner is not None:

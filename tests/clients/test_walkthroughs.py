@@ -166,7 +166,14 @@ def test_load_brings_replicas_and_its_end_takes_them_away(platform: Platform, ct
         assert int(ctl("get", "deployment", "php-apache", "-o", "jsonpath={.spec.replicas}")) >= 2
         assert "SuccessfulRescale" in ctl("get", "events")
         ctl("delete", "pod", "load-generator", "--grace-period=0", "--force")
+        ctl("wait", "--for=delete", "pod/load-generator", "--timeout=30s")
+        platform.clock.run(1)
+
+        def a_minute_later() -> str:
+            platform.clock.jump(60)
+            return replicas()
+
         # five minutes without load
-        until(replicas, lambda text: text.startswith("1 "), 60)
+        until(a_minute_later, lambda text: text.startswith("1 "), 60)
     finally:
         platform.clock.run(1)
