@@ -14,6 +14,7 @@ from sampan.kube.control.cluster_roles import ClusterRoleAggregation
 from sampan.kube.control.definitions import DefinitionController, ServedDefinitions
 from sampan.kube.control.garbage import GarbageCollector
 from sampan.kube.control.namespaces import NamespaceController
+from sampan.kube.control.node_clocks import NodeClocks
 from sampan.kube.control.node_departure import NodeDeparture
 from sampan.kube.control.node_ranges import NodeRanges
 from sampan.kube.control.quota import QuotaController
@@ -55,6 +56,7 @@ def builtin_controllers(
         ClusterInfo(context, server, authority.certificate_pem.decode()),
         TokenCleaner(context),
         NodeRanges(context),
+        NodeClocks(context),
         NodeDeparture(context),
         ClaimProtection(context),
         VolumeProtection(context),

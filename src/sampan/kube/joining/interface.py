@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
+from sampan.kube.control.node_clocks import JOINED
 
-JOINED = "sampan.dev/joined"
-"""Annotation of a Node that lives in a process of its own, maybe on another machine: what machine-local things its object
-names are not those of the platform's machine."""
+__all__ = ["JOINED", "Joined"]
 
 
 @dataclass(frozen=True)

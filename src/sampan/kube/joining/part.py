@@ -23,6 +23,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.interface import Informers
 from sampan.kube.control.node_ranges import TAKEN_RANGES
 from sampan.kube.joining.credentials import Credential, Folder, Membership, of_client, of_kubelet, of_network
+from sampan.kube.joining.following import keep_following
 from sampan.kube.joining.interface import JOINED, Joined
 from sampan.kube.joining.membership import resolve
 from sampan.kube.joining.tokens import JoinError
@@ -77,6 +78,7 @@ class JoinedKubePart(Part[PartSettings]):
         context.provide(Informers, control.informers)
         context.provide(ControlContext, control)
         found = await self._patiently(lambda: self._register(client, membership))
+        keep_following(context.clock, control.informers.informer(NODES), node)
         await self._patiently(lambda: self._serving_certificate(client))
         await self._patiently(lambda: self._network.ensure(client))
         network, network_control = await self._connect(self._network, "sampan-network")
