@@ -393,6 +393,48 @@ def test_drained_and_back(pair: tuple[Machine, Machine]) -> None:
     core.kubectl("delete", "deployment", "mover")
 
 
+def test_a_claim_stays_on_the_node_of_its_first_pod(pair: tuple[Machine, Machine]) -> None:
+    core, _other = pair
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "kept", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
+    }
+    volume = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "kept"}}]}
+    mounted = {"volumeMounts": [{"name": "v", "mountPath": "/data"}]}
+    first = pod("writer", "", "sh", "-c", "echo written > /data/f; sleep 1000", container=mounted, **volume)
+    del first["spec"]["nodeName"]
+    first["spec"]["nodeSelector"] = {"kubernetes.io/hostname": "second"}
+    core.apply(claim, first)
+    wait_ready(core, "writer")
+    bound = core.get("pvc", "kept")["spec"]["volumeName"]
+    (term,) = core.get("pv", bound)["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"]
+    assert term["matchExpressions"][0]["values"] == ["second"]
+    core.kubectl("delete", "pod", "writer")
+    again = pod("reader", "", "sleep", "1000", container=mounted, **volume)
+    del again["spec"]["nodeName"]
+    core.apply(again)
+    wait_ready(core, "reader")
+    assert core.get("pod", "reader")["spec"]["nodeName"] == "second"
+    assert core.kubectl("exec", "reader", "--", "cat", "/data/f") == "written\n"
+    core.kubectl("delete", "pod", "reader")
+    core.kubectl("delete", "pvc", "kept")
+
+
+def test_the_nodes_clock_follows_the_platforms(pair: tuple[Machine, Machine]) -> None:
+    core, other = pair
+
+    def ahead(machine: Machine) -> float:
+        found: float = json.loads(machine.sampan("status", "--json"))["clock"]["ahead_seconds"]
+        return found
+
+    before = ahead(core)
+    core.sampan("clock", "jump", "1h")
+    until(lambda: abs(ahead(other) - before - 3600) < 5, "the node's clock has jumped too")
+    until(lambda: is_ready(core, "second"), "the node reports after the jump")
+
+
 def test_kill_9_of_either_side_loses_no_pod(pair: tuple[Machine, Machine]) -> None:
     core, other = pair
     core.apply(pod("steady", "second", "sleep", "1000"))
@@ -492,3 +534,17 @@ def test_leaving_takes_everything_along(pair: tuple[Machine, Machine]) -> None:
     assert "is not a joined node" in other.sampan("node", "leave", code=1)
     other.sampan(*join_command(core), "--name", "again", "--detach")
     until(lambda: is_ready(core, "again"), "it may join again")
+
+
+def test_a_node_whose_process_is_down_can_be_left(pair: tuple[Machine, Machine]) -> None:
+    core, other = pair
+    until(lambda: is_ready(core, "again"), "the node is there")
+    core.apply(pod("orphan", "again", "sleep", "1000"))
+    wait_ready(core, "orphan")
+    other.kill()
+    told = other.sampan("node", "leave")
+    assert "pod default/orphan has ended with again" in told
+    until(lambda: "again" not in core.kubectl("get", "nodes", "-o", "name"), "the Node is gone")
+    assert "NotFound" in core.kubectl("get", "pod", "orphan", code=1)
+    other.sampan(*join_command(core), "--name", "third", "--detach")
+    until(lambda: is_ready(core, "third"), "it may join again")

@@ -232,7 +232,8 @@ def join(
 def leave(data_dir: Path, force: bool, timeout: float) -> None:
     """Leave the platform: cordon, evict the pods, stop the node, take its object away and forget its identity.
 
-    Disruption budgets are kept; pods of DaemonSets stay until the end.
+    Disruption budgets are kept; pods of DaemonSets stay until the end. A node whose process is down has its pods ended and taken
+    out at once.
     """
     from sampan.cli import down
 
@@ -240,16 +241,13 @@ def leave(data_dir: Path, force: bool, timeout: float) -> None:
     member = folder.membership
     if member is None:
         raise SampanError(f"{data_dir} is not a joined node")
-    if not force:
-        if DataDirectory(data_dir).holder() is None:
-            raise SampanError(
-                f"{member.node} does not run, so its pods cannot end in order: start it with `sampan node join`, or --force"
-            )
+    running = DataDirectory(data_dir).holder() is not None
+    if not force and running:
         asyncio.run(_with_node(folder, member, lambda client: _empty(client, member.node, timeout)))
     assert down.command.callback is not None
     down.command.callback(data_dir=data_dir, wait=30.0)
     if not force:
-        asyncio.run(_with_node(folder, member, lambda client: _farewell(client, member.node)))
+        asyncio.run(_with_node(folder, member, lambda client: _farewell(client, member.node, running)))
     folder.forget()
     told = "" if not force else f"; take it out with `kubectl delete node {member.node}`"
     click.echo(f"{member.node} has left{told}")
@@ -330,10 +328,13 @@ async def _empty(client: HttpClient, node: str, seconds: float) -> None:
         ) from None
 
 
-async def _farewell(client: HttpClient, node: str) -> None:
+async def _farewell(client: HttpClient, node: str, emptied: bool) -> None:
     from sampan.kube.control.node_departure import LEFT
+    from sampan.kube.joining.draining import clear
     from sampan.kube.resources import NODES
 
+    if not emptied:
+        await clear(client, node, tell=click.echo)
     await client.patch(NODES, node, {"metadata": {"annotations": {LEFT: "true"}}})
 
 

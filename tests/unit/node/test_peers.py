@@ -9,9 +9,11 @@ from tests.unit.kube_control.cluster import Cluster, settle
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.control import ControlContext, SharedInformers
+from sampan.kube.joining.interface import JOINED
 from sampan.kube.objects import Key
-from sampan.kube.resources import CONFIG_MAPS, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES
-from sampan.parts.network.joined import reached
+from sampan.kube.resources import CONFIG_MAPS, NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES
+from sampan.parts.network.part import PlatformProxy
+from sampan.parts.network.services import reached
 from sampan.parts.node.agent.peers import wanted_routes
 from sampan.parts.node.agent.sources import Reference, ReferencedSources, references
 
@@ -49,13 +51,35 @@ def test_what_another_machine_has_on_loopback_is_left_out() -> None:
     near = {"addresses": ["10.244.1.5"], "nodeName": "far"}
     own = {"addresses": ["127.0.0.5"], "nodeName": "here"}
     found = reached(
-        slice_(near, own, {"addresses": ["127.0.0.1"]}, {"addresses": ["127.9.9.9"], "nodeName": "far"}), "here"
+        slice_(near, own, {"addresses": ["127.0.0.1"]}, {"addresses": ["127.9.9.9"], "nodeName": "far"}),
+        lambda name: name == "here",
     )
     assert found["endpoints"] == [near, own]
 
 
+async def test_the_platform_leaves_out_what_joined_nodes_of_other_machines_have_on_loopback() -> None:
+    own = node("own", "10.244.0.0/24", "127.0.0.1")
+    beside = node("beside", "10.244.1.0/24", "127.0.0.1")
+    far = node("far", "10.244.2.0/24", "192.0.2.77")
+    for joined in (beside, far):
+        joined["metadata"]["annotations"] = {JOINED: "true"}
+    cluster = await Cluster.started()
+    async with Tasks(clock := Clock()) as tasks:
+        control = ControlContext(cluster, SharedInformers(cluster, clock, tasks), clock, tasks)
+        for one in (own, beside, far):
+            await cluster.create(NODES, one)
+        proxy = PlatformProxy(control, "own", ["127.0.0.1"])
+        await control.informers.informer(NODES).wait_synced()
+        assert [proxy.is_here(name) for name in ("own", "beside", "far", "gone", "")] == [True, True, False, True, True]
+        slices = [slice_(*({"addresses": ["127.116.0.2"], "nodeName": name} for name in ("own", "beside", "far")))]
+        (seen,) = proxy._seen(Key("default", "web"), slices)
+        assert [endpoint["nodeName"] for endpoint in seen["endpoints"]] == ["own", "beside"]
+
+
 def test_what_a_machine_has_itself_takes_the_place() -> None:
-    found = reached(slice_({"addresses": ["127.0.0.1"]}), "here", {"UDP": ("127.0.0.1", 53), "TCP": ("127.0.0.1", 54)})
+    found = reached(
+        slice_({"addresses": ["127.0.0.1"]}), lambda name: False, {"UDP": ("127.0.0.1", 53), "TCP": ("127.0.0.1", 54)}
+    )
     assert found["endpoints"] == [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}]
     assert [port["port"] for port in found["ports"]] == [53, 54]
 

@@ -52,6 +52,23 @@ async def drain(
             await clock.sleep(AGAIN_SECONDS)
 
 
+async def clear(client: Client, node: str, *, tell: Callable[[str], object] = lambda _: None) -> None:
+    """Cordon a node on which nothing runs any more and take its pods out; nobody could end them in order.
+
+    Raises:
+        ApiError: the API server refuses.
+    """
+    await client.patch(NODES, node, {"spec": {"unschedulable": True}})
+    for pod in (await client.list(PODS, field_selector=f"spec.nodeName={node}")).items:
+        metadata = pod["metadata"]
+        try:
+            await client.delete(PODS, metadata["name"], metadata["namespace"], grace_period=0, uid=metadata["uid"])
+        except ApiError as error:
+            if not error.not_found and not error.conflict:
+                raise
+        tell(f"pod {metadata['namespace']}/{metadata['name']} has ended with {node}")
+
+
 async def _evict(client: Client, pod: Object) -> bool:
     """Whether the pod is on its way."""
     metadata = pod["metadata"]

@@ -31,7 +31,7 @@ from sampan.parts.network.dns.server import NameServer
 from sampan.parts.network.dns.upstream import Upstream
 from sampan.parts.network.dns.zone import Zone
 from sampan.parts.network.part import DNS_PLACE, NetworkSettings, bind_udp, resolvers
-from sampan.parts.network.services import Backends, Frontend
+from sampan.parts.network.services import Backends, Frontend, reached
 
 API_SERVER = Key("default", "kubernetes")
 NAME_SERVER = Key("kube-system", "kube-dns")
@@ -142,29 +142,11 @@ class JoinedProxy(ServiceProxy):
     def _seen(self, key: Key, slices: Sequence[Object]) -> Sequence[Object]:
         if not self._apart:
             return slices
-        return [reached(one, self.node, self._here.get(key)) for one in slices]
+        return [reached(one, self.is_here, self._here.get(key)) for one in slices]
 
-
-def reached(one: Object, node: str, here: Mapping[str, tuple[str, int]] | None = None) -> Object:
-    """An EndpointSlice as a node on another machine than the platform reaches it.
-
-    ``here`` replaces the endpoints, by protocol. Else a loopback address that is not of a pod of ``node`` itself is another
-    machine's, and leads nowhere from here.
-    """
-    if here is None:
-        kept = [
-            endpoint
-            for endpoint in one.get("endpoints") or ()
-            if endpoint.get("nodeName") == node or not any(is_loopback(each) for each in endpoint["addresses"])
-        ]
-        return {**one, "endpoints": kept}
-    ports = [
-        {**port, "port": here[port.get("protocol") or "TCP"][1]}
-        for port in one.get("ports") or ()
-        if (port.get("protocol") or "TCP") in here
-    ]
-    addresses = list(dict.fromkeys(address for address, _ in here.values()))
-    return {**one, "endpoints": [{"addresses": addresses, "conditions": {"ready": True}}], "ports": ports}
+    def is_here(self, node: str) -> bool:
+        """What has a loopback address on this node can be reached."""
+        return node == self.node
 
 
 class SharedForwardPath(ForwardPath):

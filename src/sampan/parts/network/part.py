@@ -17,12 +17,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from sampan.kernel.addresses import is_own
 from sampan.kernel.errors import SettingsError
 from sampan.kernel.part import Part, PartSettings
 from sampan.kernel.telemetry import gauge
 from sampan.kube.control.controller import ControlContext
-from sampan.kube.objects import Key
-from sampan.kube.resources import SERVICES
+from sampan.kube.joining.interface import JOINED
+from sampan.kube.objects import Key, Object, dig
+from sampan.kube.resources import NODES, SERVICES
 from sampan.parts.network import loopback_address
 from sampan.parts.network.control import dns_service
 from sampan.parts.network.control.attachment import Attachment, is_loopback
@@ -37,7 +39,7 @@ from sampan.parts.network.directory import ClusterDirectory
 from sampan.parts.network.dns.server import NameServer
 from sampan.parts.network.dns.upstream import Upstream, host_resolvers
 from sampan.parts.network.dns.zone import Zone
-from sampan.parts.network.services import Backends, Frontend
+from sampan.parts.network.services import Backends, Frontend, reached
 
 DNS_PLACE = 9
 """How far the name server's address is behind that of the API server's Service: the tenth address by convention."""
@@ -113,7 +115,7 @@ class NetworkPart(Part[NetworkSettings]):
 
     async def _start_services(self, control: ControlContext, directory: ClusterDirectory) -> None:
         context, settings = self.context, self.context.settings
-        self._proxy = proxy = ServiceProxy(control, "", [settings.node_port_host])
+        self._proxy = proxy = PlatformProxy(control, "", [settings.node_port_host])
         self._policies = policies = NetworkPolicies(control)
         self._host = ForwardPath(context.clock, context.tasks)
         self._forwarders = ForwardPath(context.clock, context.tasks, lambda one: (self._shown(one.address), one.port))
@@ -176,6 +178,21 @@ class NetworkPart(Part[NetworkSettings]):
             "isolated pods": self._policies.isolated,
             "names answered": self._names.answered,
         }
+
+
+class PlatformProxy(ServiceProxy):
+    """Services as they are reached from the platform's machine."""
+
+    def _seen(self, key: Key, slices: Sequence[Object]) -> Sequence[Object]:
+        return [reached(one, self.is_here) for one in slices]
+
+    def is_here(self, node: str) -> bool:
+        """What has a loopback address on this node can be reached: it did not join from another machine."""
+        found = self.informer(NODES).get(Key("", node)) if node else None
+        if found is None or JOINED not in (found["metadata"].get("annotations") or {}):
+            return True
+        addresses = [one["address"] for one in dig(found, "status", "addresses", default=())]
+        return any(is_own(address) for address in addresses if address[:1].isdecimal())
 
 
 def resolvers(given: Sequence[str]) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ chosen for each connection. Ready endpoints are chosen; where there is none, tho
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sampan.kube.objects import Object, dig
@@ -190,3 +190,26 @@ def frontends(
             for address in node_addresses:
                 made[Frontend(address, port["nodePort"], protocol)] = outer._replace(reach="node")
     return made
+
+
+def reached(one: Object, is_here: Callable[[str], bool], here: Mapping[str, tuple[str, int]] | None = None) -> Object:
+    """An EndpointSlice as this machine reaches it.
+
+    ``here`` replaces the endpoints, by protocol. Else a loopback address that is not of a pod of a node that ``is_here`` is
+    another machine's, and leads nowhere.
+    """
+    if here is None:
+        kept = [
+            endpoint
+            for endpoint in one.get("endpoints") or ()
+            if is_here(endpoint.get("nodeName") or "")
+            or not any(each.startswith("127.") for each in endpoint["addresses"])
+        ]
+        return {**one, "endpoints": kept}
+    ports = [
+        {**port, "port": here[port.get("protocol") or "TCP"][1]}
+        for port in one.get("ports") or ()
+        if (port.get("protocol") or "TCP") in here
+    ]
+    addresses = list(dict.fromkeys(address for address, _ in here.values()))
+    return {**one, "endpoints": [{"addresses": addresses, "conditions": {"ready": True}}], "ports": ports}
