@@ -80,7 +80,7 @@ async def latency(url: str, sink_port: list[int], make: object, rate: float, sec
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    sink_port.append(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr,attr-defined]
+    sink_port.append(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
     await asyncio.to_thread(make, sink_port[0])  # type: ignore[arg-type]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         for number in range(50):
@@ -114,7 +114,7 @@ def peer(port: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        port.put(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr,attr-defined]
+        port.put(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
         await asyncio.sleep(3600)
 
     import uvloop

@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-POD = {
+POD: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {

@@ -205,7 +205,8 @@ class Broker:
         return self
 
     def call(self, path: str, payload: bytes = b"") -> bytes:
-        answer: bytes = self.channel.unary_unary(path)(payload, timeout=120, metadata=[("x-mq-client-id", "bench")])
+        method = self.channel.unary_unary(path, None, None)
+        answer: bytes = method(payload, timeout=120, metadata=(("x-mq-client-id", "bench"),))
         return answer
 
     def used(self) -> tuple[float, float]:

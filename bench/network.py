@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def connections() -> None:
         direct, through = inside.getsockname(), ("10.96.7.7", 80)
         plain, service = outside.getsockname(), ("10.96.7.8", 80)
         results: dict[str, float] = {}
-        variants = {
+        variants: dict[str, tuple[str, Callable[[], None]]] = {
             "connect, plain loopback": (home, lambda: _connect(direct, inside)),
             "connect, ClusterIP among 5,000": (pod, lambda: _connect(through, inside)),
             "request of 100 bytes, plain loopback": (home, lambda: _exchange(plain)),

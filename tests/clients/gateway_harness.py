@@ -254,7 +254,8 @@ class Bench:
                 return status
             return None
 
-        return eventually(look)
+        settled: Object = eventually(look)
+        return settled
 
     # -- requests
 

@@ -128,7 +128,7 @@ class PodServer:
         return socket
 
 
-class Echo(grpc.GenericRpcHandler):
+class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """``/echo/Once`` gives back what it gets, ``/echo/Stream`` every message of a stream."""
 
     def service(self, call: Any) -> Any:

@@ -6,7 +6,7 @@ import base64
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from kubernetes.watch import Watch
 import sampan.testing
 from sampan.kernel.certificates import Authority
 from tests.clients.kubectl import kubectl as kubectl_binary
+from tests.clients.whoami import whoami
 
 
 class Key(NamedTuple):
@@ -94,9 +95,9 @@ def test_a_person_gets_a_certificate_once_it_is_approved(
     approve = [str(kubectl_binary()), "--kubeconfig", str(platform.kubeconfig), "certificate", "approve", "carol"]
     subprocess.run(approve, check=True, capture_output=True, timeout=60)
     carol = client(platform, certificate=issued(admin, "carol", tmp_path), key=asked.path)
-    review = kube.AuthenticationV1Api(carol).create_self_subject_review({})
-    assert review.status.user_info.username == "carol"
-    assert set(review.status.user_info.groups) == {"dev", "system:authenticated"}
+    user = whoami(carol)
+    assert user.username == "carol"
+    assert set(user.groups or ()) == {"dev", "system:authenticated"}
 
 
 def test_a_node_joins_with_a_bootstrap_token_and_keeps_to_itself(
@@ -117,16 +118,19 @@ def test_a_node_joins_with_a_bootstrap_token_and_keeps_to_itself(
 
     core = kube.CoreV1Api(edge1)
     made = core.create_node(kube.V1Node(metadata=kube.V1ObjectMeta(name="edge1")))
+    assert made.spec is not None
+    assert made.spec.taints
     assert made.spec.taints[0].key == "node.kubernetes.io/not-ready"
     lease = kube.V1Lease(metadata=kube.V1ObjectMeta(name="edge1"), spec=kube.V1LeaseSpec(holder_identity="edge1"))
     kube.CoordinationV1Api(edge1).create_namespaced_lease("kube-node-lease", lease)
     assert core.list_pod_for_all_namespaces().items == []
-    for refused in (
+    refusals: tuple[Callable[[], object], ...] = (
         lambda: core.create_node(kube.V1Node(metadata=kube.V1ObjectMeta(name="edge2"))),
         lambda: core.list_secret_for_all_namespaces(),
         lambda: core.read_namespaced_secret("bootstrap-token-abcdef", "kube-system"),
         lambda: core.delete_node("edge1"),
-    ):
+    )
+    for refused in refusals:
         with pytest.raises(ApiException) as error:
             refused()
         assert error.value.status == 403
@@ -150,14 +154,17 @@ def test_a_node_gets_tokens_for_its_own_pods_only(
         spec = kube.V1TokenRequestSpec(audiences=[], bound_object_ref=reference)
         body = kube.AuthenticationV1TokenRequest(spec=spec)
         made = core.create_namespaced_service_account_token("worker", "kube-public", body)
-        return str(made.status.token)
+        assert made.status is not None
+        assert made.status.token is not None
+        return made.status.token
 
+    assert pod.metadata is not None
     bound = kube.V1BoundObjectReference(kind="Pod", api_version="v1", name="worker", uid=pod.metadata.uid)
     assert request(bound).count(".") == 2
     with pytest.raises(ApiException) as unbound:
         request(None)
     assert unbound.value.status == 403
-    assert "only tokens bound to a pod" in unbound.value.body
+    assert "only tokens bound to a pod" in str(unbound.value.body)
 
 
 def test_a_token_secret_is_filled_and_dies_with_its_account(
@@ -179,11 +186,10 @@ def test_a_token_secret_is_filled_and_dies_with_its_account(
             assert base64.b64decode(data["namespace"]) == b"default"
             break
     lasting = client(platform, token=token.decode())
-    review = kube.AuthenticationV1Api(lasting).create_self_subject_review({})
-    assert review.status.user_info.username == "system:serviceaccount:default:lasting"
+    assert whoami(lasting).username == "system:serviceaccount:default:lasting"
     core.delete_namespaced_service_account("lasting", "default")
     with pytest.raises(ApiException) as refused:
-        kube.AuthenticationV1Api(lasting).create_self_subject_review({})
+        whoami(lasting)
     assert refused.value.status == 401
     for _ in range(200):
         try:
@@ -212,6 +218,8 @@ def test_a_claim_in_use_waits_for_its_pod(platform: sampan.testing.Platform, adm
     assert "created" in kubectl("create", "--validate=false", "-f", "-", stdin=pod)
     kubectl("delete", "pvc", "data", "--wait=false")
     found = kube.CoreV1Api(admin).read_namespaced_persistent_volume_claim("data", "default")
+    assert found.metadata is not None
+    assert found.spec is not None
     assert found.metadata.deletion_timestamp is not None
     assert found.metadata.finalizers == ["kubernetes.io/pvc-protection"]
     assert found.spec.storage_class_name == "standard"
@@ -229,8 +237,9 @@ def test_tokens_and_certificates_are_good_after_a_restart(tmp_path: Path) -> Non
         request = kube.AuthenticationV1TokenRequest(spec=kube.V1TokenRequestSpec(audiences=[]))
         account = kube.V1ServiceAccount(metadata=kube.V1ObjectMeta(name="stayer"))
         core.create_namespaced_service_account("default", account)
-        token = core.create_namespaced_service_account_token("stayer", "default", request).status.token
+        status = core.create_namespaced_service_account_token("stayer", "default", request).status
+        assert status is not None
+        token = status.token
     with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path) as platform:
         for credentials, name in ((static, "system:admin"), (token, "system:serviceaccount:default:stayer")):
-            api = kube.AuthenticationV1Api(client(platform, token=credentials))
-            assert api.create_self_subject_review({}).status.user_info.username == name
+            assert whoami(client(platform, token=credentials)).username == name

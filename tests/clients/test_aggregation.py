@@ -71,7 +71,7 @@ def boats(tmp_path: Path) -> Iterator[tuple[Platform, BoatServer, Command]]:
         bundle = base64.b64encode(platform.kernel.authority.certificate_pem).decode()
 
         async def objects() -> None:
-            client = platform.get(Client)  # type: ignore[type-abstract]
+            client = platform.get(Client)
             named = {"name": "boats", "namespace": "default"}
             await client.create(SERVICES, {"metadata": named, "spec": {"ports": [{"port": 443}]}})
             await client.create(

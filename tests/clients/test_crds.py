@@ -148,26 +148,29 @@ def test_deleting_a_definition_waits_for_its_instances(platform: sampan.testing.
 def test_the_python_client_creates_and_watches(platform: sampan.testing.Platform) -> None:
     with kubernetes.config.new_client_from_config(str(platform.kubeconfig)) as api:
         definitions = kubernetes.client.ApiextensionsV1Api(api)
-        definitions.create_custom_resource_definition(manifest("python.com"))
+        definitions.create_custom_resource_definition(manifest("python.com"))  # type: ignore[arg-type]
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             found = definitions.read_custom_resource_definition("widgets.python.com")
-            if any(one.type == "Established" and one.status == "True" for one in found.status.conditions or ()):
+            states = (found.status and found.status.conditions) or ()
+            if any(one.type == "Established" and one.status == "True" for one in states):
                 break
         custom = kubernetes.client.CustomObjectsApi(api)
         address = ("python.com", "v1", "default", "widgets")
-        made = custom.create_namespaced_custom_object(*address, instance("python.com"))
+        made: Any = custom.create_namespaced_custom_object(*address, instance("python.com"))
         assert made["spec"] == {"size": 1, "max": 10}
         made["spec"]["size"] = 2
-        assert custom.replace_namespaced_custom_object(*address, "w", made)["metadata"]["generation"] == 2
+        replaced: Any = custom.replace_namespaced_custom_object(*address, "w", made)
+        assert replaced["metadata"]["generation"] == 2
         stream = kubernetes.watch.Watch().stream(custom.list_namespaced_custom_object, *address, timeout_seconds=5)
         first = next(iter(stream))
         assert (first["type"], first["object"]["spec"]["size"]) == ("ADDED", 2)
-        assert custom.delete_namespaced_custom_object(*address, "w")["status"] == "Success"
+        deleted: Any = custom.delete_namespaced_custom_object(*address, "w")
+        assert deleted["status"] == "Success"
 
 
 def test_parts_install_their_definitions_once(platform: sampan.testing.Platform) -> None:
-    client: Client = platform.get(Client)  # type: ignore[type-abstract]
+    client: Client = platform.get(Client)
     definitions = [manifest(f"part{number}.com") for number in range(5)]
 
     async def twice() -> tuple[str, str, dict[str, Any]]:
@@ -202,11 +205,11 @@ def test_parts_install_their_definitions_once(platform: sampan.testing.Platform)
 
 def test_custom_resources_survive_a_restart(tmp_path: Path) -> None:
     with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path / "data") as platform:
-        client: Client = platform.get(Client)  # type: ignore[type-abstract]
+        client: Client = platform.get(Client)
         platform.run(install(client, [manifest("restart.com")]))
         platform.run(client.create(Resource("restart.com", "v1", "widgets"), instance("restart.com"), "default"))
     with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path / "data") as platform:
-        client = platform.get(Client)  # type: ignore[type-abstract]
+        client = platform.get(Client)
         kept = platform.run(client.get(Resource("restart.com", "v1", "widgets"), "w", "default"))
         assert kept["spec"] == {"size": 1, "max": 10}
 
@@ -249,7 +252,7 @@ def test_a_webhook_converts_between_versions(tmp_path: Path) -> None:
     try:
         hook.answer = converted
         with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path / "data") as platform:
-            client: Client = platform.get(Client)  # type: ignore[type-abstract]
+            client: Client = platform.get(Client)
             kubectl = Kubectl(platform, tmp_path / "cache")
             platform.run(install(client, [two_versions(hook.client("/convert"))]))
             platform.run(client.create(v2, new, "default"))
@@ -263,7 +266,7 @@ def test_a_webhook_converts_between_versions(tmp_path: Path) -> None:
             assert "conversion webhook for convert.com/v2, Kind=Widget failed: not today" in failed
         hook.answer = converted
         with sampan.testing.Platform(only=["kubernetes"], data_dir=tmp_path / "data") as platform:
-            client = platform.get(Client)  # type: ignore[type-abstract]
+            client = platform.get(Client)
             [listed] = platform.run(client.list(v2, "default")).items
             assert (listed["apiVersion"], listed["spec"]) == ("convert.com/v2", {"length": 8, "max": 10})
     finally:

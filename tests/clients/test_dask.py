@@ -138,9 +138,9 @@ async def test_a_dask_cluster_does_its_work(platform: Platform, environment: Pat
             await run(env, KUBECTL, "delete", "daskcluster", "demo")
             await run(env, KUBECTL, "wait", "--for=delete", "pod", "--all", "--timeout=60s")
         except AssertionError as error:
-            pods = await run(env, KUBECTL, "get", "pods,deployments,services,daskclusters", "-o", "wide")
-            pods += await run(env, KUBECTL, "logs", "-l", "dask.org/component", "--prefix", "--tail=30")
-            raise AssertionError(f"{error}\n{pods}\n{(tmp_path / 'operator.log').read_text()[-3000:]}") from None
+            seen = await run(env, KUBECTL, "get", "pods,deployments,services,daskclusters", "-o", "wide")
+            seen += await run(env, KUBECTL, "logs", "-l", "dask.org/component", "--prefix", "--tail=30")
+            raise AssertionError(f"{error}\n{seen}\n{(tmp_path / 'operator.log').read_text()[-3000:]}") from None
         finally:
             operator.terminate()
             await operator.wait()

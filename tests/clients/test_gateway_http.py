@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sampan.kube.objects import Object
 from tests.clients.gateway_harness import Bench, bench, http_listener, reasons, route, to
 
 
@@ -20,7 +21,7 @@ def test_matching_follows_path_elements_headers_and_methods(gw: Bench) -> None:
     for name in ("v1", "v2", "v3"):
         gw.service(ns, name)
     address = gw.gateway(ns, "gw")
-    rules = [
+    rules: list[Object] = [
         {
             "matches": [{"path": {"value": "/"}}, {"headers": [{"name": "version", "value": "one"}]}],
             "backendRefs": to("v1"),
@@ -309,7 +310,7 @@ def test_redirects(gw: Bench) -> None:
         ("/308", {"statusCode": 308, "hostname": "h.org"}, "/308", 308, "http://h.org/308"),
     ]
     rules = [{"matches": [{"path": {"value": path}}], "filters": redirect(**what)} for path, what, *_ in table]
-    gw.route(route(ns, "r", "gw", rules))  # type: ignore[arg-type]
+    gw.route(route(ns, "r", "gw", rules))
     for _, what, path, status, location in table:
         answer = gw.ask(address, path=path)
         assert (answer.status, answer.headers["location"]) == (status, location), what
@@ -353,7 +354,7 @@ def test_rewrites(gw: Bench) -> None:
         {"matches": [{"path": {"value": path}}], "filters": rewrite(**what), "backendRefs": to("v1")}
         for path, what, *_ in table
     ]
-    gw.route(route(ns, "r", "gw", rules))  # type: ignore[arg-type]
+    gw.route(route(ns, "r", "gw", rules))
     for _, _, asked, path, host in table:
         seen = gw.ask(address, path=asked).seen
         assert (seen["path"], seen["host"]) == (path, host)

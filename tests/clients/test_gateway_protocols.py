@@ -130,7 +130,7 @@ def test_clients_with_affinity_stay_with_one_backend(gw: Bench) -> None:
     assert len({gw.ask(address).backend for _ in range(20)}) == 1
 
 
-class Echo(grpc.GenericRpcHandler):
+class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Answers any unary method with its own name and any stream with what it receives."""
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
@@ -142,7 +142,7 @@ class Echo(grpc.GenericRpcHandler):
 
 def test_grpc_routes(gw: Bench) -> None:
     ns = gw.namespace("grpc")
-    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=(Echo(),))
+    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Echo()])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -167,14 +167,14 @@ def test_grpc_routes(gw: Bench) -> None:
                 ("/shop.Any/Go", (("gate", "open"),), None),
                 ("/shop.Any/Go", (), grpc.StatusCode.UNIMPLEMENTED),
             ):
-                call = channel.unary_unary(method)
+                call = channel.unary_unary(method, None, None)
                 if code is None:
                     assert call(b"x", metadata=metadata, timeout=10) == method.encode() + b":x"
                 else:
                     with pytest.raises(grpc.RpcError) as failed:
                         call(b"x", metadata=metadata, timeout=10)
-                    assert failed.value.code() == code, method  # type: ignore[attr-defined]
-            stream = channel.stream_stream("/shop.Cart/Stream")
+                    assert failed.value.code() == code, method
+            stream = channel.stream_stream("/shop.Cart/Stream", None, None)
             assert list(stream(iter([b"1", b"2", b"3"]), timeout=10)) == [b"1", b"2", b"3"]
     finally:
         server.stop(None)

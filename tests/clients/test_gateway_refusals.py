@@ -38,7 +38,8 @@ def parent(gw: Bench, namespace: str, name: str) -> Object:
 
 
 def message(entry: Object, kind: str) -> str:
-    return next(one["message"] for one in entry["conditions"] if one["type"] == kind)
+    text: str = next(one["message"] for one in entry["conditions"] if one["type"] == kind)
+    return text
 
 
 def test_one_refused_rule_is_told_and_everything_else_goes_on(gw: Bench) -> None:
@@ -74,7 +75,11 @@ def test_the_bad_ones_are_found_among_many_that_came_at_once(gw: Bench) -> None:
     address = gw.gateway(ns, "gw")
     for n in range(24):
         expected = "False UnsupportedValue" if n in bad else "True Accepted"
-        gw.until(lambda n=n, expected=expected: reasons(parent(gw, ns, f"r{n}")).get("Accepted") == expected)
+
+        def told(n: int = n, expected: str = expected) -> bool:
+            return reasons(parent(gw, ns, f"r{n}")).get("Accepted") == expected
+
+        gw.until(told)
         if n not in bad:
             assert gw.ask(address, path=f"/p{n}").backend == "v1"
     assert gw.platform.run(facts(gw)) == []

@@ -96,17 +96,17 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def test_every_kind_of_call() -> None:
     async with serving() as served, aio.insecure_channel(served.address) as channel:
-        assert await channel.unary_unary("/t/Echo")(b"hello", metadata=[("x", "y")]) == b"hello"
+        assert await channel.unary_unary("/t/Echo", None, None)(b"hello", metadata=[("x", "y")]) == b"hello"
         assert served.calls[0].metadata["x"] == "y"
         assert served.calls[0].peer.host == "127.0.0.1"
-        assert [m async for m in channel.unary_stream("/t/Count")(b"3")] == [b"0", b"1", b"2"]
-        assert [m async for m in channel.unary_stream("/t/Count")(b"0")] == []
-        conversation = channel.stream_stream("/t/Mirror")()
+        assert [m async for m in channel.unary_stream("/t/Count", None, None)(b"3")] == [b"0", b"1", b"2"]
+        assert [m async for m in channel.unary_stream("/t/Count", None, None)(b"0")] == []
+        conversation = channel.stream_stream("/t/Mirror", None, None)(None)
         for word in (b"abc", b"", b"x" * 3_000_000 + b"y"):
             await conversation.write(word)
             assert await conversation.read() == word[::-1]
         await conversation.done_writing()
-        assert await conversation.read() is aio.EOF
+        assert await conversation.read() is aio.EOF  # type: ignore[attr-defined]
         assert await conversation.code() == grpc.StatusCode.OK
 
 
@@ -114,8 +114,8 @@ async def test_large_messages_go_both_ways() -> None:
     options = [("grpc.max_receive_message_length", -1)]
     async with serving() as served, aio.insecure_channel(served.address, options=options) as channel:
         body = bytes(range(256)) * 100_000
-        assert await channel.unary_unary("/t/Echo")(body) == body
-        received = [m async for m in channel.unary_stream("/t/Count")(b"100", metadata=[("large", "1")])]
+        assert await channel.unary_unary("/t/Echo", None, None)(body) == body
+        received = [m async for m in channel.unary_stream("/t/Count", None, None)(b"100", metadata=[("large", "1")])]
         assert len(received) == 100
         assert served.server.unfinished == 0
 
@@ -125,7 +125,7 @@ async def test_errors_have_their_status() -> None:
 
         async def code(path: str, payload: bytes = b"", **options: Any) -> tuple[grpc.StatusCode, str | None]:
             with pytest.raises(aio.AioRpcError) as caught:
-                await channel.unary_unary(path)(payload, **options)
+                await channel.unary_unary(path, None, None)(payload, **options)
             return caught.value.code(), caught.value.details()
 
         assert await code("/t/Refuse") == (grpc.StatusCode.NOT_FOUND, "nothing there: 100 % sure, née")
@@ -140,7 +140,7 @@ async def test_errors_have_their_status() -> None:
 
 async def test_compressed_requests_are_understood() -> None:
     async with serving() as served, aio.insecure_channel(served.address) as channel:
-        call = channel.unary_unary("/t/Echo")
+        call = channel.unary_unary("/t/Echo", None, None)
         body = b"again and again " * 1000
         assert await call(body, compression=grpc.Compression.Gzip) == body
         with pytest.raises(aio.AioRpcError) as caught:
@@ -157,9 +157,9 @@ async def test_tls_and_plaintext_share_the_port(tmp_path: Path) -> None:
     async with serving(tls=context) as served:
         credentials = grpc.ssl_channel_credentials(authority.certificate_pem)
         async with aio.secure_channel(f"localhost:{served.port}", credentials) as secure:
-            assert await secure.unary_unary("/t/Echo")(b"secret" * 50_000) == b"secret" * 50_000
+            assert await secure.unary_unary("/t/Echo", None, None)(b"secret" * 50_000) == b"secret" * 50_000
         async with aio.insecure_channel(served.address) as plain:
-            assert await plain.unary_unary("/t/Echo")(b"plain") == b"plain"
+            assert await plain.unary_unary("/t/Echo", None, None)(b"plain") == b"plain"
 
 
 class Raw:
@@ -270,10 +270,10 @@ async def test_a_connection_without_calls_is_closed_after_a_while() -> None:
 
 async def test_stopping_answers_what_is_under_way_and_ends_the_rest() -> None:
     async with serving() as served, aio.insecure_channel(served.address) as channel:
-        waiting = channel.stream_stream("/t/Mirror")()
+        waiting = channel.stream_stream("/t/Mirror", None, None)(None)
         await waiting.write(b"a")
         assert await waiting.read() == b"a"
-        slow = asyncio.ensure_future(channel.unary_unary("/t/Never")(b""))
+        slow = asyncio.ensure_future(channel.unary_unary("/t/Never", None, None)(b""))
         await until(lambda: len(served.calls) == 1)
         stopping = asyncio.ensure_future(served.server.stop(grace=5))
         await asyncio.sleep(0.05)

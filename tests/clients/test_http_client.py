@@ -21,7 +21,7 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
             async with platform.client() as http:
                 yield http
         else:
-            yield platform.get(Client)  # type: ignore[type-abstract]
+            yield platform.get(Client)
 
 
 def boat(**data: str) -> dict[str, object]:

@@ -33,17 +33,20 @@ def test_official_client_typed_and_watching(shared_platform: Platform, namespace
 
     connection = config.new_client_from_config(str(shared_platform.kubeconfig))
     core, apps = client.CoreV1Api(connection), client.AppsV1Api(connection)
-    core.create_namespaced_config_map(namespace, client.V1ConfigMap(metadata={"name": "a"}, data={"x": "1"}))
+    made = client.V1ConfigMap(metadata={"name": "a"}, data={"x": "1"})  # type: ignore[arg-type]
+    core.create_namespaced_config_map(namespace, made)
     core.patch_namespaced_config_map("a", namespace, {"data": {"y": "2"}})
     found = core.read_namespaced_config_map("a", namespace)
     assert found.data == {"x": "1", "y": "2"}
     labels = {"app": "w"}
     template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}}
     spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
-    apps.create_namespaced_deployment(namespace, {"metadata": {"name": "w"}, "spec": spec})
-    assert apps.patch_namespaced_deployment_scale("w", namespace, {"spec": {"replicas": 0}}).spec.replicas in (0, None)
+    apps.create_namespaced_deployment(namespace, {"metadata": {"name": "w"}, "spec": spec})  # type: ignore[arg-type]
+    scaled = apps.patch_namespaced_deployment_scale("w", namespace, {"spec": {"replicas": 0}}).spec
+    assert scaled is not None
+    assert scaled.replicas in (0, None)
     listed = apps.list_namespaced_deployment(namespace, label_selector="!nothing", limit=10)
-    assert [item.metadata.name for item in listed.items] == ["w"]
+    assert [item.metadata and item.metadata.name for item in listed.items] == ["w"]
     with pytest.raises(client.ApiException) as raised:
         core.read_namespaced_config_map("none", namespace)
     assert raised.value.status == 404
@@ -54,12 +57,12 @@ def test_official_client_typed_and_watching(shared_platform: Platform, namespace
         if ("ADDED", "a") in seen:
             if len(seen) >= 1 and ("ADDED", "b") not in seen:
                 with contextlib.suppress(client.ApiException):
-                    core.create_namespaced_config_map(namespace, {"metadata": {"name": "b"}})
+                    core.create_namespaced_config_map(namespace, {"metadata": {"name": "b"}})  # type: ignore[arg-type]
             else:
                 watching.stop()
     assert ("ADDED", "b") in seen
     core.delete_namespaced_config_map("a", namespace)
-    assert "a" not in [item.metadata.name for item in core.list_namespaced_config_map(namespace).items]
+    assert _names(core, namespace, "a") == []
     assert client.VersionApi(connection).get_code().major == "1"
 
 
@@ -85,7 +88,8 @@ async def test_asyncio_client(shared_platform: Platform, namespace: str) -> None
     connection = await config.new_client_from_config(str(shared_platform.kubeconfig))
     try:
         core = client.CoreV1Api(connection)
-        await core.create_namespaced_secret(namespace, {"metadata": {"name": "s"}, "stringData": {"p": "q"}})
+        secret = {"metadata": {"name": "s"}, "stringData": {"p": "q"}}
+        await core.create_namespaced_secret(namespace, secret)  # type: ignore[arg-type]
         assert (await core.read_namespaced_secret("s", namespace)).data == {"p": "cQ=="}
         async with watch.Watch() as watching:
             async for event in watching.stream(core.list_namespaced_secret, namespace, timeout_seconds=10):
@@ -105,7 +109,7 @@ async def test_kr8s(shared_platform: Platform, namespace: str) -> None:
     )
     await made.create()
     found = [item async for item in api.get("configmaps", namespace=namespace, label_selector={"a": "b"})]
-    assert [item.name for item in found] == ["k"]
+    assert [item.name for item in found if isinstance(item, ConfigMap)] == ["k"]
     await made.patch({"data": {"x": "2"}})
     assert made.raw["data"]["x"] == "2"
     await made.delete()
@@ -169,20 +173,21 @@ def test_kopf_operator(shared_platform: Platform, namespace: str, tmp_path: Path
 
     def until(wanted: str) -> None:
         for _ in range(200):
-            annotations: dict[str, Any] = core.read_namespaced_config_map("o", namespace).metadata.annotations or {}
-            if annotations.get("seen") == wanted:
+            metadata = core.read_namespaced_config_map("o", namespace).metadata
+            if metadata and (metadata.annotations or {}).get("seen") == wanted:
                 return
             time.sleep(0.1)
         raise AssertionError((tmp_path / "log").read_text()[-3000:])
 
     try:
-        core.create_namespaced_config_map(
-            namespace, {"metadata": {"name": "o", "labels": {"kopf": "yes"}}, "data": {"a": "1"}}
-        )
+        watched = {"metadata": {"name": "o", "labels": {"kopf": "yes"}}, "data": {"a": "1"}}
+        core.create_namespaced_config_map(namespace, watched)  # type: ignore[arg-type]
         until("created")
         core.patch_namespaced_config_map("o", namespace, {"data": {"a": "2"}})
         until("updated")
-        assert core.read_namespaced_config_map("o", namespace).metadata.finalizers
+        metadata = core.read_namespaced_config_map("o", namespace).metadata
+        assert metadata is not None
+        assert metadata.finalizers
         core.delete_namespaced_config_map("o", namespace)
         for _ in range(200):
             if not core.list_namespaced_config_map(namespace, field_selector="metadata.name=o").items:
@@ -307,7 +312,7 @@ def test_kopf_operator_of_a_custom_kind_with_children(
     core, custom = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
     extensions = client.ApiextensionsV1Api(connection)
     with contextlib.suppress(client.ApiException):
-        extensions.create_custom_resource_definition(WIDGETS)
+        extensions.create_custom_resource_definition(WIDGETS)  # type: ignore[arg-type]
     place = ("kopf.example.com", "v1", namespace, "widgets")
 
     def until(found: Any) -> Any:
@@ -331,9 +336,16 @@ def test_kopf_operator_of_a_custom_kind_with_children(
     try:
         widget = {"apiVersion": "kopf.example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": 3}}
         custom.create_namespaced_custom_object(*place, widget)
-        status = until(lambda: custom.get_namespaced_custom_object(*place, "w").get("status"))
+
+        def status_of() -> Any:
+            found: Any = custom.get_namespaced_custom_object(*place, "w")
+            return found.get("status")
+
+        status = until(status_of)
         assert status["made"] == {"size": 3}
         child = core.read_namespaced_config_map("w-child", namespace)
+        assert child.metadata is not None
+        assert child.metadata.owner_references
         assert child.metadata.owner_references[0].kind == "Widget"
         custom.delete_namespaced_custom_object(*place, "w")
         until(lambda: True if not _names(core, namespace, "w-child") else None)

@@ -95,7 +95,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[tuple[Platform, Kubelet, st
         namespace = f"s-{time.time_ns():x}"
 
         async def objects() -> None:
-            client = platform.get(Client)  # type: ignore[type-abstract]
+            client = platform.get(Client)
             await client.create(NAMESPACES, {"metadata": {"name": namespace}})
             try:
                 await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "default", "namespace": namespace}})

@@ -31,7 +31,7 @@ class Wire:
     async def ask(self, method: str, request: Any, metadata: list[tuple[str, str]] | None = None) -> list[Any]:
         """Every answer to one call."""
         kind = getattr(pb, f"{method}Response")
-        call = self.channel.unary_stream(SERVICE + method)(
+        call = self.channel.unary_stream(SERVICE + method, None, None)(
             request.SerializeToString(), metadata=self.metadata if metadata is None else metadata, timeout=30
         )
         return [kind.FromString(answer) async for answer in call]
@@ -45,12 +45,14 @@ class Wire:
 
     async def settle(self) -> Any:
         """Say what the client is, on a telemetry stream that stays open."""
-        stream = self.channel.stream_stream(SERVICE + "Telemetry")(metadata=self.metadata)
+        stream = self.channel.stream_stream(SERVICE + "Telemetry", None, None)(None, metadata=self.metadata)
         command = pb.TelemetryCommand()
         command.settings.client_type = pb.PRODUCER
         command.settings.publishing.topics.add(name="t")
         await stream.write(command.SerializeToString())
-        answer = pb.TelemetryCommand.FromString(await stream.read())
+        told = await stream.read()
+        assert isinstance(told, bytes)
+        answer = pb.TelemetryCommand.FromString(told)
         assert answer.status.code == 20000
         return stream
 
@@ -142,7 +144,7 @@ def place(kind: Any, topic: str = "t", group: str = "g", queue: int = 0, **more:
     return kind(**where, **more)
 
 
-def lite(*names: str, topic: str = "lite", group: str = "g", action: int = pb.PARTIAL_ADD) -> Any:
+def lite(*names: str, topic: str = "lite", group: str = "g", action: pb.LiteSubscriptionAction = pb.PARTIAL_ADD) -> Any:
     return pb.SyncLiteSubscriptionRequest(
         action=action, topic={"name": topic}, group={"name": group}, lite_topic_set=names
     )
@@ -297,7 +299,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "SyncLiteSubscription": [
         (20000, "two lite topics", lambda: lite("a", "b")),
-        (40000, "an action that does not exist", lambda: lite("a", action=9)),
+        (40000, "an action that does not exist", lambda: lite("a", action=9)),  # type: ignore[arg-type]
         (40003, "a group with a space", lambda: lite("a", group="a b")),
         (40020, "a name with a space", lambda: lite("a b")),
         (40020, "a topic that is not of type LITE", lambda: lite("a", topic="t")),
@@ -364,12 +366,14 @@ async def test_a_method_refuses_who_is_not_allowed(wire: Wire) -> None:
     refused = {method: await wire.code(method, request, signed) for method, request in requests.items()}
     assert unsigned == dict.fromkeys(requests, 40100)
     assert {refused[method] for method in requests.keys() - nameless} == {40300}
-    stream = wire.channel.stream_stream(SERVICE + "Telemetry")(metadata=signed)
+    stream = wire.channel.stream_stream(SERVICE + "Telemetry", None, None)(None, metadata=signed)
     command = pb.TelemetryCommand()
     command.settings.client_type = pb.PUSH_CONSUMER
     command.settings.subscription.group.name = "uninvited"
     await stream.write(command.SerializeToString())
-    assert pb.TelemetryCommand.FromString(await stream.read()).status.code == 40300
+    told = await stream.read()
+    assert isinstance(told, bytes)
+    assert pb.TelemetryCommand.FromString(told).status.code == 40300
     assert "uninvited" not in wire.running.core.store.groups
 
 
@@ -384,7 +388,7 @@ async def test_a_client_that_said_what_it_is_may_beat(wire: Wire) -> None:
 async def test_what_is_not_served_is_unimplemented(wire: Wire) -> None:
     for path in ("/apache.rocketmq.v2.Admin/ChangeLogLevel", SERVICE + "Nothing"):
         with pytest.raises(aio.AioRpcError) as caught:
-            await wire.channel.unary_unary(path)(b"", metadata=wire.metadata)
+            await wire.channel.unary_unary(path, None, None)(b"", metadata=wire.metadata)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import sampan.testing
+from sampan.kernel.runs import LocalRun
 from sampan.parts.messaging import MessagingClient, MessagingClientError
+from sampan.parts.messaging.part import MessagingPart
 
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"
 TOPIC = """
@@ -137,7 +139,12 @@ def test_metrics_carry_the_reference_names(platform: sampan.testing.Platform) ->
             await client.receive("g", "t")
 
     asyncio.run(use())
-    part = platform.kernel._runs["messaging"].part
+    run = platform.kernel._runs["messaging"]
+    assert isinstance(run, LocalRun)
+    part = run.part
+    assert isinstance(part, MessagingPart)
+    assert part._core is not None
+    assert part._server is not None
     registry = CollectorRegistry()
     registry.register(BrokerMetrics(part._core, part._server))
     text = platform.call(lambda: generate_latest(registry).decode())
@@ -157,7 +164,7 @@ def test_listening_beyond_loopback_demands_credentials_made_at_the_first_start(
     assert path.stat().st_mode & 0o077 == 0
     credentials = json.loads(path.read_text())
 
-    async def send(**keys: str) -> int:
+    async def send(**keys: Any) -> int:
         async with MessagingClient(f"127.0.0.1:{port}", **keys) as client:
             try:
                 await client.send("t", b"x")

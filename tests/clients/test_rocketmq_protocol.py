@@ -36,11 +36,13 @@ class Raw:
         self.metadata = [("x-mq-client-id", client_id)] if client_id else []
 
     async def unary(self, name: str, request: Any) -> Any:
-        answer = await self.channel.unary_unary(SERVICE + name)(request.SerializeToString(), metadata=self.metadata)
+        answer = await self.channel.unary_unary(SERVICE + name, None, None)(
+            request.SerializeToString(), metadata=self.metadata
+        )
         return getattr(pb, name + "Response").FromString(answer)
 
     async def receive(self, request: pb.ReceiveMessageRequest, timeout: float | None = None) -> list[Any]:
-        method = self.channel.unary_stream(SERVICE + "ReceiveMessage")
+        method = self.channel.unary_stream(SERVICE + "ReceiveMessage", None, None)
         call = method(request.SerializeToString(), metadata=self.metadata, timeout=timeout)
         return [pb.ReceiveMessageResponse.FromString(item) async for item in call]
 
@@ -129,10 +131,10 @@ async def test_requests_as_a_whole_are_checked(raw: Raw, running: Running) -> No
     end.transaction_id = "unknown"
     assert (await raw.unary("EndTransaction", end)).status.code == 40008
     with pytest.raises(aio.AioRpcError) as caught:
-        await raw.channel.unary_unary(SERVICE + "SendMessage")(b"\xff\xff", metadata=raw.metadata)
+        await raw.channel.unary_unary(SERVICE + "SendMessage", None, None)(b"\xff\xff", metadata=raw.metadata)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(aio.AioRpcError) as caught:
-        await raw.channel.unary_unary(SERVICE + "Nothing")(b"", metadata=raw.metadata)
+        await raw.channel.unary_unary(SERVICE + "Nothing", None, None)(b"", metadata=raw.metadata)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -249,7 +251,7 @@ async def test_offsets_can_be_read_and_set(raw: Raw, running: Running) -> None:
     running.core.broker.create_topic(TopicConfig("t", queues=1))
     for number in range(3):
         await raw.unary("SendMessage", send_request(id=str(number)))
-    where = {"group": {"name": "g"}, "message_queue": {"topic": {"name": "t"}, "id": 0}}
+    where: dict[str, Any] = {"group": {"name": "g"}, "message_queue": {"topic": {"name": "t"}, "id": 0}}
     assert (await raw.unary("GetOffset", pb.GetOffsetRequest(**where))).status.code == 40404
     assert (await raw.unary("UpdateOffset", pb.UpdateOffsetRequest(offset=2, **where))).status.code == 20000
     assert (await raw.unary("UpdateOffset", pb.UpdateOffsetRequest(offset=4, **where))).status.code == 40019
@@ -338,7 +340,7 @@ async def test_a_queue_is_pulled_by_offset(raw: Raw, running: Running) -> None:
         request.group.name, request.message_queue.topic.name, request.message_queue.id = "g", "t", queue
         request.filter_expression.expression = expression
         request.long_polling_timeout.seconds = wait
-        call = raw.channel.unary_stream(SERVICE + "PullMessage")(
+        call = raw.channel.unary_stream(SERVICE + "PullMessage", None, None)(
             request.SerializeToString(), metadata=raw.metadata, timeout=10
         )
         answers = [pb.PullMessageResponse.FromString(item) async for item in call]
@@ -362,7 +364,7 @@ async def test_lite_topics_are_refused_with_the_reference_codes(raw: Raw, runnin
     running.core.broker.create_topic(TopicConfig("chat", "LITE"))
     running.core.broker.create_topic(TopicConfig("plain"))
 
-    async def sync(topic: str, *lites: str, action: int = pb.PARTIAL_ADD) -> int:
+    async def sync(topic: str, *lites: str, action: pb.LiteSubscriptionAction = pb.PARTIAL_ADD) -> int:
         request = pb.SyncLiteSubscriptionRequest(action=action, lite_topic_set=lites)
         request.topic.name, request.group.name = topic, "g"
         return int((await raw.unary("SyncLiteSubscription", request)).status.code)

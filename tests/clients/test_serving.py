@@ -175,7 +175,8 @@ def test_a_revision_keeps_the_image_its_tag_stood_for(world: World, monkeypatch:
         async def digest(self, image: str) -> str:
             return stands_for.get(image, "")
 
-    monkeypatch.setitem(world.platform.kernel.services, ImageDigests, Store())
+    services: dict[type, Any] = world.platform.kernel.services
+    monkeypatch.setitem(services, ImageDigests, Store())
     world.apply(service("pinned", container={"image": "ghcr.io/shop/cart:1"}))
     world.ready("pinned")
     before = stands_for["ghcr.io/shop/cart:1"]
@@ -228,6 +229,7 @@ def test_the_python_client_makes_watches_changes_and_deletes_services(world: Wor
             *kind, "pythonic", {"spec": {"traffic": [{"latestRevision": True, "percent": 9}]}}
         )
     assert refused.value.status == 400
+    assert refused.value.body is not None
     assert "Traffic targets sum to 9, want 100: spec.traffic" in json.loads(refused.value.body)["message"]
     api.delete_namespaced_custom_object(*kind, "pythonic")
     world.until(lambda: world.get("pythonic.default.localhost").status_code == 404)
@@ -412,7 +414,12 @@ def test_a_smaller_scale_spares_the_pod_that_works(world: World) -> None:
     with ThreadPoolExecutor(1) as pool:
         task = pool.submit(world.get, "tasks.default.localhost", "/?seconds=8")
         world.until(lambda: [one for one in world.servers("tasks") if one.now])
-        world.until(lambda: world.pass_time(20, 2) or len(world.servers("tasks")) == 1)
+
+        def one_left() -> bool:
+            world.pass_time(20, 2)
+            return len(world.servers("tasks")) == 1
+
+        world.until(one_left)
         assert [one.now for one in world.servers("tasks")] == [1]
         assert task.result().status_code == 200
 
@@ -495,8 +502,8 @@ def test_grpc_wakes_a_service_and_passes_with_streams_and_trailers(world: World)
     world.sleep_to_zero("echo")
     options = (("grpc.default_authority", "echo.default.localhost"),)
     with grpc.insecure_channel(world.gateway, options=options) as channel:
-        assert channel.unary_unary("/echo/Once")(b"hi", timeout=20) == b"hi"
-        stream = channel.stream_stream("/echo/Stream")(iter([b"1", b"2", b"3"]), timeout=20)
+        assert channel.unary_unary("/echo/Once", None, None)(b"hi", timeout=20) == b"hi"
+        stream = channel.stream_stream("/echo/Stream", None, None)(iter([b"1", b"2", b"3"]), timeout=20)
         assert list(stream) == [b"1", b"2", b"3"]
         assert ("seen", "all") in stream.trailing_metadata()
 
@@ -646,6 +653,13 @@ def test_scheduled_bounds_follow_the_clock_and_the_configmap(world: World) -> No
         "cpu",
         "memory",
     ]
-    world.until(lambda: len(world.servers("timed")) == 3 or world.pass_time(20))
+
+    def three() -> bool:
+        if len(world.servers("timed")) == 3:
+            return True
+        world.pass_time(20)
+        return False
+
+    world.until(three)
     world.apply(jobs(9))
     world.until(lambda: world.object("hpa", "timed-00001")["spec"]["minReplicas"] == 5)

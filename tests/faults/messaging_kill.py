@@ -98,7 +98,7 @@ async def run(directory: Path, *, rounds: int, sends: int, seed: int, segment_by
         asyncio.ensure_future(consume(process, account, topic, stopping))
         for topic in ("plain", "plain", "fifo", "later", "tx")
     ]
-    numbers = defaultdict(int)
+    numbers: defaultdict[str, int] = defaultdict(int)
     for round in range(rounds):
         producing = [
             asyncio.ensure_future(produce(process, account, round, lane, sends // 8, numbers)) for lane in range(8)

@@ -47,7 +47,12 @@ def sampan(data: Path) -> Iterator[Command]:
 
 
 def kubectl(data: Path, *arguments: str) -> str:
-    command = [Path(sysconfig.get_path("scripts")) / "kubectl", "--kubeconfig", data / "kubeconfig", *arguments]
+    command: list[str | Path] = [
+        Path(sysconfig.get_path("scripts")) / "kubectl",
+        "--kubeconfig",
+        data / "kubeconfig",
+        *arguments,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

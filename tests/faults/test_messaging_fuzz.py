@@ -66,12 +66,12 @@ async def test_fuzzed_bytes_and_requests_do_no_harm(tmp_path: Path) -> None:
                     metadata = [("x-mq-client-id", "fuzz")]
                     try:
                         if name == "ReceiveMessage":
-                            async for _ in channel.unary_stream(SERVICE + name)(
+                            async for _ in channel.unary_stream(SERVICE + name, None, None)(
                                 payload, metadata=metadata, timeout=0.2
                             ):
                                 pass
                         else:
-                            await channel.unary_unary(SERVICE + name)(payload, metadata=metadata, timeout=2)
+                            await channel.unary_unary(SERVICE + name, None, None)(payload, metadata=metadata, timeout=2)
                     except aio.AioRpcError:
                         pass
 

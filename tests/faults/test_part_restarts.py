@@ -15,7 +15,7 @@ async def test_the_api_comes_back_with_its_objects_at_its_address(tmp_path: Path
     platform = Platform(PARTS, tmp_path, only=["workloads"], flags=["platform.ports=auto"])
     async with platform:
         address = platform.listeners.address("kubernetes")
-        client = platform.get(Client)  # type: ignore[type-abstract]
+        client = platform.get(Client)
         await client.create(NAMESPACES, {"kind": "Namespace", "metadata": {"name": "kept"}})
         platform._runs["kubernetes"].fail(OSError("the disk went away"))
         async with asyncio.timeout(20):
@@ -23,6 +23,6 @@ async def test_the_api_comes_back_with_its_objects_at_its_address(tmp_path: Path
                 await asyncio.sleep(0.02)
         assert {part.name: part.restarts for part in status.parts} == {"kubernetes": 1, "workloads": 0}
         assert platform.listeners.address("kubernetes") == address
-        again = platform.get(Client)  # type: ignore[type-abstract]
+        again = platform.get(Client)
         assert again is not client
         assert (await again.get(NAMESPACES, "kept"))["metadata"]["name"] == "kept"

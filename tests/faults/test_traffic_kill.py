@@ -42,6 +42,7 @@ def test_envoy_comes_back_by_itself() -> None:
         gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}], "new.com"))
         gw.until(lambda: gw.ask(address).status == 404)
         assert gw.ask(address, "new.com").backend == "v1"
+    assert second is not None
     assert ended(second.pid)
 
 
