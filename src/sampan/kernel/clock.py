@@ -202,9 +202,10 @@ class Clock:
     def patience(self, seconds: float | None) -> AbstractAsyncContextManager[None]:
         """A `timeout` for what somebody outside the platform does: a probed program, a webhook, a client.
 
-        They live on the machine's time, so a clock that runs faster leaves them no less of it. A jump still ends the wait.
+        They live on the machine's time, and so does this: a clock that runs faster or jumps leaves them no less of it, and
+        one that stands still does not have us wait for ever.
         """
-        return self.timeout(None if seconds is None else seconds * max(1.0, self._timeline.rate))
+        return asyncio.timeout(seconds)
 
     # -- steering
 
