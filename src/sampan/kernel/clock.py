@@ -199,7 +199,7 @@ class Clock:
                 if timer is not None:
                     timer.cancel()
 
-    def patience(self, seconds: float | None) -> AbstractAsyncContextManager[None]:
+    def patience(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         """A `timeout` for what somebody outside the platform does: a probed program, a webhook, a client.
 
         They live on the machine's time, and so does this: a clock that runs faster or jumps leaves them no less of it, and
