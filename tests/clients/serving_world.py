@@ -5,6 +5,7 @@ address of its own on the loopback and a server there, and its status is reporte
 play by annotations::
 
     play/start-after: "0.2"     seconds (machine time) until the server listens
+    play/stagger: "0.5"         the same for each further pod of its Service
     play/pull: "false"          the image cannot be pulled
     play/exit: "3"              the container ends with this code at once
     play/grpc: "true"           a gRPC server (`Echo`) instead of a web server
@@ -230,7 +231,9 @@ class PodPlayer(Controller):
         address = f"127.{self._subnet}.{number // 250}.{number % 250 + 1}"
         running = {"running": {"startedAt": self._stamp()}}
         await self._report(pod, "Running", address, running, ready=False)
-        await asyncio.sleep(float(play.get("play/start-after", 0)))
+        before = [one for one in self.servers.values() if one.environment == server.environment and not one.stopping]
+        late = float(play.get("play/stagger", 0)) * (len(before) - 1)
+        await asyncio.sleep(float(play.get("play/start-after", 0)) + late)
         if "play/grpc" in play:
             server.grpc = grpc.aio.server()
             server.grpc.add_generic_rpc_handlers([Echo()])

@@ -384,6 +384,20 @@ def test_bounds_hold(world: World) -> None:
     assert len(world.servers("bounded")) == 2
 
 
+def test_of_pods_that_wake_together_only_those_that_listen_are_asked(world: World) -> None:
+    play = {"play/stagger": "1.5", "autoscaling.knative.dev/activation-scale": "4"}
+    world.apply(service("choir", annotations=play))
+    world.ready("choir")
+    world.sleep_to_zero("choir")
+    old = [one for one in world.player.servers.values() if one.environment.get("K_SERVICE") == "choir"]
+    world.until(lambda: all(one.runner is None for one in old))
+    assert world.get("choir.default.localhost").status_code == 200
+    world.until(lambda: len(world.servers("choir")) == 4)
+    assert {one.status_code for one in load(world, "choir.default.localhost", 100, "/")} == {200}
+    listening = [one for one in world.servers("choir") if one.runner is not None]
+    assert len(listening) < 4, "the pods have to be still on their way for this to tell anything"
+
+
 def test_a_revision_may_begin_at_zero_where_the_cluster_allows_it(world: World) -> None:
     allow = {"data": {"allow-zero-initial-scale": "true"}}
     world.kubectl("patch", "cm", "config-autoscaler", "-n", "knative-serving", "--type=merge", "-p", json.dumps(allow))

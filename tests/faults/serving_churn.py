@@ -28,6 +28,8 @@ from sampan.testing import Platform
 KSVC = Resource("serving.knative.dev", "v1", "services")
 IMAGE = "ghcr.io/knative/autoscale-go:latest"
 NAME = "churn"
+HASTE = 0.2
+"""Seconds the clock jumps at every look while clients ask: a pod's second of grace is to stay long enough for Envoy to hear of it."""
 STEADY = 6
 """Clients that never stop."""
 SLOW = 150
@@ -143,7 +145,7 @@ class Churn:
             await self.until(lambda: self.has(0, 0), step=3)
         else:
             async with self.clients(1):
-                await self.until(lambda: self.has(1, 1), step=1)
+                await self.until(lambda: self.has(1, 1), step=HASTE)
 
     async def roll_out(self, version: int) -> None:
         """A new revision; returns once all traffic is on it."""
@@ -194,7 +196,9 @@ async def churn(platform: Platform, cycles: int, rollouts: int, limit: int = 0) 
             for version in range(1, rollouts + 1):
                 await made.roll_out(version)
                 # old revisions fall asleep while the new one is asked
-                await asyncio.to_thread(platform.clock.jump, 4)
+                for _ in range(20):
+                    await asyncio.to_thread(platform.clock.jump, HASTE)
+                    await asyncio.sleep(0.05)
         return made.account
 
 

@@ -66,6 +66,8 @@ class _Revision:
     """Pods (``address:port``) that take requests and that Envoy knows."""
     announced: set[str] = field(default_factory=set)
     """Pods whose address Envoy knows or is about to be told."""
+    expected: set[str] = field(default_factory=set)
+    """Those of the announced that have not answered yet."""
     alive: set[str] = field(default_factory=set)
     """Pods that have an address and are not on their way out."""
     probing: set[str] = field(default_factory=set)
@@ -293,12 +295,19 @@ class Gate:
     async def _until_reachable(self, revision: _Revision, address: str, known_ready: bool) -> None:
         """Ask until the pod takes requests, tell Envoy its address, then let requests go there."""
         try:
-            if not revision.reachable:
-                # nobody is let through yet, so Envoy can learn the address while the pod still starts
+            limited = revision.throttle.limit > 0
+            if not revision.reachable and (limited or not revision.announced):
+                # nobody is let through yet, so Envoy can learn the address while the pod still starts; of a revision without
+                # a limit one address only, for once a pod takes requests Envoy sends them to all it knows
                 revision.announced.add(address)
+                revision.expected.add(address)
                 self._announce(revision)
             if not known_ready and not await self._takes_requests(revision, address):
                 return
+            revision.expected.discard(address)
+            if not limited:
+                revision.announced -= revision.expected
+                revision.expected.clear()
             revision.announced.add(address)
             await self._plane.announce(revision.key, frozenset(map(_split, revision.announced)))
             if self._stands(revision, address) and address in revision.announced:
@@ -334,6 +343,7 @@ class Gate:
         if address in revision.reachable:
             revision.reachable.discard(address)
             revision.throttle.set_pods(revision.reachable)
+        revision.expected.discard(address)
         if address in revision.announced:
             revision.announced.discard(address)
             self._announce(revision)
