@@ -57,7 +57,8 @@ async def watch(
     # the first run comes at once after the initial delay; runs are spread so that many pods do not probe in step
     await clock.sleep(float(probe.get("initialDelaySeconds") or 0))
     counts = Verdicts(probe)
-    started = clock.monotonic()
+    machine = Clock()
+    started = machine.monotonic()
     first, passed = True, False
     while True:
         began = clock.monotonic()
@@ -77,9 +78,11 @@ async def watch(
         pause = period - (clock.monotonic() - began)
         if first and outcome.ok:
             pause += jitter * period
-        if kind == "readiness" and not passed:
+        starting = kind == "readiness" and not passed
+        if starting:
             # a starting program is looked at more often than its period says, ever less so: everybody waits for it, and
             # failures of something that is not ready yet count for nothing
-            pause = min(pause, max(0.02, (clock.monotonic() - started) * 0.25))
+            pause = min(period, max(0.02, (machine.monotonic() - started) * 0.25))
         first = False
-        await clock.sleep(max(0.0, pause))
+        # programs start on the machine's time, also while the platform's is frozen
+        await (machine if starting else clock).sleep(max(0.0, pause))

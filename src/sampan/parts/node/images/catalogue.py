@@ -257,7 +257,9 @@ class Catalogue:
         told = msgspec.json.encode([name, files, {path: len(data) for path, data in binary.items()}])
         key = hashlib.sha256(told).hexdigest()
         layer = self._directory / key[:20]
-        if not layer.with_suffix(".complete").exists():
+        mark, boot = layer.with_suffix(".complete"), _boot()
+        # what was written before the machine went down may not have reached the disk: it is quickly written again
+        if not mark.exists() or mark.read_text() != boot:
             for path, text in files.items():
                 place = layer / path.lstrip("/")
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +277,7 @@ class Catalogue:
                     if not (bin_directory / link).is_symlink():
                         (bin_directory / link).symlink_to(base_interpreter())
             layer.mkdir(parents=True, exist_ok=True)
-            layer.with_suffix(".complete").touch()
+            mark.write_text(boot)
         config = ImageConfig(
             entrypoint=list(stand_in.entrypoint),
             cmd=list(stand_in.cmd),
@@ -302,6 +304,14 @@ class Catalogue:
             size=sum(len(text) for text in files.values()) + sum(len(data) for data in binary.values()),
             builtin=True,
         )
+
+
+def _boot() -> str:
+    """What tells one run of the machine from another."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _within_host(path: str) -> bool:

@@ -33,6 +33,7 @@ from sampan.parts.node.errors import ImageError
 from sampan.parts.node.images.environment import Environments, requirement_lines
 from sampan.parts.node.images.image import HOST_BASE, PYTHON, REQUIREMENTS, Image, ImageConfig
 from sampan.parts.node.images.reference import Reference
+from sampan.parts.node.runtime import syscalls
 
 if TYPE_CHECKING:
     import tarfile
@@ -308,6 +309,8 @@ class ImageStore:
                     extract(archive, place)
             except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
                 raise ImageError(f"layer {digest} cannot be extracted: {error}") from error
+            # the mark says that all of it is there, also after a power cut
+            syscalls.sync_file_system(str(place))
             done.touch()
         return place
 

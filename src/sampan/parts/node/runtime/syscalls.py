@@ -140,6 +140,15 @@ def prctl(option: int, value: int = 0, third: int = 0) -> None:
     _check(_libc.prctl(option, value, third, 0, 0), "prctl")
 
 
+def sync_file_system(path: str) -> None:
+    """Flush everything of the file system that ``path`` lies on. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syncfs(descriptor), "syncfs", path)
+    finally:
+        os.close(descriptor)
+
+
 def set_name(name: str) -> None:
     """Name the process as ``ps`` shows it (15 bytes)."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
