@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from sampan.cli.demo import SHARED_PORTS
 from sampan.testing import Platform
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "danmaku"
@@ -42,9 +43,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=environment)
             return done.stdout
 
-        isolation = kubectl("get", "nodes", "-o", "jsonpath={..conditions[?(@.type=='PodIsolation')].status}")
-        if isolation != "True":
-            pytest.skip("pods have no network of their own here, so they do not see the cluster's names")
+        isolation = kubectl("get", "nodes", "-o", "jsonpath={..conditions[?(@.type=='PodIsolation')].message}")
+        if SHARED_PORTS in isolation:
+            pytest.skip(f"pods do not find the cluster's names here: {isolation}")
         kubectl("apply", "-f", str(EXAMPLE / "danmaku.yaml"))
         kubectl(
             "wait",

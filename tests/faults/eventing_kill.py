@@ -30,6 +30,8 @@ import aiohttp
 import psutil
 from aiohttp import web
 
+from sampan.cli.demo import SHARED_PORTS
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "danmaku"
 VICTIMS = ("messaging", "envoy", "function", "core", "web", "keeper")
 SPEAKERS = 16
@@ -93,10 +95,10 @@ class World:
         for image in ("web", "moderate"):
             self.sampan("image", "build", str(EXAMPLE / image), "-t", f"danmaku-{image}")
 
-    def isolated(self) -> bool:
-        """Pods have a network of their own, so that they see the cluster's names."""
-        found = self.kubectl("get", "nodes", "-o", "jsonpath={..conditions[?(@.type=='PodIsolation')].status}")
-        return found == "True"
+    def named(self) -> bool:
+        """Pods find the cluster's names."""
+        found = self.kubectl("get", "nodes", "-o", "jsonpath={..conditions[?(@.type=='PodIsolation')].message}")
+        return SHARED_PORTS not in found
 
     def deploy(self, collector: str) -> None:
         self.kubectl("apply", "-f", str(EXAMPLE / "danmaku.yaml"))
@@ -160,14 +162,14 @@ async def soak(folder: Path, events: int, kills: int, say: Callable[[str], None]
 
     Raises:
         RuntimeError: the application never worked.
-        NotImplementedError: pods have no network of their own here.
+        NotImplementedError: pods do not find the cluster's names here.
     """
     world, account, began = World(folder), Account(), time.monotonic()
     await asyncio.to_thread(world.build)
     await asyncio.to_thread(world.up)
     try:
-        if not await asyncio.to_thread(world.isolated):
-            raise NotImplementedError("pods have no network of their own here")
+        if not await asyncio.to_thread(world.named):
+            raise NotImplementedError("pods do not find the cluster's names here")
         async with collector(account) as url, aiohttp.ClientSession() as session:
             await asyncio.to_thread(world.deploy, url)
             await _play(world, account, session, events, kills, say)

@@ -2,8 +2,8 @@
 
 It uses a temporary data directory and free ports, so it disturbs nothing and nothing is left of it. The application is
 ``examples/danmaku`` of the source tree: bullet comments that go through gateway, topic, broker and a function that scales from
-zero. It is reached the way a browser would reach it. Without the source tree, without the parts it needs, or where pods have no
-network of their own, an object is stored and read back with the kubeconfig's certificate instead.
+zero. It is reached the way a browser would reach it. Without the source tree, without the parts it needs, or where pods cannot
+reach Services, an object is stored and read back with the kubeconfig's certificate instead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,8 @@ from sampan.kernel.errors import SampanError
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "danmaku"
 IMAGES = {"danmaku-web": "web", "danmaku-moderate": "moderate"}
 NEEDED = frozenset({"workloads", "node", "network", "traffic", "serving", "messaging", "eventing"})
+SHARED_PORTS = "pods share the machine's ports"
+"""What a node says whose pods' connections are not translated: they reach no Service by its name and port."""
 PATIENCE = 60.0
 """Seconds the application has to answer."""
 
@@ -55,8 +58,17 @@ def command(
         tempfile.TemporaryDirectory(prefix="sampan-demo-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        flags = (*flags, f"platform.ports={ports or 'auto'}")
+        flags = (f"kubernetes.service_range={_services()}", *flags, f"platform.ports={ports or 'auto'}")
         runner.run(_demo(Path(folder), check, options.names(only), options.names(without), config, flags))
+
+
+def _services() -> str:
+    """A range for Services that no other demo has: without eBPF they are loopback addresses, which platforms share."""
+    from sampan.kernel import claims
+
+    candidates = [f"10.{number}.0.0/16" for number in range(112, 128)]
+    # the claim is held until this process ends
+    return next((one for one in candidates if claims.claim(one) is not None), candidates[0])
 
 
 async def _demo(
@@ -153,7 +165,7 @@ def _build_images(folder: Path) -> None:
 
 
 async def _lacking(platform: Any) -> str:
-    """Why the application cannot run here; empty: it can. Without addresses of their own pods do not see the cluster's names."""
+    """Why the application cannot run here; empty: it can, also for a user without rights."""
     from sampan.kube.client import Client
     from sampan.kube.client.resources import NODES
 
@@ -161,18 +173,16 @@ async def _lacking(platform: Any) -> str:
     if absent:
         return f"it needs the part{'s' if len(absent) > 1 else ''} {', '.join(sorted(absent))}"
     nodes = (await platform.get(Client).list(NODES)).items
-    conditions = [
-        one for node in nodes for one in node["status"].get("conditions") or () if one["type"] == "PodIsolation"
-    ]
-    if any(one["status"] == "True" for one in conditions):
-        return ""
-    said = next((one.get("message") for one in conditions), "there is no node")
-    return f"its pods need addresses of their own, which takes root and cgroup v2 ({said}; `sampan doctor` tells more)"
+    if not nodes:
+        return "there is no node"
+    said = [one.get("message", "") for node in nodes for one in node["status"].get("conditions") or ()]
+    shared = next((one for one in said if SHARED_PORTS in one), "")
+    return f"its pods do not find the cluster's names here ({shared}; `sampan doctor` tells more)" if shared else ""
 
 
 def _to_try(folder: Path, application: bool) -> list[str]:
     """What a person can do with the running demo."""
-    program = Path(sys.argv[0])
+    program = Path(sys.argv[0]).resolve()
     command = f"{f'{sys.executable} -m sampan' if program.suffix == '.py' else program} --data-dir {folder}"
     lines = [
         "",
@@ -198,7 +208,8 @@ async def _application(platform: Any, began: float) -> str:
         async with platform.clock.timeout(PATIENCE):
             milliseconds = await _comment(platform.clock, url)
     except TimeoutError:
-        raise DemoError(f"no comment came back from {url} within {PATIENCE:g} s") from None
+        why = "".join(f"\n  {line}" for line in await _waiting_for(platform))
+        raise DemoError(f"no comment came back from {url} within {PATIENCE:g} s{why}") from None
     return (
         f"the application answers after {perf_counter() - began:.1f} s; a comment took {milliseconds:.0f} ms through "
         "gateway, topic, broker and function\n\n"
@@ -208,20 +219,42 @@ async def _application(platform: Any, began: float) -> str:
 
 
 async def _apply(platform: Any) -> None:
+    from sampan.kube.client import Client
+
+    for resource, obj in _objects(platform):
+        await platform.get(Client).apply(resource, obj, field_manager="sampan-demo", force=True)
+
+
+def _objects(platform: Any) -> Iterator[tuple[Any, Any]]:
+    """The application's objects, each with its resource."""
     import yaml
 
-    from sampan.kube.client import Client
     from sampan.kube.objects import Kind
     from sampan.kube.types.resource import TypeRegistry
 
-    client, types = platform.get(Client), platform.get(TypeRegistry)
     for obj in yaml.safe_load_all((EXAMPLE / "danmaku.yaml").read_text()):
-        kind = types.find_kind(Kind.of(obj))
+        kind = platform.get(TypeRegistry).find_kind(Kind.of(obj))
         if kind is None:
             raise DemoError(f"the platform does not know the kind {obj['kind']} of {obj['apiVersion']}")
         if kind.namespaced:
             obj["metadata"].setdefault("namespace", "default")
-        await client.apply(kind.resource, obj, field_manager="sampan-demo", force=True)
+        yield kind.resource, obj
+
+
+async def _waiting_for(platform: Any) -> list[str]:
+    """What of the application is not ready, and why."""
+    from sampan.kube.client import Client
+
+    lines = []
+    for resource, obj in _objects(platform):
+        name = obj["metadata"]["name"]
+        found = await platform.get(Client).get(resource, name, obj["metadata"].get("namespace"))
+        for one in (found.get("status") or {}).get("conditions") or ():
+            if one["type"] in ("Ready", "Available") and one["status"] != "True":
+                lines.append(f"{obj['kind']} {name}: {one.get('reason', '')} {one.get('message', '')}".rstrip())
+    return lines or [
+        "everything says it is ready; what happened is in the log: sampan demo --set platform.log_level=debug"
+    ]
 
 
 async def _comment(clock: Any, url: str) -> float:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from msgspec import Meta
 
 from sampan.kernel.errors import SettingsError
-from sampan.kernel.part import Part, PartSettings
+from sampan.kernel.part import Part, PartContext, PartSettings
 
 if TYPE_CHECKING:
     # the broker lives in a process of its own: the core process, which reads this module too, need not load it
@@ -89,6 +89,11 @@ class MessagingPart(Part[MessagingSettings]):
     _server: GrpcServer | None = None
     _socket: socket.socket | None = None
 
+    def __init__(self, context: PartContext[MessagingSettings]) -> None:
+        super().__init__(context)
+        self._kinds_tried = asyncio.Event()
+        """The kinds are defined, or cannot be yet."""
+
     async def provision(self) -> None:
         """Bind the port and open the store."""
         from sampan.parts.messaging.core import Core, Retention
@@ -149,6 +154,10 @@ class MessagingPart(Part[MessagingSettings]):
         gc.set_threshold(*GC_THRESHOLDS)
         context.tasks.start("mirror", self._mirror(core))
 
+    async def ready(self) -> None:
+        """Topic is a kind that manifests may name as soon as the platform is ready."""
+        await self._kinds_tried.wait()
+
     async def _mirror(self, core: Core) -> None:
         """Where Kubernetes is beside us, show topics and groups there and take what is declared there."""
         from sampan.kube.client import Client
@@ -156,6 +165,7 @@ class MessagingPart(Part[MessagingSettings]):
 
         control = self.context.find(ControlContext)
         if control is None:
+            self._kinds_tried.set()
             return
         from sampan.kube.control.definitions import install
         from sampan.kube.status import ApiError
@@ -168,7 +178,9 @@ class MessagingPart(Part[MessagingSettings]):
                 break
             except ApiError as error:  # the broker serves without its objects; nobody's messages wait for them
                 self.context.log.warning("the kinds of messaging cannot be defined yet: %s", error)
+                self._kinds_tried.set()
                 await self.context.clock.sleep(MIRROR_RETRY)
+        self._kinds_tried.set()
         for mirror in (TopicMirror(control, core), GroupMirror(control, core)):
             await mirror.start()
 
