@@ -68,7 +68,7 @@ EVENING = 60.0
 def recording(comments: int) -> list[tuple[float, dict[str, str]]]:
     """Who says what when: always the same."""
     chance = random.Random(20260501)
-    times = []
+    times: list[float] = []
     while len(times) < comments:
         at = chance.random()
         density = 0.15 + sum(high * math.exp(-(((at - peak) / wide) ** 2)) for peak, wide, high in WAVES)

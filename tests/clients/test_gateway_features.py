@@ -100,7 +100,7 @@ def test_a_gateway_may_ask_for_its_address(gw: Bench) -> None:
 
 def test_a_backend_that_speaks_http_2_in_the_clear(gw: Bench) -> None:
     ns = gw.namespace("h2c")
-    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(Echo(),))
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[Echo()])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -109,7 +109,7 @@ def test_a_backend_that_speaks_http_2_in_the_clear(gw: Bench) -> None:
         gw.route(route(ns, "r", "gw", [{"backendRefs": to("h2c")}]))
         with grpc.insecure_channel(f"{address}:80") as channel:
             # an HTTPRoute, and a server that understands nothing but HTTP/2
-            assert channel.unary_unary("/any.Thing/Do")(b"x", timeout=10) == b"/any.Thing/Do:x"
+            assert channel.unary_unary("/any.Thing/Do", None, None)(b"x", timeout=10) == b"/any.Thing/Do:x"
     finally:
         server.stop(None)
 

@@ -211,7 +211,11 @@ def test_the_names_a_backend_may_have_are_checked(gw: Bench, authority: MadeAuth
     for name, status in (("inner.org", 200), ("other.org", 503), ("abc.org", 200)):
         policy["spec"]["validation"]["subjectAltNames"] = [{"type": "Hostname", "hostname": name}]
         gw.apply(policy)
-        gw.until(lambda status=status: gw.ask(address).status == status)
+
+        def answered(status: int = status) -> bool:
+            return gw.ask(address).status == status
+
+        gw.until(answered)
 
 
 def backend_tls(namespace: str, service: str, authority: str) -> Object:

@@ -401,7 +401,7 @@ def test_a_claim_stays_on_the_node_of_its_first_pod(pair: tuple[Machine, Machine
         "metadata": {"name": "kept", "namespace": "default"},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
     }
-    volume = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "kept"}}]}
+    volume: dict[str, Any] = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "kept"}}]}
     mounted = {"volumeMounts": [{"name": "v", "mountPath": "/data"}]}
     first = pod("writer", "", "sh", "-c", "echo written > /data/f; sleep 1000", container=mounted, **volume)
     del first["spec"]["nodeName"]
