@@ -130,7 +130,8 @@ class Model(RuleBasedStateMachine):
                 await stop.wait()
 
         task = self.loop.create_task(live())
-        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [task, ready]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
         self.path, self.bench = path, await ready
