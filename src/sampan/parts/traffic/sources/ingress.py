@@ -22,6 +22,7 @@ from sampan.parts.traffic.model import (
 )
 from sampan.parts.traffic.references import Backends, Problem, read_certificate
 from sampan.parts.traffic.sources.gateway_api import Result
+from sampan.parts.traffic.sources.whole import WholeSource
 from sampan.parts.traffic.world import World, by_age
 
 log = logging.getLogger(__name__)
@@ -32,15 +33,12 @@ DEFAULT_CLASS = "ingressclass.kubernetes.io/is-default-class"
 LEGACY_CLASS = "kubernetes.io/ingress.class"
 
 
-class IngressSource:
+class IngressSource(WholeSource):
     """Translates, and keeps what it made as long as nothing changes that Ingresses depend on."""
 
     def __init__(self, address: str, http_port: int, https_port: int) -> None:
+        super().__init__()
         self._address, self._http, self._https = address, http_port, https_port
-        self._result = Result()
-        self._clusters: frozenset[str] = frozenset()
-        self._services: frozenset[Key] = frozenset()
-        self._rules: dict[Rule, Rule] = {}
         self._seen: tuple[int, Certificate | None] = (-1, None)
 
     def translate(self, world: World, backends: Backends, default: Certificate | None = None) -> Result:
@@ -50,21 +48,9 @@ class IngressSource:
         """
         changed = world.changed.ingresses or world.changed.services & self._services
         if self._seen == (world.version, default) and not changed:
-            self._result.changed = set()
-            return self._result
+            return self._kept()
         self._seen = (world.version, default)
-        backends.used, backends.asked = set(), set()
-        result = self._translate(world, backends, default)
-        held, self._clusters, self._services = self._clusters, frozenset(backends.used), frozenset(backends.asked)
-        backends.hold(self._clusters)
-        backends.release(held)
-        result.changed = {
-            entry
-            for entry in self._result.statuses.keys() | result.statuses.keys()
-            if self._result.statuses.get(entry) != result.statuses.get(entry)
-        }
-        self._result = result
-        return result
+        return self._anew(backends, lambda: self._translate(world, backends, default))
 
     def _translate(self, world: World, backends: Backends, default: Certificate | None) -> Result:
         result = Result()

@@ -30,6 +30,7 @@ from sampan.parts.traffic.model import (
 from sampan.parts.traffic.references import Backends, read_certificate
 from sampan.parts.traffic.resources import KNATIVE_INGRESSES
 from sampan.parts.traffic.sources.gateway_api import Result
+from sampan.parts.traffic.sources.whole import WholeSource
 from sampan.parts.traffic.world import World
 
 log = logging.getLogger(__name__)
@@ -45,36 +46,21 @@ INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 """Upstream's proxies use these between themselves; an application never sees them."""
 
 
-class KnativeSource:
+class KnativeSource(WholeSource):
     """Translates, and keeps what it made as long as nothing changes that the internal Ingresses depend on."""
 
     def __init__(self, address: str, http_port: int, https_port: int, internal_port: int) -> None:
+        super().__init__()
         self._address, self._http, self._https, self._internal = address, http_port, https_port, internal_port
-        self._result = Result()
-        self._clusters: frozenset[str] = frozenset()
-        self._services: frozenset[Key] = frozenset()
-        self._rules: dict[Rule, Rule] = {}
         self._version = -1
 
     def translate(self, world: World, backends: Backends) -> Result:
         """Listeners and statuses for all internal Ingresses of our class."""
         touched = (world.changed.services | world.changed.endpoints) & self._services
         if self._version == world.version and not touched:
-            self._result.changed = set()
-            return self._result
+            return self._kept()
         self._version = world.version
-        backends.used, backends.asked = set(), set()
-        result = self._translate(world, backends)
-        held, self._clusters, self._services = self._clusters, frozenset(backends.used), frozenset(backends.asked)
-        backends.hold(self._clusters)
-        backends.release(held)
-        result.changed = {
-            entry
-            for entry in self._result.statuses.keys() | result.statuses.keys()
-            if self._result.statuses.get(entry) != result.statuses.get(entry)
-        }
-        self._result = result
-        return result
+        return self._anew(backends, lambda: self._translate(world, backends))
 
     def _translate(self, world: World, backends: Backends) -> Result:
         result = Result()

@@ -149,9 +149,10 @@ class Stream:
     def _apart(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> list[Response]:
         """Responses with these resources: one, but for secrets. Envoy remembers a secret it refused, and acknowledges it when
         it comes again: only the first refusal tells, so no secret may share a response with another."""
-        if type_url != schema.SECRET or len(resources) < 2:
+        if type_url != schema.SECRET or len(resources) + bool(removed) < 2:
             return [self._send(type_url, resources, removed)]
-        return [self._send(type_url, [one], removed if position == 0 else []) for position, one in enumerate(resources)]
+        gone = [self._send(type_url, [], removed)] if removed else []
+        return [*gone, *(self._send(type_url, [one], []) for one in resources)]
 
     def _send(self, type_url: str, resources: Sequence[Resource], removed: Sequence[str]) -> Response:
         nonce = str(next(self._nonces))
