@@ -236,6 +236,44 @@ async def test_two_pods_serve_at_the_same_ports_and_have_a_localhost_of_their_ow
         assert node.log(f"ask-{pod}", pod).splitlines() == [f"{other} everywhere {own}", "refused"]
 
 
+async def test_sockets_of_threads_and_full_backlogs_find_their_way(node: Bench) -> None:
+    program = (
+        "import socket, threading, time\n"
+        "server = socket.socket(); server.bind(('', 8080)); server.listen(0)\n"
+        "connected = []\n"
+        "def connect():\n"
+        "    one = socket.create_connection(('127.0.0.1', 8080)); one.sendall(b'x'); connected.append(one)\n"
+        "threads = [threading.Thread(target=connect) for _ in range(6)]\n"
+        "for thread in threads: thread.start()\n"
+        "time.sleep(0.3)\n"
+        "print(len(connected) < 6, flush=True)\n"
+        "accepted = [server.accept()[0].recv(1) for _ in range(6)]\n"
+        "for thread in threads: thread.join()\n"
+        "print(len(accepted), len(connected), flush=True)\n"
+        "import os\n"
+        "try: socket.socket(fileno=os.open('/dev/null', 0)).connect(('127.0.0.1', 1))\n"
+        "except OSError as error: print(error.errno == 88, flush=True)\n"
+        "try: socket.create_connection(('127.0.0.1', 9))\n"
+        "except ConnectionRefusedError: print('refused', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    await node.pod()
+    await node.run("c", sys.executable, "-c", program)
+    async with asyncio.timeout(40):
+        while "refused" not in node.log("c"):
+            await asyncio.sleep(0.05)
+    assert node.log("c").splitlines() == ["True", "6 6", "True", "refused"]
+    keeper = psutil.Process(node.runtime.keeper_pid)
+    held = keeper.num_fds()
+    for _ in range(20):
+        process = await node.runtime.exec(ExecSpec("c", ("true",)))
+        assert await process.wait() == 0
+        process.close()
+    async with asyncio.timeout(20):
+        while keeper.num_fds() > held:
+            await asyncio.sleep(0.05)
+
+
 SERVER = (
     "import socket, sys\n"
     "s = socket.create_server(('', 8080)); l = socket.create_server(('127.0.0.1', 9000))\n"

@@ -92,6 +92,7 @@ class Agent:
         self.following = Following(self)
         self.eviction = Eviction(self, reserve, housekeeping)
         self.registration = Registration(self, labels or {}, max_pods)
+        self._closed = False
         self._runtime_up = False
         self._pods: Informer
         self.letting_go = LettingGo(informers.informer(ENDPOINT_SLICES), clock)
@@ -121,6 +122,7 @@ class Agent:
 
     async def close(self) -> None:
         """Let go: the processes go on."""
+        self._closed = True
         await asyncio.gather(*(worker.cancel() for worker in self.workers.values()))
         await self.runtime.close()
 
@@ -307,7 +309,11 @@ class Agent:
 
     def after(self, seconds: float, callback: Callable[..., object], *arguments: Any) -> None:
         """Call back later, on the platform's clock."""
-        self.clock.call_later(seconds, callback, *arguments)
+        self.clock.call_later(seconds, self._due, callback, *arguments)
+
+    def _due(self, callback: Callable[..., object], *arguments: Any) -> None:
+        if not self._closed:
+            callback(*arguments)
 
     def event(
         self, pod: Object, type: Literal["Normal", "Warning"], reason: str, message: str, container: str = ""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sampan.parts.node.runtime import notification
 from sampan.parts.node.runtime.interface import Sandbox
+from sampan.parts.node.runtime.notification import Notice
 from sampan.parts.node.runtime.placing import Address, PodPlaces, parse
 
 _NO_PORT = 24
@@ -95,7 +96,7 @@ def decide(places: PodPlaces, listener: int, later: Later) -> None:
     reply = partial(notification.answer, listener, notice)
     try:
         asked = parse(notification.read_address(notice))
-        held = socket.socket(fileno=notification.take_socket(notice)) if asked is not None else None
+        held = _take(notice) if asked is not None else None
     except OSError:
         asked = held = None  # no socket, or not ours to have: the kernel says what is wrong with it
     if asked is None or held is None:
@@ -108,6 +109,16 @@ def decide(places: PodPlaces, listener: int, later: Later) -> None:
             reply(_bind(places, held, asked))
     else:
         _connect(places, held, asked, reply, later)
+
+
+def _take(notice: Notice) -> socket.socket:
+    """The call's socket. Raises OSError (it is none)."""
+    descriptor = notification.take_socket(notice)
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 def _only6(held: socket.socket) -> bool:
