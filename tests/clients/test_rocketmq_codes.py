@@ -308,7 +308,7 @@ CASES: dict[str, list[Case]] = {
     ],
 }
 ELSEWHERE = {
-    "SendMessage": {42901, 50001},
+    "SendMessage": {42900, 42901, 50001},
     "ReceiveMessage": {20000, 40018, 40401, 42900},
     "EndTransaction": {20000},
     "RecallMessage": {20000},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -330,6 +332,36 @@ async def test_old_segments_go_and_consumers_move_on(tmp_path: Path) -> None:
         assert await bench.bodies("t", "newcomer") == [b"fresh"]
     async with started(tmp_path, clock, segment_bytes=10_000) as bench:
         assert bench.core.store.topics["t"].queues[0].minimum == minimum
+
+
+async def test_a_slow_disk_bounds_what_senders_may_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        stuck.wait(20)
+        real(fd)
+
+    async with started(tmp_path, frozen(), limits=Limits(max_unwritten=100_000)) as bench:
+        topic = bench.core.broker.topic("t", create=True)
+        await bench.send("t", b"before")
+        monkeypatch.setattr("sampan.parts.messaging.storage.log.os.fdatasync", fdatasync)
+        outcomes: list[MessagingError | None] = []
+        refused = 0
+        for _ in range(50):
+            try:
+                bench.core.broker.send(Message("t", bytes(10_000), {}), topic, b"", outcomes.append)
+            except MessagingError as error:
+                assert error.reason is Reason.TOO_MANY_REQUESTS
+                refused += 1
+            await asyncio.sleep(0)
+        assert outcomes == []
+        assert 38 <= refused <= 40
+        stuck.set()
+        await bench.settle(lambda: len(outcomes) == 50 - refused)
+        assert outcomes == [None] * (50 - refused)
+        await bench.send("t", b"after")
+        assert len(await bench.receive("t", batch=32)) == 52 - refused
 
 
 async def test_a_full_disk_refuses_and_recovers(bench: Bench) -> None:

@@ -52,6 +52,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Parked receive calls in all."""
     max_in_flight: int = 20_000
     """Messages one group may hold of one queue without being done with them."""
+    max_unwritten: int = 64 << 20
+    """Bytes of messages that may wait for the disk; more are refused until it catches up."""
     max_topics: int = 100_000
     max_groups: int = 100_000
     validate_type: bool = True
@@ -216,8 +218,9 @@ class Broker:
         """Store a message for immediate delivery; ``done`` when it is on disk. Fills in offset, position and times.
 
         Raises:
-            MessagingError: FORBIDDEN, the topic is not writable.
+            MessagingError: FORBIDDEN, the topic is not writable; TOO_MANY_REQUESTS, the disk is far behind.
         """
+        self._check_room()
         priority = message.properties.get(record.PRIORITY)
         queue = topic.place(
             message.properties.get(record.SHARDING_KEY, ""), int(priority) if priority is not None else None
@@ -230,8 +233,9 @@ class Broker:
         """Store a message to be delivered at ``due_ms``.
 
         Raises:
-            MessagingError: FORBIDDEN; ILLEGAL_DELIVERY_TIME, further ahead than allowed.
+            MessagingError: FORBIDDEN; ILLEGAL_DELIVERY_TIME, further ahead than allowed; TOO_MANY_REQUESTS.
         """
+        self._check_room()
         if due_ms > self.clock.time_ms() + self.limits.max_delay_ms:
             raise MessagingError(
                 Reason.ILLEGAL_DELIVERY_TIME,
@@ -249,8 +253,9 @@ class Broker:
         """Store a transactional message, invisible until its transaction is committed.
 
         Raises:
-            MessagingError: FORBIDDEN, the topic is not writable.
+            MessagingError: FORBIDDEN, the topic is not writable; TOO_MANY_REQUESTS, the disk is far behind.
         """
+        self._check_room()
         immunity = message.properties.get(record.CHECK_IMMUNITY)
         wait_ms = int(immunity) * 1000 if immunity else self.limits.transaction_timeout_ms
         queue = topic.place(message.properties.get(record.SHARDING_KEY, ""))
@@ -268,6 +273,14 @@ class Broker:
             due_ms=due_ms,
         )
         self.statistics.sent(topic.label, len(message.body))
+
+    def _check_room(self) -> None:
+        """What producers make the broker hold is bounded, however slow the disk is."""
+        log = self.store.log
+        if log.end - log.durable > self.limits.max_unwritten:
+            raise MessagingError(
+                Reason.TOO_MANY_REQUESTS, "the disk does not keep up with the senders; try again later"
+            )
 
     # -- queries
 
