@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,59 @@ async def test_a_restart_changes_nothing(tmp_path: Path, clean: bool) -> None:
         assert len({body async for body in _drain(bench, "f")}) == 100
 
 
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x5A
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped checkpoint": lambda path: _flip(path / "checkpoint", 60),
+    "an empty checkpoint": lambda path: os.truncate(path / "checkpoint", 0),
+    "no checkpoint": lambda path: (path / "checkpoint").unlink(),
+    "no index": lambda path: shutil.rmtree(path / "index"),
+    "a flipped index": lambda path: _flip(min((path / "index").iterdir()), 200),
+    "a cut index": lambda path: os.truncate(min((path / "index").iterdir()), 100),
+    "an empty index": lambda path: os.truncate(min((path / "index").iterdir()), 0),
+    "a gap in the index": lambda path: sorted((path / "index").iterdir())[1].unlink(),
+    "a file that is none of ours": lambda path: (path / "log" / "7").write_text("x"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_what_is_derived_from_the_log_is_made_anew_when_it_is_damaged(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    clock = frozen()
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        store = bench.core.store
+        await bench.send("again", b"of an earlier topic")
+        bench.core.broker.delete_topic("again")
+        for number in range(60):
+            await bench.send("t", b"%d" % number * 100, KEYS=f"key-{number}", TAGS="ab"[number % 2])
+            if number % 15 == 14:
+                store._begin_checkpoint(store.log.durable)
+                await bench.settle(lambda: not store._checkpointing)
+        await bench.send("again", b"of a later one")
+        store._begin_checkpoint(store.log.durable)
+        await bench.settle(lambda: not store._checkpointing)
+        await bench.acknowledge("t", await bench.receive("t", batch=20))
+        before = _state(bench)
+    damage(tmp_path)
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        assert _state(bench) == before
+        [found] = await bench.core.store.find("key-42")
+        assert found.body == b"42" * 100
+        rest = {body async for body in _drain(bench, "t")}
+        assert len(rest) == 40
+        assert await bench.bodies("again") == [b"of a later one"]
+        assert {body[:2] for body in await bench.bodies("t", "tags", filter=tag_filter("b"))} <= {
+            b"%d" % n + b"%d" % n if n < 10 else b"%d" % n for n in range(1, 60, 2)
+        }
+        await bench.send("t", b"on it goes")
+        assert await bench.bodies("t") == [b"on it goes"]
+
+
 def _state(bench: Bench) -> object:
     store = bench.core.store
     return (
@@ -466,14 +520,24 @@ async def test_one_failing_listener_keeps_nobody_else_waiting(bench: Bench) -> N
     assert sorted(await bench.bodies("t")) == [b"1", b"2"]
 
 
-async def test_a_store_that_lacks_part_of_its_index_is_refused(tmp_path: Path) -> None:
+async def test_without_its_beginning_a_log_makes_an_index_anew_but_no_checkpoint(tmp_path: Path) -> None:
     clock = frozen()
     async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        bench.core.broker.create_topic(TopicConfig("t", queues=1))
         for number in range(60):
             await bench.send("t", b"%02d" % number * 500)
             await bench.settle(lambda: not bench.core.store._checkpointing)
+        bench.core.store.retain(older_than_ms=0, max_bytes=20_000)
+        minimum = bench.core.store.topics["t"].queues[0].minimum
+        assert bench.core.store.log.begin > 0
     min((tmp_path / "index").iterdir()).unlink()
-    with pytest.raises(StorageError, match="does not cover"):
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        bench.core.consumption.reset("g", bench.core.broker.topic("t"), 0, minimum)
+        assert [body[:2] for body in await bench.bodies("t")] == [b"%02d" % number for number in range(minimum, 60)][
+            :32
+        ]
+    _flip(tmp_path / "checkpoint", 60)
+    with pytest.raises(StorageError, match="no longer goes back to its beginning"):
         async with started(tmp_path, clock, segment_bytes=10_000):
             pass
 

@@ -156,20 +156,65 @@ class Store:
             raise
 
     def _recover(self) -> int:
-        state = checkpoint.read(self._directory)
+        state = None
+        try:
+            state = checkpoint.read(self._directory)
+        except StorageError as error:
+            if self.log.begin:
+                raise StorageError(
+                    f"{error}, and the log no longer goes back to its beginning; restore a snapshot"
+                ) from error
+            log.warning("%s; it is made anew from the log", error)
         start = self.log.begin
         if state is not None:
             start = state.position
             self._restore(state)
         if start > self.log.durable:
             raise StorageError(f"the log in {self._directory} ends before its checkpoint; restore it from a snapshot")
-        self.index.open(start, self.log.begin)
+        try:
+            self.index.open(start, self.log.begin)
+        except (StorageError, ValueError) as error:
+            log.warning("%s; the index is made anew from the log", error)
+            self._index_again(start)
         count = 0
         for position, kind, payload in self.log.replay(start):
             self._replay(position, kind, payload)
             count += 1
         self._frames = count
         return count
+
+    def _index_again(self, stop: int) -> None:
+        """Make the index of the log up to a position anew, a part for each segment."""
+        self.index.wipe()
+        gone: dict[str, int] = {}
+        for position, kind, payload in self.log.scan(self.log.begin, stop):
+            if kind == Kind.DEFINE:
+                frame = frames.decode(frames.Define, payload)
+                if frame.kind == "topic" and frame.data is None:
+                    gone[frame.name] = position  # what came before was in queues of an earlier topic of this name
+        bases = [base for base in self.log.bases if base < stop]
+        for base, end in zip(bases, [*bases[1:], stop], strict=True):
+            live = Live(base)
+            for position, kind, payload in self.log.scan(base, end):
+                if kind not in (Kind.MESSAGE, Kind.TIMER, Kind.HALF):
+                    continue
+                try:
+                    message = record.decode(payload)
+                except ValueError as error:
+                    log.error("the message at %d is damaged and cannot be indexed: %s", position, error)
+                    continue
+                topic = self.topics.get(message.topic)
+                if topic is None or message.queue_id >= len(topic.queues) or position < gone.get(message.topic, 0):
+                    continue
+                live.newest_ms = max(live.newest_ms, message.store_ms)
+                for hashed in _hashes(message):
+                    live.add_key(hashed, position, len(payload))
+                if kind == Kind.MESSAGE:
+                    tag_code = record.java_hash(message.tag) if message.tag else 0
+                    number = topic.queues[message.queue_id].number
+                    live.add(number, message.queue_offset, position, len(payload), tag_code)
+            self.index.parts.append(Part(live.write(self._directory / "index", end)))
+        self.index.live = Live(stop)
 
     def start(self) -> None:
         """Begin to accept changes."""
@@ -517,10 +562,7 @@ class Store:
         topic = self.topics.get(message.topic)
         if topic is None or message.queue_id >= len(topic.queues):
             return  # the topic was deleted later on
-        hashes = tuple(map(key_hash, message.keys))
-        identifier = message.properties.get(record.UNIQUE_KEY, "")
-        if identifier:
-            hashes += (key_hash(identifier),)
+        hashes = _hashes(message)
         queue = topic.queues[message.queue_id]
         if kind == Kind.MESSAGE:
             if message.queue_offset != queue.next:
@@ -545,7 +587,7 @@ class Store:
                 message.store_ms,
                 message.prepared,
                 due_ms,
-                identifier,
+                message.properties.get(record.UNIQUE_KEY, ""),
             ),
         )
         if message.prepared:
@@ -740,6 +782,13 @@ class Store:
         if not self._stopped:
             self.log.sync()
             self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
+
+
+def _hashes(message: Message) -> tuple[int, ...]:
+    """What a message is found by: its keys and its id."""
+    hashes = tuple(map(key_hash, message.keys))
+    identifier = message.properties.get(record.UNIQUE_KEY)
+    return (*hashes, key_hash(identifier)) if identifier else hashes
 
 
 def _tell(listener: Callable[[Any], object], what: Any) -> None:

@@ -174,6 +174,8 @@ class Part:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.stat().st_size:
+            raise StorageError(f"{path} is empty")
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._map) < _HEADER.size:
@@ -183,7 +185,6 @@ class Part:
             raise StorageError(f"{path} is not an index of format 1")
         view = memoryview(self._map)
         self._crc = crc
-        self._verified = False
         self._views = [view]
         at = _HEADER.size
         columns: list[memoryview] = []
@@ -209,24 +210,17 @@ class Part:
             view.release()
         self._map.close()
 
-    def _verify(self) -> None:
-        """Check the checksum at the first use, so that a start need not read every part.
+    def verify(self) -> None:
+        """Check the checksum; reads the whole file.
 
         Raises:
             StorageError: the file is damaged.
         """
-        if not self._verified:
-            if zlib.crc32(self._views[0][_HEADER.size :]) != self._crc:
-                raise StorageError(f"{self.path} is damaged; restore it from a snapshot")
-            self._verified = True
+        if zlib.crc32(self._views[0][_HEADER.size :]) != self._crc:
+            raise StorageError(f"{self.path} is damaged")
 
     def span(self, queue: int) -> tuple[int, int, int] | None:
-        """``(first offset, count, first entry)`` of a queue in this part.
-
-        Raises:
-            StorageError: the file is damaged.
-        """
-        self._verify()
+        """``(first offset, count, first entry)`` of a queue in this part."""
         at = bisect.bisect_left(self._numbers, queue)
         if at == len(self._numbers) or self._numbers[at] != queue:
             return None
@@ -243,7 +237,6 @@ class Part:
 
     def find_key(self, hashed: int) -> Iterator[tuple[int, int]]:
         """``(position, size)`` of messages with this hash, newest first."""
-        self._verify()
         at = bisect.bisect_right(self._key_hashes, hashed) - 1
         while at >= 0 and self._key_hashes[at] == hashed:
             yield self._key_positions[at], self._key_sizes[at]
@@ -273,13 +266,22 @@ class Index:
                 path.unlink()
                 continue
             part = Part(path)
+            part.verify()
             if self.parts and self.parts[-1].end != int(start):
-                raise StorageError(f"the index lacks the part before {path}; restore it from a snapshot")
+                raise StorageError(f"the index lacks the part before {path}")
             self.parts.append(part)
         covered = bool(self.parts) and self.parts[0].start <= begin and self.parts[-1].end == upto
         if upto > begin and not covered:
-            raise StorageError(f"{self._directory} does not cover the log up to {upto}; restore it from a snapshot")
+            raise StorageError(f"{self._directory} does not cover the log up to {upto}")
         self.live = Live(upto)
+
+    def wipe(self) -> None:
+        """Delete every part, to make them anew from the log."""
+        for part in self.parts:
+            part.close()
+        self.parts.clear()
+        for path in self._directory.iterdir():
+            path.unlink()
 
     def entries(self, queue: int, offset: int, limit: int) -> list[Entry]:
         """Up to ``limit`` consecutive entries of a queue from ``offset`` on (fewer at a part's end)."""

@@ -185,7 +185,9 @@ class CommitLog:
             raise StorageError(f"another broker has {self._directory} open; stop it or use another folder") from None
 
     def _find_segments(self) -> None:
-        self.bases = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        self.bases = sorted(
+            int(path.name) for path in self._directory.iterdir() if re.fullmatch(r"[0-9]{20}", path.name)
+        )
         if not self.bases:
             self.bases = [0]
             self._create(0)
@@ -316,11 +318,12 @@ class CommitLog:
         if self.end - self._current + size > self._segment_bytes and self.end - self._current > SEGMENT_HEADER.size:
             self._roll()
         position = self.end + FRAME_BYTES
-        flags = 0
+        flags, seed = 0, _SEEDS[kind]
         if self._first:
-            self._first, flags = False, FIRST if self._sync else 0
-        crc = zlib.crc32(payload, _seed(kind, flags, position))
-        self._pending.append((self._current, FRAME.pack(len(payload), crc, kind, flags)))
+            self._first = False
+            if self._sync:
+                flags, seed = FIRST, _seed(kind, FIRST, position)
+        self._pending.append((self._current, FRAME.pack(len(payload), zlib.crc32(payload, seed), kind, flags)))
         self._pending.append((self._current, payload))
         self.end += size
         if urgent and not self._kicked and not self._busy:
