@@ -536,7 +536,7 @@ async def test_without_its_beginning_a_log_makes_an_index_anew_but_no_checkpoint
         assert [body[:2] for body in await bench.bodies("t")] == [b"%02d" % number for number in range(minimum, 60)][
             :32
         ]
-    _flip(tmp_path / "checkpoint", 60)
+    _flip(tmp_path / "checkpoint", 30)
     with pytest.raises(StorageError, match="no longer goes back to its beginning"):
         async with started(tmp_path, clock, segment_bytes=10_000):
             pass
