@@ -29,6 +29,7 @@ class HostPorts(Controller):
         self._host = host
         self._node = node
         self._held: dict[Key, dict[Frontend, Backends]] = {}
+        self._told: dict[Key, str] = {}
 
     def sources(self) -> list[Source]:
         return [For(PODS)]
@@ -53,8 +54,11 @@ class HostPorts(Controller):
                 failures.append(explained(frontend, error))
             else:
                 self._held.setdefault(key, {})[frontend] = backends
+        told = self._told.pop(key, "")
         if failures and pod is not None:
-            self.recorder.event(pod, "Warning", "FailedToListen", "; ".join(failures))
+            self._told[key] = "; ".join(failures)
+            if self._told[key] != told:
+                self.recorder.event(pod, "Warning", "FailedToListen", self._told[key])
         return RETRY_SECONDS if failures else 1.0 if len(self._held.get(key, {})) < len(new) else None
 
 

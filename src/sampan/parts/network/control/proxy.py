@@ -52,6 +52,8 @@ class ServiceProxy(Controller):
         self._routes: list[Route] = []
         self._wanted: dict[Key, dict[Frontend, Backends]] = {}
         self._claims: dict[Frontend, list[Key]] = {}
+        self._told: dict[Key, str] = {}
+        """What could not be listened on, as the last event said it."""
         self.informer(ENDPOINT_SLICES).add_index(BY_SERVICE, service_of)
 
     def sources(self) -> list[Source]:
@@ -101,8 +103,12 @@ class ServiceProxy(Controller):
         else:
             self._wanted.pop(key, None)
         failures = [why for frontend in {**old, **new} for why in await self._put(frontend)]
+        told = self._told.pop(key, "")
         if failures and service is not None:
-            self.recorder.event(service, "Warning", "FailedToListen", "; ".join(dict.fromkeys(failures)))
+            # tried again and again, said once
+            self._told[key] = "; ".join(dict.fromkeys(failures))
+            if self._told[key] != told:
+                self.recorder.event(service, "Warning", "FailedToListen", self._told[key])
         return RETRY_SECONDS if failures else None
 
     def _seen(self, key: Key, slices: Sequence[Object]) -> Sequence[Object]:
