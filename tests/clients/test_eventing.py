@@ -13,9 +13,9 @@ from aiohttp import web
 from yarl import URL
 
 from sampan.cli.trace import walk
-from sampan.parts.eventing.resources import BROKERS
+from sampan.parts.eventing.resources import BROKERS, TRIGGERS
 from sampan.testing import Platform
-from tests.clients.eventing_harness import broker, event, receiver, send, trigger
+from tests.clients.eventing_harness import broker, event, ready, receiver, send, trigger
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,33 @@ async def test_a_poison_event_does_not_hold_up_the_others(platform: Platform) ->
             assert await send(platform, "/default/busy", event("fine", {"n": number})) == 202
         await sink.wait(21)
         assert sorted(one.data["n"] for one in sink.events[1:]) == list(range(20))
+
+
+async def test_an_ordered_trigger_keeps_the_order_of_each_key_also_when_attempts_fail(platform: Platform) -> None:
+    async with platform.client() as client, receiver() as sink:
+        await broker(client, "lined")
+        sink.answers = [web.Response(status=503) for _ in range(5)]
+        body = {
+            "apiVersion": "eventing.knative.dev/v1",
+            "kind": "Trigger",
+            "metadata": {"name": "lined", "annotations": {"kafka.eventing.knative.dev/delivery.order": "ordered"}},
+            "spec": {
+                "broker": "lined",
+                "subscriber": {"uri": sink.url},
+                "delivery": {"retry": 5, "backoffPolicy": "linear", "backoffDelay": "PT0.01S"},
+            },
+        }
+        await client.create(TRIGGERS, body, "default")
+        await ready(client, TRIGGERS, "lined")
+        for number in range(40):
+            made = event("entry", {"n": number}, partitionkey=f"account-{number % 3}")
+            assert await send(platform, "/default/lined", made) == 202
+        await sink.wait(45)
+        seen = [one.data["n"] for one in sink.events]
+        for account in range(3):
+            latest = list(dict.fromkeys(n for n in seen if n % 3 == account))
+            assert latest == sorted(latest)
+        assert set(seen) == set(range(40))
 
 
 @pytest.mark.parametrize(
