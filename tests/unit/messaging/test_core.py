@@ -56,6 +56,24 @@ async def test_a_parked_receive_wakes_when_a_message_comes(bench: Bench) -> None
     assert bench.core.consumption.parked == 0
 
 
+async def test_a_message_for_many_waiting_groups_lets_others_have_their_turn(bench: Bench) -> None:
+    bench.core.broker.create_topic(TopicConfig("t"))
+    groups = [f"g{number}" for number in range(300)]
+    waiting = [asyncio.ensure_future(bench.bodies("t", group, wait=20)) for group in groups]
+    await bench.settle(lambda: bench.core.consumption.parked == 300)
+    parked: list[int] = []
+
+    def look() -> None:
+        parked.append(bench.core.consumption.parked)
+        if parked[-1]:
+            asyncio.get_running_loop().call_soon(look)
+
+    look()
+    await bench.send("t", b"for all")
+    assert await asyncio.gather(*waiting) == [[b"for all"]] * 300
+    assert len({count for count in parked if 0 < count < 300}) >= 3
+
+
 async def test_a_parked_receive_ends_when_its_time_is_up(bench: Bench) -> None:
     bench.core.broker.create_topic(TopicConfig("t"))
     waiting = asyncio.ensure_future(bench.bodies("t", wait=20))

@@ -35,6 +35,8 @@ SCAN_LIMIT = 4096
 SCAN_CHUNK = 256
 RESPONSE_BYTES = 8 << 20
 """New messages beyond the first are left for the next call once a response would exceed this."""
+WAKE_SLICE = 64
+"""Groups served in one turn of the loop when a message comes."""
 RETRY_TURN = 5
 """One receive in so many looks at what is to be redelivered first."""
 RELEASE_MS = 1_000
@@ -95,6 +97,9 @@ class Consumption:
         self._turns = itertools.count()
         self._starts: dict[tuple[str, str], int] = {}
         self._again: set[tuple[str, str]] = set()
+        self._woken: dict[tuple[str, str], None] = {}
+        """Groups and topics whose parked polls may be served now."""
+        self._waking = False
         self.parked = 0
         self._stopped = False
         self._arrivals: dict[str, list[asyncio.Future[None]]] = {}
@@ -173,10 +178,20 @@ class Consumption:
                 for group in self._lite.written(topic):
                     self._serve_parked(group, topic)
                 continue
-            groups = self._parked.get(topic)
-            if groups:
-                for group in list(groups):
-                    self._serve_parked(group, topic)
+            for group in self._parked.get(topic, ()):
+                self._woken[group, topic] = None
+        if self._woken and not self._waking:
+            self._serve_woken()
+
+    def _serve_woken(self) -> None:
+        """Serve some groups that wait for a new message; when there are thousands, others get their turn in between."""
+        self._waking = False
+        for group, topic in list(itertools.islice(self._woken, WAKE_SLICE)):
+            del self._woken[group, topic]
+            self._serve_parked(group, topic)
+        if self._woken:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._serve_woken)
 
     def _serve_parked(self, group: str, topic: str) -> None:
         if topic.startswith(LITE_PREFIX):
