@@ -63,12 +63,12 @@ def command(
 
 
 def _services() -> str:
-    """A range for Services that no other demo has: without eBPF they are loopback addresses, which platforms share."""
+    """A range for Services that no other demo has, whatever tier is asked for."""
     from sampan.kernel import claims
+    from sampan.kube.part import SPARE_SERVICES
 
-    candidates = [f"10.{number}.0.0/16" for number in range(112, 128)]
     # the claim is held until this process ends
-    return next((one for one in candidates if claims.claim(one) is not None), candidates[0])
+    return next((one for one in SPARE_SERVICES if claims.claim(one) is not None), SPARE_SERVICES[0])
 
 
 async def _demo(

@@ -8,7 +8,10 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+
+from sampan.kernel.files import write_atomic
 
 PAUSE = 0.05
 """Seconds between two attempts."""
@@ -30,6 +33,24 @@ def claim(network: str, attempts: int = 1) -> int | None:
             return lock
     os.close(lock)
     return None
+
+
+def claim_one(candidates: Iterable[str], kept: Path) -> tuple[str, int | None]:
+    """The range that ``kept`` names, or else the first of the candidates that can be claimed, which is then kept.
+
+    With the descriptor that holds the claim; None: all are taken, or the kept one is for now.
+    """
+    if kept.exists():
+        found = kept.read_text().strip()
+        return found, claim(found)
+    first = ""
+    for candidate in candidates:
+        first = first or candidate
+        lock = claim(candidate)
+        if lock is not None:
+            write_atomic(kept, f"{candidate}\n")
+            return candidate, lock
+    return first, None
 
 
 def claimed() -> list[str]:

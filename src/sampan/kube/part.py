@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from sampan.kernel import claims
 from sampan.kernel.addresses import advertised
 from sampan.kernel.certificates import Authority, KeyPair
 from sampan.kernel.errors import SampanError
@@ -76,11 +78,25 @@ class KubeSettings(PartSettings, kw_only=True):
     anonymous: Annotated[
         bool, msgspec.Meta(description="let requests without credentials through as `system:anonymous`")
     ] = True
-    service_range: Annotated[str, msgspec.Meta(description="addresses of Services")] = "10.96.0.0/12"
+    service_range: Annotated[
+        str,
+        msgspec.Meta(
+            description="addresses of Services; empty: 10.96.0.0/12, or, for an ordinary user, the first of that and "
+            "10.112.0.0/16 to 10.127.0.0/16 that no other platform of theirs has, the same at the next start"
+        ),
+    ] = ""
+
+
+SERVICES = "10.96.0.0/12"
+SPARE_SERVICES = tuple(f"10.{number}.0.0/16" for number in range(112, 128))
+"""For further platforms of an ordinary user."""
 
 
 class KubePart(Part[KubeSettings]):
     """Serves the Kubernetes API."""
+
+    _claim: int | None = None
+    """Holds the range of Services."""
 
     name = "kubernetes"
     settings_type: ClassVar[type[PartSettings]] = KubeSettings
@@ -107,6 +123,7 @@ class KubePart(Part[KubeSettings]):
         from sampan.kube.types.builtin import builtin_types
 
         context, settings = self.context, self.context.settings
+        services = settings.service_range or await asyncio.to_thread(self._services)
         self._listener = context.listeners.bind("kubernetes", settings.port, settings.host)
         self._store = store = Store(self._driver(), context.clock, founding=True)
         await store.open()
@@ -134,7 +151,7 @@ class KubePart(Part[KubeSettings]):
             registry=context.metrics,
             reviews=gates.reviews,
             tokens=gates.tokens,
-            service_range=settings.service_range,
+            service_range=services,
         )
         self._cache = cache
         self._types = types
@@ -234,6 +251,16 @@ class KubePart(Part[KubeSettings]):
             await self._store.close()
         if self._listener is not None:
             self._listener.close()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    def _services(self) -> str:
+        """A range that no other platform here has, where Services are loopback addresses: those are everybody's."""
+        if os.geteuid() == 0:  # its pods have addresses of their own, and Services exist for them alone
+            return SERVICES
+        found, self._claim = claims.claim_one((SERVICES, *SPARE_SERVICES), self.context.data_dir / "service-range")
+        return found
 
     def status(self) -> dict[str, Any]:
         """Objects, revision and open watches."""
