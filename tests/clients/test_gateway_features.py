@@ -98,6 +98,35 @@ def test_a_gateway_may_ask_for_its_address(gw: Bench) -> None:
     assert reasons(gw.settled("Gateway", "gw", ns))["Accepted"] == "False UnsupportedAddress"
 
 
+def test_two_platforms_never_share_an_address_and_port(gw: Bench) -> None:
+    ns, address = gw.namespace("neighbours"), "127.91.17.34"
+
+    def claimed(by: Bench, name: str) -> Object:
+        by.service(ns, name)
+        made = gateway(ns, "gw")
+        made["spec"]["addresses"] = [{"type": "IPAddress", "value": address}]
+        by.apply(made)
+        by.route(route(ns, "r", "gw", [{"backendRefs": to(name)}]))
+        status: Object = by.settled("Gateway", "gw", ns)["listeners"][0]
+        return status
+
+    assert reasons(claimed(gw, "first"))["Programmed"] == "True Programmed"
+    gw.until(lambda: gw.ask(address).backend == "first")
+    with bench() as neighbour:
+        neighbour.namespace(ns)
+        claimed(neighbour, "second")
+
+        def refused() -> bool:
+            (listener,) = neighbour.get("Gateway", "gw", ns)["status"]["listeners"]
+            told = reasons(listener)
+            return (told["Accepted"], told["Programmed"]) == ("False PortUnavailable", "False Invalid")
+
+        neighbour.until(refused)
+        assert {gw.ask(address).backend for _ in range(20)} == {"first"}
+        # what the platforms chose themselves is apart
+        assert gw.gateway(ns, "own") != neighbour.gateway(ns, "own")
+
+
 def test_a_backend_that_speaks_http_2_in_the_clear(gw: Bench) -> None:
     ns = gw.namespace("h2c")
     server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[Echo()])
