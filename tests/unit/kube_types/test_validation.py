@@ -200,6 +200,8 @@ FAULTS = [
     ("Service", "spec/ports/0/port", 0, "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive"),
     ("Service", "spec/ports/0/nodePort", 30000, "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"),
     ("Service", "spec/clusterIP", "10.0.0", 'spec.clusterIPs[0]: Invalid value: "10.0.0": must be a valid IP address'),
+    ("Service", "spec/ipFamilyPolicy", "RequireDualStack", 'spec.ipFamilyPolicy: Invalid value: "RequireDualStack": this cluster is not configured for dual-stack services'),
+    ("Service", "spec/ipFamilies", ["IPv4", "IPv6"], 'spec.ipFamilies[1]: Invalid value: "IPv6": not configured on this cluster'),
     ("Service", "spec/sessionAffinity", "Mood", 'spec.sessionAffinity: Unsupported value: "Mood"'),
     ("Endpoints", "subsets/0/addresses/0/ip", "x", 'subsets[0].addresses[0].ip: Invalid value: "x": must be a valid IP address'),
     # configuration
@@ -288,6 +290,7 @@ CHANGES = [
     ("Job", "spec/completions", 2, "spec.completions: Invalid value: 2: field is immutable"),
     ("Job", "spec/template/spec/containers/0/image", "x", "field is immutable"),
     ("Service", "spec/ports/0/port", 81, None),
+    ("Service", "spec/ipFamilyPolicy", "PreferDualStack", None),
     ("Secret", "type", "other", 'type: Invalid value: "other": field is immutable'),
     ("PersistentVolumeClaim", "spec/resources/requests/storage", "2Gi", None),
     ("PersistentVolumeClaim", "spec/resources/requests/storage", "1Mi", "field can not be less than status.capacity"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -108,6 +108,8 @@ class ServiceStrategy(BuiltinStrategy):
             problems.invalid("spec.clusterIPs[0]", "None", why)
         elif spec.get("clusterIP") and not headless:
             validate_address(spec["clusterIP"], "spec.clusterIPs[0]", problems)
+        if kind != "ExternalName" and (spec.get("selector") or not headless):
+            _validate_families(spec, problems)
         validate_labels(spec.get("selector") or {}, "spec.selector", problems)
         _validate_service_ports(ports, kind or "", problems)
         for index, address in enumerate(spec.get("externalIPs") or ()):
@@ -130,6 +132,20 @@ class ServiceStrategy(BuiltinStrategy):
             and fresh.get("clusterIP") != before
         ):
             problems.invalid("spec.clusterIPs[0]", fresh.get("clusterIPs") or [], "may not change once set")
+
+
+def _validate_families(spec: Mapping[str, Any], problems: Problems) -> None:
+    """A cluster has one family of addresses; a headless Service without a selector may name any, its endpoints are its own."""
+    address = spec.get("clusterIP") or ""
+    own = _family("" if address == "None" else address)
+    for index, family in enumerate(spec.get("ipFamilies") or ()):
+        if family != own:
+            problems.invalid(f"spec.ipFamilies[{index}]", family, "not configured on this cluster")
+    policy = spec.get("ipFamilyPolicy")
+    if policy == "RequireDualStack":
+        problems.invalid("spec.ipFamilyPolicy", policy, "this cluster is not configured for dual-stack services")
+    else:
+        problems.one_of("spec.ipFamilyPolicy", policy, ("SingleStack", "PreferDualStack"))
 
 
 def _validate_service_ports(ports: Sequence[Object], kind: str, problems: Problems) -> None:
