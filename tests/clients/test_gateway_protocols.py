@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 from websockets.sync.client import connect
 
@@ -299,3 +300,48 @@ def test_requests_are_in_the_platforms_log(gw: Bench, web: str) -> None:
     seen = gw.until(look)
     assert (seen["method"], seen["path"], seen["status"]) == ("GET", "/seen?a=b", 200)
     assert (seen["route"], seen["cluster"]) == ("httproute/protocols/r", "protocols/v1/8080")
+
+
+def test_a_full_log_is_set_aside_and_no_line_is_lost(gw: Bench, web: str) -> None:
+    part = gw.platform.kernel._runs["traffic"].part  # type: ignore[attr-defined]
+    folder = gw.platform.data_dir / "logs"
+
+    def logged() -> list[str]:
+        found = []
+        for name in ("gateway.1.jsonl", "gateway.jsonl"):
+            if (folder / name).exists():
+                found += [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        return [one["path"] for one in found if one["host"] == "rotated.com"]
+
+    wanted = [f"/{number}" for number in range(20)]
+    for path in wanted:
+        if path == "/10":
+            gw.until(lambda: len(logged()) == 10)
+            part._access_log._limit = 0
+            gw.platform.run(part._access_log.look())
+            part._access_log._limit = 1 << 30
+            gw.until(lambda: (folder / "gateway.jsonl").exists())
+        gw.ask(web, "rotated.com", path)
+    gw.until(lambda: logged() == wanted)
+    assert (folder / "gateway.1.jsonl").exists()
+
+
+def test_the_status_tells_of_envoy_and_where_ingresses_are(gw: Bench, web: str) -> None:
+    backend = {"service": {"name": "v1", "port": {"number": 8080}}}
+    spec = {
+        "rules": [{"host": "shown.com", "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}]
+    }
+    metadata = {"name": "shown", "namespace": "protocols"}
+    gw.apply({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec})
+
+    async def facts() -> dict[str, Any]:
+        status = await gw.platform.kernel.status()
+        return next(part.facts for part in status.parts if part.name == "traffic")
+
+    _, _, port = gw.platform.address("gateway").rpartition(":")
+    told = gw.until(lambda: "urls" in (found := gw.platform.run(facts())) and found)
+    assert told["urls"] == {"protocols/shown": f"http://shown.com:{port}"}
+    assert psutil.Process(told["envoy"]).is_running()
+    assert told["published"] > 0
+    assert not {"connected", "envoy_restarts"} & told.keys()
+    gw.delete("Ingress", "shown", "protocols")

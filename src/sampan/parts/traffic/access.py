@@ -29,6 +29,8 @@ class AccessLog:
         self._clock = clock
         self._reopen = reopen
         self._limit = limit
+        self._owed = False
+        """Envoy has not been told yet of a file that was set aside."""
 
     async def run(self) -> None:
         """Look again and again."""
@@ -38,11 +40,14 @@ class AccessLog:
 
     async def look(self) -> None:
         """Set a full file aside."""
-        if await asyncio.to_thread(self._set_aside):
+        self._owed = await asyncio.to_thread(self._set_aside) or self._owed
+        if self._owed:
             try:
                 await self._reopen()
             except SampanError as error:
                 log.warning("Envoy goes on writing to the access log that was set aside: %s", error)
+            else:
+                self._owed = False
 
     def _set_aside(self) -> bool:
         try:
