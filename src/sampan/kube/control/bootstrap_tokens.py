@@ -15,6 +15,9 @@ from sampan.kube.status import ApiError
 from sampan.kube.types.duration import parse_time
 
 _INFO = Key(discovery.NAMESPACE, discovery.NAME)
+_NAMED = f"metadata.name={discovery.NAME}"
+_TOKENS = f"type={tokens.TYPE}"
+"""Among perhaps many thousand Secrets and ConfigMaps these controllers are about a handful."""
 
 
 def expires_at(secret: Object) -> float | None:
@@ -34,11 +37,11 @@ class TokenCleaner(Controller):
     name = "token-cleaner"
 
     def sources(self) -> list[Source]:
-        return [For(SECRETS)]
+        return [For(SECRETS, _TOKENS)]
 
     async def reconcile(self, key: Key) -> float | None:
-        secret = self.informer(SECRETS).get(key)
-        if secret is None or key.namespace != tokens.NAMESPACE or secret.get("type") != tokens.TYPE:
+        secret = self.informer(SECRETS, _TOKENS).get(key)
+        if secret is None or key.namespace != tokens.NAMESPACE:
             return None
         ends = expires_at(secret)
         if ends is None:
@@ -65,22 +68,19 @@ class ClusterInfo(Controller):
         self._text = discovery.described(server, authority)
 
     def sources(self) -> list[Source]:
-        return [For(CONFIG_MAPS), Watches(SECRETS, self._about)]
+        return [For(CONFIG_MAPS, _NAMED), Watches(SECRETS, lambda _: [_INFO], _TOKENS)]
 
     async def start(self) -> None:
         """See `Controller`; the description is made though nothing has changed yet."""
         await super().start()
         self.queue.add(_INFO)
 
-    def _about(self, secret: Object) -> list[Key]:
-        return [_INFO] if secret.get("type") == tokens.TYPE else []
-
     async def reconcile(self, key: Key) -> float | None:
         if key != _INFO:
             return None
         wanted = {discovery.KUBECONFIG: self._text}
         soonest: float | None = None
-        for secret in self.informer(SECRETS).objects(tokens.NAMESPACE):
+        for secret in self.informer(SECRETS, _TOKENS).objects(tokens.NAMESPACE):
             token = tokens.token_of(secret)
             if token is None or tokens.secret_data(secret).get("usage-bootstrap-signing") != "true":
                 continue
@@ -95,7 +95,7 @@ class ClusterInfo(Controller):
         return soonest
 
     async def _write(self, wanted: dict[str, str]) -> None:
-        found = self.informer(CONFIG_MAPS).get(_INFO)
+        found = self.informer(CONFIG_MAPS, _NAMED).get(_INFO)
         if found is None:
             made = {"metadata": {"name": _INFO.name, "namespace": _INFO.namespace}, "data": wanted}
             try:

@@ -83,17 +83,19 @@ class Controller(ABC):
         then clean up and return.
         """
 
-    def informer(self, resource: Resource) -> Informer:
-        """The process's shared informer of a resource."""
-        return self.context.informers.informer(resource)
+    def informer(self, resource: Resource, field_selector: str | None = None) -> Informer:
+        """The process's shared informer of a resource (and selector)."""
+        if field_selector is None:
+            return self.context.informers.informer(resource)
+        return self.context.informers.informer(resource, field_selector=field_selector)
 
     async def start(self) -> None:
         """Start informers, wait until they are synced, then start the workers in the context's tasks."""
         sources = self.sources()
         for source in sources:
-            self.informer(source.resource).on_change(self._listener(source))
+            self.informer(source.resource, source.field_selector).on_change(self._listener(source))
         for source in sources:
-            await self.informer(source.resource).wait_synced()
+            await self.informer(source.resource, source.field_selector).wait_synced()
         start_workers(self.name, self.workers, self._queue, self.reconcile, self.context.tasks, self._metrics)
 
     def _listener(self, source: Source) -> Callable[[Object | None, Object | None], None]:

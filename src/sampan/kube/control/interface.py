@@ -80,6 +80,8 @@ class For:
     """Reconcile each object of this resource under its own key."""
 
     resource: Resource
+    field_selector: str | None = None
+    """Only objects that match: for the few among many that a controller is about."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Owns:
     owner_kind: str
     namespaced: bool = True
     """The owner lives in the object's namespace; False: it is cluster-scoped."""
+    field_selector: str | None = None
+    """As for `For`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Watches:
 
     resource: Resource
     keys: Callable[[Object], Iterable[Key]]
+    field_selector: str | None = None
+    """As for `For`."""
 
 
 Source = For | Owns | Watches

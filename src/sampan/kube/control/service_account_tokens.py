@@ -17,6 +17,7 @@ from sampan.kube.resources import SECRETS, SERVICE_ACCOUNTS
 from sampan.kube.status import ApiError
 
 TOKEN_TYPE = "kubernetes.io/service-account-token"  # noqa: S105 (a type, no secret)
+_TOKENS = f"type={TOKEN_TYPE}"
 NAME = "kubernetes.io/service-account.name"
 UID = "kubernetes.io/service-account.uid"
 
@@ -38,16 +39,16 @@ class ServiceAccountTokens(Controller):
         self._authority_certificate = authority_certificate
 
     def sources(self) -> list[Source]:
-        return [For(SECRETS), Watches(SERVICE_ACCOUNTS, self._secrets_of)]
+        return [For(SECRETS, _TOKENS), Watches(SERVICE_ACCOUNTS, self._secrets_of)]
 
     def _secrets_of(self, account: Object) -> Iterable[Key]:
         metadata = account["metadata"]
-        for secret in self.informer(SECRETS).objects(metadata["namespace"]):
+        for secret in self.informer(SECRETS, _TOKENS).objects(metadata["namespace"]):
             if account_name(secret) == metadata["name"]:
                 yield Key.of(secret)
 
     async def reconcile(self, key: Key) -> float | None:
-        secret = self.informer(SECRETS).get(key)
+        secret = self.informer(SECRETS, _TOKENS).get(key)
         if secret is None or secret["metadata"].get("deletionTimestamp"):
             return None
         name = account_name(secret)
