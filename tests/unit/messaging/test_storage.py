@@ -210,8 +210,32 @@ async def test_a_log_of_the_first_format_is_read_and_continued(tmp_path: Path) -
     log = Log(tmp_path)
     await log.append(b"three")
     await log.log.stop()
+    # a version that knows no flags refuses it from now on: it would cut the third frame off as torn
+    assert (tmp_path / f"{0:020d}").read_bytes()[:8] == b"SMPNLOG\x02"
     log = Log(tmp_path)
     assert [payload for _, payload in log.found] == [b"one", b"two", b"three"]
+    await log.log.stop()
+
+
+async def test_without_flushing_a_segment_is_on_disk_before_there_is_a_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path, sync=False, segment_bytes=4096)
+    fdatasync = os.fdatasync
+    flushed: list[list[str]] = []
+
+    def segments() -> list[str]:
+        return sorted(one.name for one in tmp_path.iterdir())
+
+    def noted(fd: int) -> None:
+        flushed.append(segments())
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    log.log.append(int(Kind.ACK), b"x" * 3000, urgent=False)
+    await log.append(b"y" * 3000)  # one batch for both
+    assert len(segments()) == 2
+    assert flushed == [segments()[:1]]
     await log.log.stop()
 
 

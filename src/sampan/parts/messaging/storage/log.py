@@ -203,6 +203,8 @@ class CommitLog:
                 or header[8:16] != base.to_bytes(8, "little")
             ):
                 raise StorageError(f"{self._path(base)} is not a commit log segment of format 1 or 2")
+            if base == self.bases[-1] and header[:8] != MAGIC:
+                self._upgrade(base)
         for base, following in itertools.pairwise(self.bases):
             if self._sizes[base] < following - base:
                 raise StorageError(f"{self._path(base)} is cut short; restore it from a snapshot")
@@ -426,6 +428,8 @@ class CommitLog:
     def _write(self, batch: list[tuple[int, bytes]], begin: int, sync: bool) -> None:
         """Write a batch whose first byte has the position ``begin``."""
         at = 0
+        # from here on: a segment that this batch ends is to be on disk before there is a next one
+        self.dirty = self.dirty or not sync
         while at < len(batch):
             base = batch[at][0]
             stop = at
@@ -603,6 +607,15 @@ class CommitLog:
             os.fsync(file.fileno())
         self._sizes[base] = SEGMENT_HEADER.size
         self._sync_directory()
+
+    def _upgrade(self, base: int) -> None:
+        """Say that a segment of the first format may go on with flagged frames: its readers would take them for a torn tail."""
+        fd = os.open(self._path(base), os.O_WRONLY)
+        try:
+            os.pwrite(fd, MAGIC, 0)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def _sync_directory(self) -> None:
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
