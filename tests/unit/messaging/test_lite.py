@@ -135,6 +135,7 @@ async def test_lite_topics_nobody_writes_to_expire(chat: Bench) -> None:
     revoked: list[tuple[str, str]] = []
     chat.core.lite.on_revoked = lambda client, lite: revoked.append((client, lite))
     chat.core.broker.create_topic(TopicConfig("chat", "LITE", attributes={EXPIRATION: "30"}))
+    chat.core.lite.alive = lambda client: client == "one"
     await send(chat, "old", b"x")
     subscribe(chat, "one", "old", "young")
     await chat.jump(20 * 60)
@@ -186,3 +187,15 @@ async def test_higher_priorities_overtake_lower_ones_also_when_they_come_again(b
     await bench.jump(30)
     again = [record.decode(d.data or b"").body for d in await bench.receive("jobs")]
     assert again == [b"3", b"99", b"1", b"1", b"0"]
+
+
+async def test_subscriptions_of_a_client_nobody_knows_end_when_it_does_not_send_them_again(chat: Bench) -> None:
+    lite = chat.core.lite
+    subscribe(chat, "steady", "a")
+    subscribe(chat, "stranger", "a", "b")
+    for _ in range(4):
+        await chat.jump(60.0)
+        subscribe(chat, "steady", "a", action="set")
+    await chat.jump(60.0)
+    assert set(lite._subscriptions) == {"steady"}
+    assert lite.pending == {"g": {lite_name("chat", "a"): None}}

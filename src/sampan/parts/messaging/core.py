@@ -73,7 +73,7 @@ class Core:
                 self.access.policies[policy.user] = policy
         self.store.on_messages = self.consumption.wake
         self.store.on_timers = self.held.watch
-        self.consumption.alive = self.clients.alive
+        self.consumption.alive = self.lite.alive = self.clients.alive
         self.clients.on_gone = self._gone
         self.held.ask = self._ask
         self.lite.on_revoked = self._revoke

@@ -30,6 +30,8 @@ SUBSCRIPTION_QUOTA = 2_000
 EXPIRATION, MODEL = "lite.topic.expiration", "lite.sub.model"
 """The attributes of parents and groups."""
 SCAN_INTERVAL = 60.0
+FORGET = 120.0
+"""Seconds after which the subscriptions of a client are dropped that neither is connected nor has sent them again."""
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 
 Action = Literal["add", "remove", "set", "clear"]
@@ -44,6 +46,8 @@ class Subscription:
     parent: str
     names: dict[str, None] = field(default_factory=dict)
     version: int = 0
+    seen: float = 0.0
+    """Monotonic seconds at which the client last told them."""
 
 
 class LiteTopics:
@@ -61,6 +65,8 @@ class LiteTopics:
         self._timer: Timer | None = None
         self.on_revoked: Callable[[str, str], object] = lambda client, lite: None
         """Called with a client and a lite topic it no longer has."""
+        self.alive: Callable[[str], bool] = lambda client: False
+        """Whether a client is connected."""
 
     def start(self) -> None:
         """Begin to look for lite topics nobody writes to."""
@@ -101,7 +107,10 @@ class LiteTopics:
         return [topic for name, topic in self._broker.store.topics.items() if name.startswith(prefix)]
 
     def _scan(self) -> None:
-        now_ms = self._clock.time_ms()
+        now, now_ms = self._clock.monotonic(), self._clock.time_ms()
+        for one in list(self._subscriptions.values()):
+            if now - one.seen >= FORGET and not self.alive(one.client):
+                self.forget(one.client)  # of one that never opened a conversation nobody says that it is gone
         for name, written_ms in list(self._written.items()):
             parent, lite = split_lite(name)
             topic = self._broker.store.topics.get(parent)
@@ -151,7 +160,7 @@ class LiteTopics:
             return
         if current is None:
             current = self._subscriptions[client] = Subscription(client, group, parent.name)
-        current.version = version or current.version
+        current.version, current.seen = version or current.version, self._clock.monotonic()
         if action == "remove":
             for lite in names:
                 self._leave(current, lite)
