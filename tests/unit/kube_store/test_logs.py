@@ -165,6 +165,18 @@ def test_a_power_cut_while_a_log_is_founded_leaves_whole_commits_in_order(tmp_pa
     log.close()
 
 
+def test_a_log_that_is_closed_before_it_was_founded_is_flushed_all_the_same(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db")
+    log.open()
+    log.relax()
+    log.append(ROWS)
+    statements: list[str] = []
+    log._db.set_trace_callback(statements.append)
+    log.close()  # which moves everything from the WAL to the database
+    assert statements == ["PRAGMA synchronous=FULL"]
+    assert not (tmp_path / "log.db-wal").exists()
+
+
 def test_a_revision_already_in_the_log_fails_the_whole_batch(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path / "log.db")
     log.open()

@@ -23,6 +23,7 @@ main file) run on a thread and connection of their own; readers from outside, su
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -208,6 +209,9 @@ class SqliteLog:
             self._checkpointer.stop()
             self._checkpointer = None
         if self._connection is not None:
+            # closing checkpoints: what ends in the database and no longer in the WAL must be there, also of one never founded
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.close()
             self._connection = None
 
