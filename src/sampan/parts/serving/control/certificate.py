@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from ipaddress import ip_address
 
 from sampan.kernel.certificates import Authority, CertificateError, KeyPair
 from sampan.kube.client.resources import SECRETS
@@ -21,6 +23,8 @@ from sampan.parts.serving.resources import CERTIFICATES
 
 TLS_OFF = ("TLSNotEnabled", "external-domain-tls is not enabled")
 TLS_OFF_INSIDE = ("TLSNotEnabled", "TLS is not enabled for cluster-local")
+CLUSTER_NAMES = (".svc", ".cluster.local", ".localhost")
+"""How names end that are not the users' to have certificates for: the authority vouches for the platform's own servers too."""
 LOOK_AGAIN = 12 * 3600.0
 """Seconds between looks at whether a certificate is due."""
 
@@ -40,6 +44,15 @@ async def ask(controller: Controller, owner: Object, name: str, host: str, domai
         "spec": {"dnsNames": [host], "domain": domain, "secretName": name},
     }
     return await ensure(controller, CERTIFICATES, owner, wanted, exact=())
+
+
+def is_reserved(name: str) -> bool:
+    """A name or address that the platform's own servers may have; certificates are for names that are visible outside."""
+    plain = name.lower().rstrip(".")
+    with contextlib.suppress(ValueError):
+        ip_address(plain)
+        return True
+    return "." not in plain or plain == "kubernetes.default" or plain.endswith(CLUSTER_NAMES)
 
 
 def entry(certificate: Object) -> Object:
@@ -74,6 +87,8 @@ class CertificateController(Controller):
         try:
             if not names:
                 raise CertificateError("spec.dnsNames is empty")
+            if refused := next(filter(is_reserved, names), ""):
+                raise CertificateError(f"{refused} is no name outside the cluster")
             pair = await asyncio.to_thread(
                 self._authority.server_certificate, names, f"knative-{certificate['metadata']['uid']}"
             )

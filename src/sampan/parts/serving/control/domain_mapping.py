@@ -60,10 +60,12 @@ class DomainMappingController(Controller):
         dependents = ("DomainClaimed", "ReferenceResolved", "IngressReady", "CertificateProvisioned")
         conditions = ConditionSet(mapping, dependents, self.clock.now())
         status: Object = copy(mapping.get("status") or {})
-        tls = await self._certify(mapping, conditions)
+        # nobody gets a certificate for a name that is another namespace's
+        claimed = await self._claim(mapping, conditions)
+        tls = await self._certify(mapping, conditions) if claimed else []
         status["url"] = f"{'https' if tls else 'http'}://{key.name}"
         status["address"] = {"url": status["url"]}
-        if await self._claim(mapping, conditions):
+        if claimed:
             target = self._resolve(mapping, conditions)
             if target is not None:
                 try:
