@@ -261,6 +261,7 @@ class Consumer:
             while lane:  # the group is delivered in order: what is behind it comes again behind it
                 behind = lane.popleft()
                 self.active -= 1
+                self.room.set()
                 if self._leases.pop(self._key(behind.message), None) is not None:
                     await self.extend(behind, again)
         self._lanes.pop(name, None)

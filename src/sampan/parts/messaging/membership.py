@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import platform
 import socket
 from collections.abc import Mapping
@@ -147,7 +148,7 @@ class Membership:
             except MessagingClientError as error:
                 log.info("%s: %s", self._group, error)
                 if error.code == UNKNOWN_CLIENT:
-                    told = 0.0
+                    told = -math.inf
             except RpcError as error:
                 log.info("%s: the heartbeat was not heard: %s", self._group, _said(error))
             if self._clock.monotonic() - told >= RESYNC:
