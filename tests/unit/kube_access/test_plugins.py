@@ -10,6 +10,7 @@ from sampan.kernel.clock import Clock, Timeline
 from sampan.kube.access.admission import AdmissionChain
 from sampan.kube.access.interface import MASTER, AdmissionRequest, Operation, User
 from sampan.kube.access.plugins import first_plugins, last_plugins
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.access.plugins.plugin import PluginContext
 from sampan.kube.access.rbac import AuthorizerChain, RbacAuthorizer
 from sampan.kube.objects import Object, Resource, copy
@@ -383,6 +384,11 @@ async def test_a_node_writes_only_what_is_its_own(world: World) -> None:
     node = User("system:node:n1", ("system:nodes",))
     made = await world.made(NODES, named("n1"), user=node)
     assert made["spec"]["taints"] == [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]
+    assert made["metadata"]["annotations"] == {JOINED: "true"}  # and is never taken for the platform's own
+    bare = copy(made)
+    bare["metadata"]["annotations"] = {"sampan.dev/pods-cgroup": "/sys/fs/cgroup"}
+    changed = (await world.write(NODES, bare, made, user=node)).object
+    assert changed is not None and changed["metadata"]["annotations"][JOINED] == "true"
     with pytest.raises(ApiError, match='node "n1" is not allowed to modify node "n2"'):
         await world.write(NODES, named("n2"), user=node)
     with pytest.raises(ApiError, match="can only create mirror pods"):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sampan.kernel.clock import Clock, machine_time
-from sampan.kube.control.node_clocks import CLOCK, JOINED, NodeClocks, Reading, reading, told
+from sampan.kube.access.plugins.node_restriction import JOINED
+from sampan.kube.control.node_clocks import CLOCK, NodeClocks, Reading, reading, told
 from sampan.kube.joining.following import follow, keep_following
 from sampan.kube.resources import NODES
 from tests.unit.kube_control.conftest import World

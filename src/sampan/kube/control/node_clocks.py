@@ -10,14 +10,12 @@ from __future__ import annotations
 import msgspec
 
 from sampan.kernel.clock import Clock, Timeline, machine_time
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source
 from sampan.kube.objects import Key, Object
 from sampan.kube.resources import NODES
 
-JOINED = "sampan.dev/joined"
-"""Annotation of a Node that lives in a process of its own, maybe on another machine: what machine-local things its object
-names are not those of the platform's machine."""
 CLOCK = "sampan.dev/clock"
 """Annotation: the platform's clock, as a `Reading`."""
 AGREES = 0.25

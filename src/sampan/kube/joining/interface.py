@@ -6,9 +6,9 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
-from sampan.kube.control.node_clocks import JOINED
 
 __all__ = ["JOINED", "Joined"]
 

@@ -9,6 +9,9 @@ from sampan.kube.access.refusal import refused
 from sampan.kube.objects import Object, dig
 from sampan.kube.resources import PODS
 
+JOINED = "sampan.dev/joined"
+"""Annotation of a Node that lives in a process of its own, maybe on another machine: what machine-local things its object
+names are not those of the platform's machine."""
 MIRROR = "kubernetes.io/config.mirror"
 RESERVED_LABELS = "node-restriction.kubernetes.io"
 KUBELET_LABELS = frozenset(
@@ -84,6 +87,11 @@ class NodeRestriction(Plugin):
             raise refused(request, f"node {_quoted(node)} is not allowed to modify node {_quoted(name)}")
         if request.operation == "DELETE":
             raise refused(request, f"node {_quoted(node)} is not allowed to delete node {_quoted(name)}")
+        # only who joined comes as a node; without this its object would be taken for the platform's own, which says where on
+        # the platform's machine programs of the kernel are attached
+        if request.object is not None:
+            metadata = request.object["metadata"]
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), JOINED: "true"}
         new, old = _labels(request.object), _labels(request.old_object)
         changed = {key for key in {*new, *old} if new.get(key) != old.get(key)}
         bad = sorted(key for key in changed if _forbidden(key))
