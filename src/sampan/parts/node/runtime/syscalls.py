@@ -7,6 +7,7 @@ Numbers are the kernel's UAPI constants; the only per-architecture ones are syst
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -47,6 +48,7 @@ _SYS_OPENAT2: Final = 437
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_BENEATH: Final = 0x08
 _RESOLVE_IN_ROOT: Final = 0x10
+_OPEN_ATTEMPTS: Final = 1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -131,7 +133,11 @@ def open_in_root(directory: int, path: str) -> int:
 
 def _openat2(directory: int, path: str, resolve: int) -> int:
     how = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC, 0, resolve)
-    result = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how))
+    for attempt in range(_OPEN_ATTEMPTS):
+        result: int = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how))
+        # at a ".." of a link, while anything on the machine is renamed, the kernel cannot tell and has it tried again
+        if result >= 0 or ctypes.get_errno() != errno.EAGAIN or attempt == _OPEN_ATTEMPTS - 1:
+            break
     return _check(result, "openat2", path)
 
 
