@@ -185,6 +185,10 @@ def _tier(directory: DataDirectory) -> tuple[str, str]:
         return tier_here(Path(folder) / "probe")
 
 
+_RESTRICTED = "apparmor_restrict_unprivileged_userns"
+"""On by default in Ubuntu since 23.10."""
+
+
 def _shared_ports() -> str:
     from sampan.parts.node import shared_ports
 
@@ -209,6 +213,8 @@ def _privileges(directory: DataDirectory) -> Iterator[Finding]:
     )
     tier, why = _tier(directory)
     text = f"tier {tier}: {TIERS[tier]}" + (f" ({why})" if why else "")
+    if tier == "T3" and _number(f"/proc/sys/kernel/{_RESTRICTED}") == 1:
+        text += f"; AppArmor keeps user namespaces from you: `sudo sysctl kernel.{_RESTRICTED}=0` allows tier T2"
     yield Finding("isolation", "good" if tier == "T1" else "note", text)
     if tier != "T1" and (shared := _shared_ports()):
         lowest = _number("/proc/sys/net/ipv4/ip_unprivileged_port_start", 1024)
