@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -196,35 +197,55 @@ async def test_the_default_seccomp_filter_holds_what_starts_and_what_joins(node:
     assert node.log("u") == "refused"
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody on the machine has: a program that listens on all addresses takes a port from the pods, too."""
+    held = [socket.create_server(("", 0)) for _ in range(count)]
+    numbers = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return numbers
+
+
+async def says(node: Bench, name: str, wanted: str, pod: str = "pod-1") -> None:
+    """Wait until a container has written this."""
+    try:
+        async with asyncio.timeout(40):
+            while wanted not in node.log(name, pod):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"{name} does not say {wanted!r}: {node.log(name, pod)}") from None
+
+
 async def test_two_pods_serve_at_the_same_ports_and_have_a_localhost_of_their_own(node: Bench) -> None:
     serve = (
         "import socket, sys, threading\n"
-        "everywhere, local = socket.create_server(('', 80)), socket.create_server(('127.0.0.1', 9090))\n"
+        "everywhere, local = socket.create_server(('', A)), socket.create_server(('127.0.0.1', B))\n"
         "def answer(server, text):\n"
         "    while True:\n"
         "        connection, peer = server.accept()\n"
         "        connection.sendall(f'{sys.argv[1]} {text} {peer[0]}'.encode()); connection.close()\n"
         "for one in ((everywhere, 'everywhere'), (local, 'local')):\n"
         "    threading.Thread(target=answer, args=one).start()\n"
-        "for port in (80, 9090):\n"
+        "for port in (A, B):\n"
         "    print(socket.create_connection(('localhost', port)).recv(100).decode(), flush=True)\n"
         "client = socket.socket(); client.setblocking(False)\n"
-        "print(client.connect_ex(('127.0.0.1', 80)) in (0, 115), flush=True)\n"
+        "print(client.connect_ex(('127.0.0.1', A)) in (0, 115), flush=True)\n"
     )
     ask = (
         "import socket, sys\n"
-        "print(socket.create_connection((sys.argv[1], 80)).recv(100).decode())\n"
-        "try: print(socket.create_connection((sys.argv[1], 9090)))\n"
+        "print(socket.create_connection((sys.argv[1], A)).recv(100).decode())\n"
+        "try: print(socket.create_connection((sys.argv[1], B)))\n"
         "except ConnectionRefusedError: print('refused')\n"
     )
+    shared, local = free_ports(2)
+    serve, ask = (text.replace("A", str(shared)).replace("B", str(local)) for text in (serve, ask))
     addresses = {}
     for pod in ("a", "b"):
         addresses[pod] = await node.pod(pod)
         await node.run(f"serve-{pod}", sys.executable, "-c", serve, pod, pod=pod)
     for pod in ("a", "b"):
-        async with asyncio.timeout(20):
-            while node.log(f"serve-{pod}", pod).count("\n") < 2:
-                await asyncio.sleep(0.02)
+        await says(node, f"serve-{pod}", "True", pod)
+    for pod in ("a", "b"):
         own = addresses[pod]
         wanted = [f"{pod} everywhere", f"{pod} local", "True"]
         assert [
@@ -239,10 +260,10 @@ async def test_two_pods_serve_at_the_same_ports_and_have_a_localhost_of_their_ow
 async def test_sockets_of_threads_and_full_backlogs_find_their_way(node: Bench) -> None:
     program = (
         "import socket, threading, time\n"
-        "server = socket.socket(); server.bind(('', 8080)); server.listen(0)\n"
+        "server = socket.socket(); server.bind(('', A)); server.listen(0)\n"
         "connected = []\n"
         "def connect():\n"
-        "    one = socket.create_connection(('127.0.0.1', 8080)); one.sendall(b'x'); connected.append(one)\n"
+        "    one = socket.create_connection(('127.0.0.1', A)); one.sendall(b'x'); connected.append(one)\n"
         "threads = [threading.Thread(target=connect) for _ in range(6)]\n"
         "for thread in threads: thread.start()\n"
         "time.sleep(0.3)\n"
@@ -258,10 +279,8 @@ async def test_sockets_of_threads_and_full_backlogs_find_their_way(node: Bench) 
         "time.sleep(1000)\n"
     )
     await node.pod()
-    await node.run("c", sys.executable, "-c", program)
-    async with asyncio.timeout(40):
-        while "refused" not in node.log("c"):
-            await asyncio.sleep(0.05)
+    await node.run("c", sys.executable, "-c", program.replace("A", str(free_ports(1)[0])))
+    await says(node, "c", "refused")
     assert node.log("c").splitlines() == ["True", "6 6", "True", "refused"]
     keeper = psutil.Process(node.runtime.keeper_pid)
     held = keeper.num_fds()
