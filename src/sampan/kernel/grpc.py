@@ -582,6 +582,7 @@ class _Incoming:
         self._encoding = headers.get("grpc-encoding", "")
         self._buffer = bytearray()
         self._messages: deque[bytes | GrpcError] = deque()
+        """As they came, in their frames."""
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -597,12 +598,10 @@ class _Incoming:
                 self._ended = True
                 break
             if len(buffer) < 5 + size:
-                self._connection.http2.give_room(self._stream)  # no message will come of less
+                if not self._messages:  # no message will come of less; where some wait, taking them gives room
+                    self._connection.http2.give_room(self._stream)
                 break
-            try:
-                self._messages.append(_unframed(bytes(buffer[: 5 + size]), self._encoding, self._limit))
-            except GrpcError as error:
-                self._messages.append(error)
+            self._messages.append(bytes(buffer[: 5 + size]))
             del buffer[: 5 + size]
         if (self._messages or self._ended) and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -621,7 +620,8 @@ class _Incoming:
             raise message
         self._connection.http2.give_room(self._stream)
         self._connection.flush_soon()
-        return message
+        # only now: of a few bytes a compressed one may become the largest there is
+        return _unframed(message, self._encoding, self._limit)
 
 
 # -- gRPC's framing
