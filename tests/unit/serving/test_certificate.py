@@ -16,7 +16,6 @@ from sampan.parts.serving.control.certificate import is_reserved
         "Kubernetes.Default.SVC",
         "kubernetes.default.svc.cluster.local",
         "kubernetes.default.svc.cluster.local.",
-        "api.localhost",
         "127.0.0.1",
         "::1",
     ],
@@ -25,6 +24,8 @@ def test_names_of_the_platforms_own_servers_are_not_the_users(name: str) -> None
     assert is_reserved(name)
 
 
-@pytest.mark.parametrize("name", ["hello.default.127.0.0.1.sslip.io", "shop.example.com", "hello.corp.local"])
+@pytest.mark.parametrize(
+    "name", ["hello.default.localhost", "hello.default.127.0.0.1.sslip.io", "shop.example.com", "hello.corp.local"]
+)
 def test_names_visible_outside_are(name: str) -> None:
     assert not is_reserved(name)

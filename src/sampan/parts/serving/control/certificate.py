@@ -23,7 +23,7 @@ from sampan.parts.serving.resources import CERTIFICATES
 
 TLS_OFF = ("TLSNotEnabled", "external-domain-tls is not enabled")
 TLS_OFF_INSIDE = ("TLSNotEnabled", "TLS is not enabled for cluster-local")
-CLUSTER_NAMES = (".svc", ".cluster.local", ".localhost")
+CLUSTER_NAMES = (".svc", ".cluster.local")
 """How names end that are not the users' to have certificates for: the authority vouches for the platform's own servers too."""
 LOOK_AGAIN = 12 * 3600.0
 """Seconds between looks at whether a certificate is due."""
