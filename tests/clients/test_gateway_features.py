@@ -25,6 +25,8 @@ from tests.clients.gateway_harness import (
 )
 from tests.clients.test_gateway_protocols import Echo
 
+pytestmark = pytest.mark.xdist_group("gateway-features")
+
 SHOWN_BY = {
     "BackendTLSPolicy": "tls.test_tls_to_a_backend_is_verified_or_refused",
     "BackendTLSPolicySANValidation": "tls.test_the_names_a_backend_may_have_are_checked",
