@@ -38,12 +38,25 @@ def test_a_function_runs_and_is_served_anew_after_a_change(tmp_path: Path) -> No
     subprocess.run(sampan("func", "new", str(folder)), check=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(sampan("func", "run", str(folder), "--port", str(port)))
+        taken = subprocess.run(
+            sampan("func", "run", str(folder), "--port", str(port)), capture_output=True, text=True, check=False
+        )
+        assert f"port {port} cannot be listened on (Address already in use); --port chooses another" in taken.stderr
+    process = subprocess.Popen(
+        sampan("func", "run", str(folder), "--port", str(port)), stdout=subprocess.PIPE, text=True
+    )
     try:
         url = f"http://127.0.0.1:{port}/?name=you"
         fetch(url, until="Hello you!\n")
         (folder / "app.py").write_text((folder / "app.py").read_text().replace("Hello", "Goodbye"))
         fetch(url, until="Goodbye you!\n")
+        # a mistake is told, and the next change mends it
+        good = (folder / "app.py").read_text()
+        (folder / "app.py").write_text("def hello(:")
+        assert process.stdout is not None
+        assert "it ended; waiting for a change\n" in process.stdout
+        (folder / "app.py").write_text(good.replace("Goodbye", "Welcome"))
+        fetch(url, until="Welcome you!\n")
     finally:
         process.terminate()
         assert process.wait(10) == 0
@@ -68,6 +81,7 @@ def test_a_function_is_deployed_with_one_command(tmp_path: Path) -> None:
         line = sampan("func", "deploy", str(folder))
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == "http://greeter.default.localhost"
+        port = platform.address("gateway").rpartition(":")[2]
+        assert done.stdout.splitlines()[-1] == f"http://greeter.default.localhost:{port}"
         gateway = f"http://{platform.address('gateway')}/?name=all"
         fetch(gateway, "greeter.default.localhost", until="Hello all!\n")

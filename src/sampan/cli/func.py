@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,13 @@ from typing import Any
 import click
 
 from sampan.cli import options
+from sampan.cli.status import read as read_status
 from sampan.kernel.clock import Clock
 from sampan.kernel.errors import SampanError
 from sampan.kernel.folder import DataDirectory
 
+PATIENCE = 5.0
+"""Seconds a function has to finish what it does when it is started again."""
 LOOK_EVERY = 0.3
 """Seconds between two looks at the function's files."""
 
@@ -71,6 +75,11 @@ def new_command(directory: Path, for_events: bool) -> None:
 @click.option("--port", default=8080, help="Port to serve on.")
 def run_command(directory: Path, module: str, port: int) -> None:
     """Serve the functions in DIRECTORY, again after every change, until interrupted."""
+    _check_module(directory.resolve(), module)
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise SampanError(f"port {port} cannot be listened on ({os.strerror(error.errno or 0)}); --port chooses another") from None
     click.echo(f"http://localhost:{port}/ (stop with Ctrl-C)")
     try:
         asyncio.run(_serve(directory.resolve(), module, port))
@@ -85,7 +94,7 @@ async def _serve(directory: Path, module: str, port: int) -> None:
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "sampan.functions", module], cwd=directory, env=environment)
 
-    process, seen = start(), _state(directory)
+    process, seen, told = start(), _state(directory), False
     current = asyncio.current_task()
     assert current is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
@@ -94,14 +103,25 @@ async def _serve(directory: Path, module: str, port: int) -> None:
             await clock.sleep(LOOK_EVERY)
             now = await asyncio.to_thread(_state, directory)
             if now == seen:
+                if process.poll() is not None and not told:
+                    told = True
+                    click.echo("it ended; waiting for a change")
                 continue
-            seen = now
+            seen, told = now, False
             click.echo("changed, starting again")
-            process.terminate()
-            await asyncio.to_thread(process.wait)
+            await asyncio.to_thread(_end, process)
             process = start()
     finally:
-        process.terminate()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end; insist after `PATIENCE`. Blocks."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
 
 
@@ -151,6 +171,10 @@ def deploy_command(
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", chosen):
         raise SampanError(f"{chosen!r} cannot name a Service; give --name")
     pairs = [one.partition("=") for one in env]
+    _check_module(directory.resolve(), module)
+    kubeconfig = DataDirectory(data_dir).kubeconfig
+    if not kubeconfig.exists():
+        raise SampanError(f"there is no platform in {data_dir} yet; `sampan up` starts one")
     image = _build(directory.resolve(), data_dir, chosen, module)
     container: dict[str, Any] = {
         "image": image,
@@ -168,10 +192,22 @@ def deploy_command(
             }
         },
     }
-    kubeconfig = DataDirectory(data_dir).kubeconfig
-    if not kubeconfig.exists():
-        raise SampanError(f"there is no platform in {data_dir} yet; `sampan up` starts one")
-    click.echo(asyncio.run(_apply(kubeconfig, service, timeout)))
+    click.echo(_to_open(data_dir, f"{namespace}/{chosen}", asyncio.run(_apply(kubeconfig, service, timeout))))
+
+
+def _check_module(directory: Path, module: str) -> None:
+    place = directory / module.replace(".", "/")
+    if not place.with_suffix(".py").exists() and not (place / "__init__.py").exists():
+        raise SampanError(f"{directory} has no module {module}; `sampan func new` writes one")
+
+
+def _to_open(data_dir: Path, service: str, url: str) -> str:
+    """A Service's URL with the port it is served on, where the platform can be asked."""
+    for part in read_status(data_dir)["parts"]:
+        found = part["facts"].get("urls", {}).get(service) if part["name"] == "serving" else None
+        if found:
+            return str(found)
+    return url
 
 
 def _build(directory: Path, data_dir: Path, name: str, module: str) -> str:
@@ -180,11 +216,6 @@ def _build(directory: Path, data_dir: Path, name: str, module: str) -> str:
     from sampan.parts.node.images.build import build
     from sampan.parts.node.images.store import ImageStore
 
-    if (
-        not (directory / f"{module.replace('.', '/')}.py").exists()
-        and not (directory / module / "__init__.py").exists()
-    ):
-        raise SampanError(f"{directory} has no module {module}; `sampan func new` writes one")
     store = ImageStore(DataDirectory(data_dir).part("node") / "images")
     store.open()
     with tempfile.TemporaryDirectory(prefix="sampan-func-") as folder:
