@@ -287,7 +287,10 @@ async def split(bench: Bench, count: int) -> None:
 
         async def current_is_ready() -> bool:
             found = await bench.client.get(KSVC, "split", "default")
-            ready = any(one["type"] == "Ready" and one["status"] == "True" for one in found["status"]["conditions"])
+            ready = any(
+                one["type"] == "Ready" and one["status"] == "True"
+                for one in dig(found, "status", "conditions", default=[])
+            )
             return ready and found["status"].get("observedGeneration") == found["metadata"]["generation"]
 
         await bench.until(current_is_ready)

@@ -79,7 +79,9 @@ def run_command(directory: Path, module: str, port: int) -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise SampanError(f"port {port} cannot be listened on ({os.strerror(error.errno or 0)}); --port chooses another") from None
+        raise SampanError(
+            f"port {port} cannot be listened on ({os.strerror(error.errno or 0)}); --port chooses another"
+        ) from None
     click.echo(f"http://localhost:{port}/ (stop with Ctrl-C)")
     try:
         asyncio.run(_serve(directory.resolve(), module, port))

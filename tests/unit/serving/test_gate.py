@@ -180,6 +180,38 @@ def test_places_in_use_are_never_taken_back() -> None:
     assert gate._revisions[Key("default", "r")].throttle.busy == 1
 
 
+async def test_a_gate_that_begins_anew_counts_what_is_under_way() -> None:
+    gate = made_gate(2)
+    known = gate._revisions[Key("default", "r")]
+    known.alive.add("10.0.0.1:3000")
+    known.reachable.add("10.0.0.1:3000")
+    gate._hold_back()
+    told: list[int] = []
+    for _ in range(3):
+        gate._ask("/default/r", lambda status, *_: told.append(status))
+    assert told == []
+    report(gate, 1)  # one request of the gate before is still there
+    await asyncio.sleep(0)
+    assert known.throttle.busy == 2
+    assert told == [200]
+    for _ in range(2 * AUDIT_ROUNDS):
+        report(gate, 2)
+    assert known.throttle.busy == 2
+    for _ in range(2 * AUDIT_ROUNDS):
+        report(gate, 1)  # it has ended, unreported: its place goes to the next in line
+    assert (known.throttle.busy, known.throttle.waiting) == (2, 1)
+
+
+def test_a_pod_that_comes_back_has_the_requests_it_had() -> None:
+    gate = made_gate(2)
+    throttle = gate._revisions[Key("default", "r")].throttle
+    for _ in range(2):
+        gate._ask("/default/r", lambda *_: None)
+    throttle.set_pods(set())
+    throttle.set_pods({"10.0.0.1:3000"}, gate._occupied())
+    assert throttle.take() is None
+
+
 def test_a_revision_nobody_knows_is_404() -> None:
     told: list[int] = []
     assert made_gate(0)._ask("/default/other", lambda status, *_: told.append(status)) is None

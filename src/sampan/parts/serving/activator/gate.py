@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -92,7 +94,10 @@ class Gate:
         self._scaler = scaler
         self._revisions: dict[Key, _Revision] = {}
         self._held: dict[str, _Held] = {}
-        self._numbers = itertools.count(1)
+        # no two gates use the same numbers: Envoy may still report the end of what an earlier one let through
+        self._numbers = itertools.count(secrets.randbits(60))
+        self._settled = True
+        """What is under way on pods is known."""
         self._server: asyncio.Server | None = None
         self._stopped = False
         self._probes = 0
@@ -115,6 +120,7 @@ class Gate:
         self._plane.on_reset(self._reset)
         self._plane.loads.subscribe(self._loaded)
         self._plane.loads.on_round(self._audit)
+        self._hold_back()
         self._server = await listen(self._plane.gate_socket, self._ask)
         self._context.tasks.keep("gate-report", self._report)
 
@@ -229,6 +235,8 @@ class Gate:
         """A load report is complete; after enough of them, take back places that were not used in any."""
         self._rounds.append(self._round)
         self._last_round, self._round = self._round, {}
+        if not self._settled:
+            self._settle()
         if len(self._rounds) < AUDIT_ROUNDS:
             return
         rounds, self._rounds = self._rounds, []
@@ -243,6 +251,31 @@ class Gate:
             for number in numbers[: max(0, len(numbers) - used)]:
                 log.info("place %s on %s was not given back; it is free", number, pod)
                 self._release(number)
+
+    # -- a gate that begins while requests of an earlier one are under way
+
+    def _hold_back(self) -> None:
+        """Let nobody through to limited revisions until Envoy has told what is under way."""
+        self._settled = False
+        for revision in self._revisions.values():
+            revision.throttle.held_back = True
+
+    def _settle(self) -> None:
+        """Envoy's first report: what it shows under way holds its places until an audit finds them unused."""
+        self._settled = True
+        for revision in self._revisions.values():
+            throttle = revision.throttle
+            for pod in revision.alive if throttle.limit else ():
+                count = self._last_round.get(pod, 0)
+                self._held |= {str(next(self._numbers)): _Held(revision.key, pod, self._epoch) for _ in range(count)}
+                if pod in throttle.in_flight:
+                    throttle.in_flight[pod] += count
+            throttle.held_back = False
+            throttle.admit()
+
+    def _occupied(self) -> Counter[str]:
+        """Places that requests hold, by pod."""
+        return Counter(held.pod for held in self._held.values())
 
     # -- revisions and pods
 
@@ -263,7 +296,8 @@ class Gate:
         limit = int(new["spec"].get("containerConcurrency") or 0)
         timeout = float(new["spec"].get("timeoutSeconds") or 300)
         uid = new["metadata"]["uid"]
-        self._revisions[key] = _Revision(key, uid, Throttle(limit), timeout, user_port(new), question(new))
+        throttle = Throttle(limit, held_back=not self._settled)
+        self._revisions[key] = _Revision(key, uid, throttle, timeout, user_port(new), question(new))
         for pod in self._context.informers.informer(PODS).indexed("revision", uid):
             self._pod_changed(None, pod)
 
@@ -312,7 +346,7 @@ class Gate:
             await self._plane.announce(revision.key, frozenset(map(_split, revision.announced)))
             if self._stands(revision, address) and address in revision.announced:
                 revision.reachable.add(address)
-                revision.throttle.set_pods(revision.reachable)
+                revision.throttle.set_pods(revision.reachable, self._occupied())
         finally:
             revision.probing.discard(address)
 

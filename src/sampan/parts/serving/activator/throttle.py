@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 QUEUE_DEPTH = 10_000
@@ -41,6 +43,8 @@ class Throttle:
     """Requests a pod may have at once; 0: any number."""
     in_flight: dict[str, int] = field(default_factory=dict)
     """Requests on each reachable pod (``address:port``)."""
+    held_back: bool = False
+    """Give no places yet: what is under way is not known."""
     _line: deque[asyncio.Future[Slot]] = field(default_factory=deque)
     _turn: int = 0
 
@@ -60,7 +64,7 @@ class Throttle:
             return None
         if self.limit <= 0:
             return Slot("", limited=False)
-        pod = self._choose()
+        pod = None if self.held_back else self._choose()
         if pod is None:
             return None
         self.in_flight[pod] += 1
@@ -97,12 +101,12 @@ class Throttle:
             self.in_flight[pod] -= 1
         self.admit()
 
-    def set_pods(self, pods: set[str]) -> None:
-        """The pods that can be reached now; what was on a pod that is gone no longer counts."""
+    def set_pods(self, pods: set[str], occupied: Mapping[str, int] = MappingProxyType({})) -> None:
+        """The pods that can be reached now, and how many places of new ones are taken already."""
         for pod in self.in_flight.keys() - pods:
             del self.in_flight[pod]
         for pod in sorted(pods - self.in_flight.keys()):
-            self.in_flight[pod] = 0
+            self.in_flight[pod] = occupied.get(pod, 0)
         self.admit()
 
     def forget_requests(self) -> None:
