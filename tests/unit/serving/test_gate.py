@@ -14,7 +14,7 @@ from sampan.kernel.clock import Clock
 from sampan.kube.objects import Key, Object
 from sampan.parts.serving.activator.gate import AUDIT_ROUNDS, Gate
 from sampan.parts.serving.activator.readiness import Question, answers, question
-from sampan.parts.serving.activator.socket import Reply, listen
+from sampan.parts.serving.activator.socket import Ask, GateServer, Reply
 from sampan.parts.traffic import ClusterLoad, Load
 
 
@@ -33,9 +33,28 @@ class Asked:
         return lambda: self.gone.append(path)
 
 
+async def listening(folder: Path, ask: Ask) -> GateServer:
+    server = GateServer(ask)
+    await server.open(folder / "gate")
+    return server
+
+
+async def test_a_socket_that_closes_answers_and_hangs_up(tmp_path: Path) -> None:
+    asked = Asked()
+    server = await listening(tmp_path, asked)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
+    writer.write(b"GET /later/b HTTP/1.1\r\n\r\n")
+    while not asked.open:
+        await asyncio.sleep(0.001)
+    asked.open["/later/b"](503, "the revision is gone", {})
+    server.close()
+    assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+    writer.close()
+
+
 async def test_questions_are_answered_at_once_or_later_on_one_connection(tmp_path: Path) -> None:
     asked = Asked()
-    server = await listen(tmp_path / "gate", asked)
+    server = await listening(tmp_path, asked)
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
     writer.write(b"GET /now/a HTTP/1.1\r\nhost: gate\r\n\r\n")
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-slot: 1\r\n\r\n"
@@ -51,7 +70,7 @@ async def test_questions_are_answered_at_once_or_later_on_one_connection(tmp_pat
 
 def test_the_event_loop_of_the_platform_serves_questions_too(tmp_path: Path) -> None:
     async def ask() -> bytes:
-        server = await listen(tmp_path / "gate", Asked())
+        server = await listening(tmp_path, Asked())
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
         writer.write(b"GET /now/a HTTP/1.1\r\nhost: gate\r\n\r\n")
         async with asyncio.timeout(5):
@@ -65,7 +84,7 @@ def test_the_event_loop_of_the_platform_serves_questions_too(tmp_path: Path) -> 
 
 async def test_who_closes_the_connection_leaves_the_line(tmp_path: Path) -> None:
     asked = Asked()
-    server = await listen(tmp_path / "gate", asked)
+    server = await listening(tmp_path, asked)
     _, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
     writer.write(b"GET /later/b HTTP/1.1\r\n\r\n")
     while not asked.open:
@@ -79,7 +98,7 @@ async def test_who_closes_the_connection_leaves_the_line(tmp_path: Path) -> None
 
 
 async def test_what_is_no_question_is_refused(tmp_path: Path) -> None:
-    server = await listen(tmp_path / "gate", Asked())
+    server = await listening(tmp_path, Asked())
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gate"))
     writer.write(b"POST / HTTP/1.1\r\n\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")

@@ -8,7 +8,7 @@ carries the requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -54,6 +54,7 @@ class ServingPart(Part[ServingSettings]):
     settings_type = ServingSettings
 
     _gate: Gate | None = None
+    _unfollow: Callable[[], None] | None = None
     _autoscalers: PodAutoscalerController
 
     async def provision(self) -> None:
@@ -86,13 +87,16 @@ class ServingPart(Part[ServingSettings]):
             CertificateController(context, self.context.authority),
         ):
             await controller.start()
-        plane.loads.subscribe(self._served)
+        self._unfollow = plane.loads.subscribe(self._served)
         self._gate = gate = Gate(context, plane, self._autoscalers.scaler)
         self._autoscalers.busy = gate.busy
         await gate.start()
         await plane.follow_knative()
 
     async def stop(self) -> None:
+        if self._unfollow is not None:
+            self._unfollow()
+            self._unfollow = None
         if self._gate is not None:
             await self._gate.stop()
 

@@ -46,13 +46,15 @@ class DataPlane:
         assert self._publisher is not None
         await self._publisher.follow(*KNATIVE)
 
-    def on_released(self, listener: Released) -> None:
-        """Call ``listener(slot)`` when a request that held a place has ended."""
+    def on_released(self, listener: Released) -> Callable[[], None]:
+        """Call ``listener(slot)`` when a request that held a place has ended; returns what ends it."""
         self._released.append(listener)
+        return lambda: self._released.remove(listener)
 
-    def on_reset(self, listener: Callable[[], None]) -> None:
-        """Call ``listener()`` when an Envoy went away with requests whose end nobody will report."""
+    def on_reset(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener()`` when an Envoy went away with requests whose end nobody will report; returns what ends it."""
         self._reset.append(listener)
+        return lambda: self._reset.remove(listener)
 
     # -- the part's side
 
@@ -61,10 +63,10 @@ class DataPlane:
         for entry in batch.http_logs.log_entry:
             fields = entry.common_properties.metadata.filter_metadata[METADATA].fields
             if "slot" in fields:
-                for listener in self._released:
+                for listener in list(self._released):
                     listener(fields["slot"].string_value)
 
     def reset(self) -> None:
         """An Envoy's stream ended."""
-        for listener in self._reset:
+        for listener in list(self._reset):
             listener()

@@ -46,9 +46,10 @@ class LoadSignal:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def on_round(self, listener: Callable[[], None]) -> None:
-        """Call ``listener()`` after each report of an Envoy, when all its clusters have been handed out."""
+    def on_round(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener()`` after each report of an Envoy, when all its clusters have been handed out; returns what ends it."""
         self._rounds.append(listener)
+        return lambda: self._rounds.remove(listener)
 
     def take(self, report: Any) -> None:
         """A decoded ``LoadStatsRequest``."""
@@ -56,7 +57,7 @@ class LoadSignal:
             load = _cluster(stats)
             for listener in list(self._listeners):
                 listener(load)
-        for complete in self._rounds:
+        for complete in list(self._rounds):
             complete()
 
 

@@ -31,7 +31,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.serving import keys
 from sampan.parts.serving.activator.readiness import Question, answers, question
-from sampan.parts.serving.activator.socket import Reply, listen
+from sampan.parts.serving.activator.socket import GateServer, Reply
 from sampan.parts.serving.activator.throttle import QueueFullError, Slot, Throttle
 from sampan.parts.serving.autoscaling.scaler import Scaler
 from sampan.parts.serving.control.revision import user_port
@@ -98,7 +98,9 @@ class Gate:
         self._numbers = itertools.count(secrets.randbits(60))
         self._settled = True
         """What is under way on pods is known."""
-        self._server: asyncio.Server | None = None
+        self._server = GateServer(self._ask)
+        self._followed: list[Callable[[], None]] = []
+        """What ends it."""
         self._stopped = False
         self._probes = 0
         self._epoch = 0
@@ -116,22 +118,25 @@ class Gate:
         await pods.wait_synced()
         revisions.on_change(self._revision_changed)
         pods.on_change(self._pod_changed)
-        self._plane.on_released(self._release)
-        self._plane.on_reset(self._reset)
-        self._plane.loads.subscribe(self._loaded)
-        self._plane.loads.on_round(self._audit)
+        self._followed = [
+            self._plane.on_released(self._release),
+            self._plane.on_reset(self._reset),
+            self._plane.loads.subscribe(self._loaded),
+            self._plane.loads.on_round(self._audit),
+        ]
         self._hold_back()
-        self._server = await listen(self._plane.gate_socket, self._ask)
+        await self._server.open(self._plane.gate_socket)
         self._context.tasks.keep("gate-report", self._report)
 
     async def stop(self) -> None:
         """Stop answering; who waits is told to come again."""
         self._stopped = True
+        for forget in self._followed:
+            forget()
+        self._followed.clear()
         for revision in self._revisions.values():
             revision.throttle.dismiss()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._server.close()
 
     def status(self) -> dict[str, int]:
         """Facts for ``sampan status``."""
@@ -154,6 +159,9 @@ class Gate:
     def _ask(self, path: str, reply: Reply) -> Callable[[], None] | None:
         namespace, _, name = path.removeprefix("/").partition("/")
         revision = self._revisions.get(Key(namespace, name))
+        if self._stopped:
+            reply(HTTPStatus.SERVICE_UNAVAILABLE, "the gate closes", {})
+            return None
         if revision is None:
             reply(HTTPStatus.NOT_FOUND, f"revision {namespace}/{name} not found", {})
             return None

@@ -21,18 +21,40 @@ Ask = Callable[[str, Reply], Callable[[], None] | None]
 """``ask(path, reply)``: answers at once or later; returns what to call when the asker goes away before, None if it has answered."""
 
 
-async def listen(path: Path, ask: Ask) -> asyncio.Server:
-    """Serve questions on a Unix socket that only this user can open."""
-    await asyncio.to_thread(path.unlink, missing_ok=True)
-    loop = asyncio.get_running_loop()
-    server = await loop.create_unix_server(lambda: _Connection(ask), str(path), backlog=4096)
-    await asyncio.to_thread(path.chmod, 0o600)
-    return server
+class GateServer:
+    """The open socket and its connections."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._server: asyncio.Server | None = None
+        self._connections: set[_Connection] = set()
+
+    async def open(self, path: Path) -> None:
+        """Serve questions on a Unix socket that only this user can open."""
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: _Connection(self._ask, self._connections), str(path), backlog=4096
+        )
+        await asyncio.to_thread(path.chmod, 0o600)
+
+    def close(self) -> None:
+        """Close it, and the connections too once what is being answered now is written: Envoy keeps them, and would go on
+        asking a gate that is no more."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            asyncio.get_running_loop().call_soon(self._hang_up)
+
+    def _hang_up(self) -> None:
+        for connection in list(self._connections):
+            connection.close()
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, connections: set[_Connection]) -> None:
         self._ask = ask
+        self._connections = connections
         self._buffer = bytearray()
         self._cancel: Callable[[], None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -41,8 +63,15 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports for Unix sockets do not derive from asyncio.Transport, so the type cannot be asserted
         self._transport = cast(asyncio.Transport, transport)
+        self._connections.add(self)
+
+    def close(self) -> None:
+        """Write what is to be written, then hang up."""
+        if self._transport is not None:
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
         self._transport = None
         if self._cancel is not None:
             self._cancel()
