@@ -63,7 +63,8 @@ def test_a_cold_start_survives_the_death_of_the_gate(world: World) -> None:
     world.apply(service("sentinel", annotations={"play/start-after": "2"}))
     world.ready("sentinel")
     world.sleep_to_zero("sentinel")
-    world.until(lambda: all(one.runner is None for one in world.servers("sentinel")))
+    old = [one for one in world.player.servers.values() if one.environment.get("K_SERVICE") == "sentinel"]
+    world.until(lambda: all(one.runner is None for one in old))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(attempt, world, "sentinel.default.localhost", "/")
         world.until(lambda: waiting(world) == 1)
