@@ -73,9 +73,16 @@ class KnativeSource(WholeSource):
         for key, ingress in sorted(world.knative_ingresses.items()):
             if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
                 continue
-            certificates, ready = _certificates(world, ingress)
+            # the kind takes any spec: a malformed one must not keep everybody else's from being published
+            try:
+                certificates, ready = _certificates(world, ingress)
+                rules = [(rule, _hosts(rule)) for rule in ingress["spec"].get("rules") or ()]
+            except Exception:
+                log.exception("Ingress %s of Knative cannot be translated", key)
+                result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, False)
+                continue
             redirected = dig(ingress, "spec", "httpOption") == "Redirected"
-            for rule in ingress["spec"].get("rules") or ():
+            for rule, hosts in rules:
                 try:
                     made, complete = _rules(world, backends, key, ingress, rule)
                 except Exception:
@@ -87,7 +94,7 @@ class KnativeSource(WholeSource):
                     kept.append(self._rules.setdefault(fresh, known.get(fresh, fresh)))
                 ready = ready and complete
                 internal = rule.get("visibility") == "ClusterLocal"
-                for host in rule.get("hosts") or ():
+                for host in hosts:
                     private.host(host).add(kept)
                     if internal:
                         continue
@@ -109,6 +116,14 @@ class KnativeSource(WholeSource):
 
     def _to_https(self) -> Redirect:
         return Redirect(301, scheme="https", port=self._https if self._https != HTTPS else None)
+
+
+def _hosts(rule: Mapping[str, Any]) -> list[str]:
+    """Raises TypeError."""
+    hosts = rule.get("hosts") or []
+    if not isinstance(hosts, list) or not all(isinstance(one, str) for one in hosts):
+        raise TypeError("hosts is no list of names")
+    return hosts
 
 
 def _certificates(world: World, ingress: Object) -> tuple[dict[str, Certificate], bool]:
