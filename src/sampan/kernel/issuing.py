@@ -157,7 +157,8 @@ class IssuingProcess:
                 answer = self._stream.readline()
             except OSError:
                 return None
-        return msgspec.json.decode(answer, type=Made) if answer else None
+        # half a line: it was killed while it wrote
+        return msgspec.json.decode(answer, type=Made) if answer.endswith(b"\n") else None
 
 
 def _serve(line: socket.socket) -> None:

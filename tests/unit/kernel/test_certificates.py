@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import stat
 from pathlib import Path
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sampan.kernel.certificates import Authority, CertificateError
+from sampan.kernel.issuing import IssuingProcess
 
 DAY = 86400.0
 
@@ -156,3 +158,15 @@ def test_a_leaf_of_a_version_that_kept_no_check_is_kept(tmp_path: Path) -> None:
     del kept["check"]
     record.write_bytes(msgspec.json.encode(kept))
     assert Authority(tmp_path).client_certificate("ann").certificate.read_bytes() == content
+
+
+@pytest.mark.parametrize("answer", [b"", b'["LS0t'])
+def test_a_child_that_was_killed_while_it_answered_is_done_without(answer: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    issuing = IssuingProcess(0, ours)
+    theirs.sendall(answer)
+    theirs.shutdown(socket.SHUT_WR)
+    made = issuing.authority(1_700_000_000.0)
+    assert x509.load_pem_x509_certificate(made.certificate).subject.rfc4514_string() == "CN=sampan-ca"
+    theirs.close()
+    ours.close()
