@@ -12,19 +12,26 @@ import argparse
 import asyncio
 import ctypes
 import gc
+import os
 import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 
+from sampan.kernel.folder import DataDirectory
 from sampan.kube.client.http import HttpClient
 from sampan.kube.client.resources import DEPLOYMENTS, NODES, PODS, SERVICES
 from sampan.kube.objects import Object, Resource, dig
+from sampan.parts.node.images.build import build
+from sampan.parts.node.images.store import ImageStore
 from sampan.testing import Platform
 
 TURN = 1.0
@@ -34,6 +41,20 @@ INGRESSES = Resource("networking.k8s.io", "v1", "ingresses")
 IMAGE = "ghcr.io/knative/helloworld-go:latest"
 
 
+PROGRAM = """
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+)
+
+func main() {
+	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "Hello") })
+	http.ListenAndServe(":"+os.Getenv("PORT"), nil)
+}
+"""
 LOAD = """
 import asyncio, sys, time
 host, port, name, seconds = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
@@ -57,10 +78,10 @@ asyncio.run(main())
 """A load of eight connections, as a program; prints requests a second."""
 
 
-def ksvc(name: str, **annotations: str) -> Object:
+def ksvc(name: str, image: str = IMAGE, **annotations: str) -> Object:
     template = {
         "metadata": {"annotations": annotations},
-        "spec": {"containers": [{"image": IMAGE, "env": [{"name": "TARGET", "value": name}]}]},
+        "spec": {"containers": [{"image": image, "env": [{"name": "TARGET", "value": name}]}]},
     }
     return {
         "apiVersion": "serving.knative.dev/v1",
@@ -124,22 +145,41 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
         print(f"  {name:<52}{value}")
 
 
-async def cold_starts(bench: Bench, wakes: int) -> None:
-    await bench.client.create(KSVC, ksvc("cold"), "default")
-    await bench.ready("cold")
+async def cold_starts(bench: Bench, wakes: int, name: str, image: str, what: str) -> None:
+    await bench.client.create(KSVC, ksvc(name, image), "default")
+    await bench.ready(name)
     times = []
     for _ in range(wakes):
         await bench.asleep()
-        times.append(1000 * await bench.get("cold"))
+        times.append(1000 * await bench.get(name))
+    await bench.client.delete(KSVC, name, "default")
     times.sort()
     table(
-        f"cold start, {wakes} wakes",
+        f"cold start of {what}, {wakes} wakes",
         [
             ("p50", f"{statistics.median(times):.0f} ms"),
             ("p99 (nearest rank)", f"{times[-1]:.0f} ms"),
             ("best", f"{times[0]:.0f} ms"),
         ],
     )
+
+
+def static_binary(platform: Platform) -> str:
+    """An image of a program without libraries, in the platform's store; "" without a Go toolchain."""
+    if shutil.which("go") is None:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        source, app = Path(folder) / "source", Path(folder) / "app"
+        source.mkdir()
+        app.mkdir()
+        (source / "main.go").write_text(PROGRAM)
+        (source / "go.mod").write_text("module hello\n")
+        environment = {**os.environ, "CGO_ENABLED": "0"}
+        subprocess.run(["go", "build", "-o", str(app / "hello"), "."], cwd=source, env=environment, check=True)
+        store = ImageStore(DataDirectory(platform.data_dir).part("node") / "images")
+        store.open()
+        build(store, app, "bench.example/hello:1", command="/app/hello", created="2026-01-01T00:00:00Z")
+    return "bench.example/hello:1"
 
 
 async def steady(bench: Bench, turns: int) -> None:
@@ -367,7 +407,9 @@ async def main() -> None:
 
             await bench.until(node)
             if options.wakes:
-                await cold_starts(bench, options.wakes)
+                await cold_starts(bench, options.wakes, "cold", IMAGE, "a Python application")
+                if binary := await asyncio.to_thread(static_binary, platform):
+                    await cold_starts(bench, options.wakes, "static", binary, "a static binary")
             if options.turns:
                 await steady(bench, options.turns)
             if options.split:

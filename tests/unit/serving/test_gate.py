@@ -120,6 +120,7 @@ def revision(probe: Mapping[str, Any]) -> Object:
             {"httpGet": {"port": 4000, "httpHeaders": [{"name": "A", "value": "b"}]}},
             Question(4000, "/", (("A", "b"),)),
         ),
+        ({"httpGet": None, "exec": None}, Question(3000, "")),
         ({"exec": {"command": ["true"]}}, None),
         ({"grpc": {"port": 0}}, None),
         ({"httpGet": {"scheme": "HTTPS"}}, None),

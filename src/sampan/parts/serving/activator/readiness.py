@@ -32,9 +32,9 @@ def question(revision: Object) -> Question | None:
     """How the gate can tell that a pod of the revision is ready; None: only the kubelet can."""
     probe: Any = serving_container(revision).get("readinessProbe") or {}
     port = user_port(revision)
-    if probe.get("initialDelaySeconds") or "exec" in probe or "grpc" in probe:
+    if probe.get("initialDelaySeconds") or probe.get("exec") or probe.get("grpc") is not None:
         return None
-    if "httpGet" not in probe:
+    if not probe.get("httpGet"):
         asked = dig(probe, "tcpSocket", "port") or port
         return Question(asked, "") if isinstance(asked, int) else Question(port, "")
     target = probe["httpGet"]
