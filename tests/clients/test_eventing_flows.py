@@ -163,6 +163,23 @@ async def test_messages_of_a_topic_become_events_and_events_become_messages(plat
         assert await send(platform, "/default/nothing", event(), Host=TOPIC_HOST) == 404
 
 
+async def test_a_source_whose_proxy_is_away_says_so(platform: Platform) -> None:
+    async with platform.client() as client:
+        away = {"namesrvAddr": "127.0.0.1:9", "topic": "orders", "sink": {"uri": "http://sink.example/"}}
+        await make(client, ROCKETMQ_SOURCES, "RocketMQSource", "away", **away)
+        found = await ready(client, ROCKETMQ_SOURCES, "away", "False")
+        (deployed,) = [one for one in found["status"]["conditions"] if one["type"] == "Deployed"]
+        assert deployed["reason"] == "ConnectionFailed"
+        assert "127.0.0.1:9" in deployed["message"]
+        keys = {"accessKey": {"name": "nobody", "key": "k"}, "secretKey": {"name": "nobody", "key": "s"}}
+        patch = {"spec": {"accessToken": keys}}
+        await client.patch(ROCKETMQ_SOURCES, "away", patch, "default")
+        async with asyncio.timeout(20):
+            while deployed["reason"] != "SecretMissing":
+                found = await ready(client, ROCKETMQ_SOURCES, "away", "False")
+                (deployed,) = [one for one in found["status"]["conditions"] if one["type"] == "Deployed"]
+
+
 async def test_a_container_source_is_told_its_sink_and_loses_it_with_the_binding(platform: Platform) -> None:
     async with platform.client() as client:
         template = {"spec": {"containers": [{"name": "beat", "image": "heartbeats"}]}}
@@ -306,6 +323,13 @@ async def test_event_types_appear_where_the_feature_is_on(platform: Platform) ->
         (SUBSCRIPTIONS, "Subscription", {"subscriber": {"uri": "http://a/"}}, "missing field(s): spec.channel"),
         (SEQUENCES, "Sequence", {}, "missing field(s): spec.steps"),
         (SINK_BINDINGS, "SinkBinding", {"sink": {"uri": "http://a/"}}, "spec.subject.apiVersion"),
+        (ROCKETMQ_SINKS, "RocketMQSink", {"topic": "t", "namesrvAddr": "somewhere"}, "spec.namesrvAddr"),
+        (
+            ROCKETMQ_SOURCES,
+            "RocketMQSource",
+            {"topic": "t", "namesrvAddr": "a:0", "sink": {"uri": "http://a/"}},
+            "host:port",
+        ),
     ],
 )
 async def test_an_invalid_object_is_refused_in_upstreams_words(

@@ -13,9 +13,10 @@ from sampan.kube.objects import Object, dig
 from sampan.kube.status import bad_request
 from sampan.parts.eventing import delivery, filters, schedule
 from sampan.parts.eventing.configmaps import Config
-from sampan.parts.eventing.errors import EventingError
+from sampan.parts.eventing.errors import ConnectionSettingsError, EventingError
 from sampan.parts.eventing.kafka.records import KEY_TYPES
 from sampan.parts.eventing.resources import BROKER_CLASS, KAFKA_KEY_TYPE
+from sampan.parts.eventing.streams import proxy_address
 
 WEBHOOK = "validation.webhook.eventing.knative.dev"
 _EXTENSION = re.compile(r"[a-z0-9]+")
@@ -315,6 +316,7 @@ def rocketmq_source(obj: Object, old: Object | None, found: Findings, config: Co
         found.missing("spec.topic")
     if not spec.get("sink"):
         found.missing("spec.sink")
+    _proxy(spec, found)
 
 
 def job_sink(obj: Object, old: Object | None, found: Findings, config: Config) -> None:
@@ -325,14 +327,23 @@ def job_sink(obj: Object, old: Object | None, found: Findings, config: Config) -
 
 def rocketmq_sink(obj: Object, old: Object | None, found: Findings, config: Config) -> None:
     """A RocketMQSink."""
-    if not dig(obj, "spec", "topic"):
+    spec = obj.get("spec") or {}
+    if not spec.get("topic"):
         found.missing("spec.topic")
+    _proxy(spec, found)
 
 
 def event_type(obj: Object, old: Object | None, found: Findings, config: Config) -> None:
     """An EventType."""
     if not dig(obj, "spec", "type"):
         found.missing("spec.type")
+
+
+def _proxy(spec: Mapping[str, Any], found: Findings) -> None:
+    try:
+        proxy_address(spec.get("namesrvAddr") or "")
+    except ConnectionSettingsError as error:
+        found.invalid(spec["namesrvAddr"], "spec.namesrvAddr", str(error))
 
 
 def _source(spec: Mapping[str, Any], found: Findings) -> None:
