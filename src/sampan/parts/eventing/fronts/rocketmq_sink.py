@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PREFIX = "CE_"
 ROUTE_AGE = 30.0
 """Seconds that a topic's route is believed."""
+CONNECTIONS = 64
+"""Connections to brokers elsewhere that are kept; of more, the one used longest ago is closed. Sinks go, and keys change."""
 NORMAL, FIFO = 1, 2
 """Kinds of messages a queue takes, as the protocol counts them."""
 GROUP_LIMIT = 64
@@ -122,10 +124,12 @@ class RocketMQSink:
         access, secret = [
             await self._secret(sink, dig(sink, "spec", "accessToken", name)) for name in ("accessKey", "secretKey")
         ]
-        found = self._clients.get((address, access, secret))
+        found = self._clients.pop((address, access, secret), None)
         if found is None:
             found, _ = self._streams.connect(address, access, secret)
-            self._clients[(address, access, secret)] = found
+        self._clients[(address, access, secret)] = found  # the newest
+        if len(self._clients) > CONNECTIONS:
+            await self._clients.pop(next(iter(self._clients))).close()
         return found
 
     async def _kinds(self, client: MessagingClient, address: str, topic: str) -> frozenset[int]:
