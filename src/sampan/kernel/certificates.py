@@ -145,6 +145,12 @@ class Authority:
                 context.load_cert_chain(pair.certificate, pair.key)
         return due
 
+    def forget(self, leaf: str) -> None:
+        """Delete a leaf that nobody needs any more, its key first; it is renewed no longer."""
+        self._leaves.pop(leaf, None)
+        for ending in ("key", "crt", "json"):
+            (self.directory / f"{leaf}.{ending}").unlink(missing_ok=True)
+
     def sign_csr(
         self, request: bytes, *, seconds: float = LEAF_DAYS * 86400.0, usages: Iterable[str] = ("client auth",)
     ) -> bytes:

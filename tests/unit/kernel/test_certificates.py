@@ -91,6 +91,18 @@ def test_leaves_are_renewed_in_their_last_third_and_contexts_follow(tmp_path: Pa
     assert authority.renew() == []
 
 
+def test_a_forgotten_leaf_leaves_nothing_behind(tmp_path: Path) -> None:
+    now = 1_700_000_000.0
+    authority = Authority(tmp_path / "pki", now=lambda: now)
+    before = sorted((tmp_path / "pki").iterdir())
+    authority.server_certificate(["shop.example.com"], "shop")
+    authority.forget("shop")
+    authority.forget("shop")
+    assert sorted((tmp_path / "pki").iterdir()) == before
+    now += 365 * 86400
+    assert authority.renew() == []
+
+
 def request(name: str = "system:node:far") -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateSigningRequestBuilder().subject_name(

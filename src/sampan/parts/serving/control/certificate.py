@@ -70,13 +70,18 @@ class CertificateController(Controller):
     def __init__(self, context: ControlContext, authority: Authority) -> None:
         super().__init__(context)
         self._authority = authority
+        self._leaves: dict[Key, str] = {}
+        """What the authority keeps for each Certificate."""
 
     def sources(self) -> list[Source]:
         return [For(CERTIFICATES), Owns(SECRETS, "Certificate")]
 
     async def reconcile(self, key: Key) -> float | None:
         certificate = self.informer(CERTIFICATES).get(key)
-        if certificate is None or certificate["metadata"].get("deletionTimestamp"):
+        if certificate is None:
+            await self._forget(key)
+            return None
+        if certificate["metadata"].get("deletionTimestamp"):
             return None
         found = (certificate["metadata"].get("annotations") or {}).get(keys.CERTIFICATE_CLASS)
         if found not in (None, keys.OUR_CERTIFICATE_CLASS):
@@ -89,9 +94,11 @@ class CertificateController(Controller):
                 raise CertificateError("spec.dnsNames is empty")
             if refused := next(filter(is_reserved, names), ""):
                 raise CertificateError(f"{refused} is no name outside the cluster")
-            pair = await asyncio.to_thread(
-                self._authority.server_certificate, names, f"knative-{certificate['metadata']['uid']}"
-            )
+            leaf = f"knative-{certificate['metadata']['uid']}"
+            if self._leaves.get(key) != leaf:
+                await self._forget(key)
+                self._leaves[key] = leaf
+            pair = await asyncio.to_thread(self._authority.server_certificate, names, leaf)
             await self._write(certificate, await asyncio.to_thread(self._content, pair))
         except NotOwnedError as error:
             conditions.false("Ready", "NotOwned", str(error))
@@ -104,6 +111,11 @@ class CertificateController(Controller):
         if status != (certificate.get("status") or {}):
             await self.client.update(CERTIFICATES, {**certificate, "status": status}, subresource="status")
         return LOOK_AGAIN
+
+    async def _forget(self, key: Key) -> None:
+        leaf = self._leaves.pop(key, None)
+        if leaf is not None:
+            await asyncio.to_thread(self._authority.forget, leaf)
 
     def _content(self, pair: KeyPair) -> dict[str, str]:
         chain = pair.certificate.read_bytes() + self._authority.certificate_pem
