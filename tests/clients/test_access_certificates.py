@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -199,6 +200,30 @@ def test_a_token_secret_is_filled_and_dies_with_its_account(
             return
         time.sleep(0.05)
     raise AssertionError("the token's Secret outlived its account")
+
+
+def test_the_token_controllers_look_at_no_other_secrets(
+    platform: sampan.testing.Platform, admin: kube.ApiClient
+) -> None:
+    def added() -> dict[str, float]:
+        command = [str(kubectl_binary()), "--kubeconfig", str(platform.kubeconfig), "get", "--raw", "/metrics"]
+        text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        found = re.findall(r'^workqueue_adds_total\{name="([a-z-]+)"\} (\S+)$', text, re.MULTILINE)
+        return {name: float(count) for name, count in found if name in ("serviceaccount-token", "token-cleaner")}
+
+    core = kube.CoreV1Api(admin)
+    core.create_namespaced_service_account("default", kube.V1ServiceAccount(metadata=kube.V1ObjectMeta(name="alone")))
+    before = added()
+    for number in range(20):
+        core.create_namespaced_secret("default", kube.V1Secret(metadata=kube.V1ObjectMeta(name=f"opaque-{number}")))
+    about = kube.V1ObjectMeta(name="about-alone", annotations={"kubernetes.io/service-account.name": "alone"})
+    core.create_namespaced_secret("default", kube.V1Secret(metadata=about, type="kubernetes.io/service-account-token"))
+    for event in Watch().stream(core.list_namespaced_secret, "default", timeout_seconds=20):
+        if event["object"].metadata.name == "about-alone" and "token" in (event["object"].data or {}):
+            break
+    after = added()
+    assert after["token-cleaner"] == before["token-cleaner"]
+    assert 0 < after["serviceaccount-token"] - before["serviceaccount-token"] < 10
 
 
 def test_a_claim_in_use_waits_for_its_pod(platform: sampan.testing.Platform, admin: kube.ApiClient) -> None:
