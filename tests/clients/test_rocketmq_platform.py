@@ -107,7 +107,12 @@ def test_the_command_line_sends_consumes_and_tells(tmp_path: Path) -> None:
         assert "orders" in command("mq", "reset", "sampan-mq", "orders", "--to", "earliest")
         assert "attempt=1" in command("mq", "consume", "orders", "-n", "1")
         assert "no message has" in command("mq", "trace", "nothing", check=False)
-        assert "does not exist" in command("mq", "lag", "nobody", check=False)
+        assert "[40403] consumer group nobody does not exist" in command("mq", "lag", "nobody", check=False)
+        assert "does not exist" in command("mq", "dlq", "list", "nobody", check=False)
+        assert "has no dead letters" in command("mq", "dlq", "list", "sampan-mq")
+        assert "not in the range" in command("mq", "create-topic", "x", "--queues", "0", check=False)
+        assert "more than 259200 seconds ahead" in command("mq", "send", "orders", "x", "--delay", "4d", check=False)
+        assert "is not a duration" in command("mq", "send", "orders", "x", "--delay", "soon", check=False)
         made = command("mq", "create-topic", "chat", "--type", "lite", "--attribute", "lite.topic.expiration=60")
         assert made.strip() == "chat: LITE, 8 queues"
         assert len(command("mq", "user", "set", "ann").strip()) >= 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,6 @@ import click
 from sampan.cli import options
 from sampan.kernel.admin import ask
 from sampan.kernel.folder import DataDirectory
-
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
-class Duration(click.ParamType[float]):
-    """``3d``, ``1h30m``, ``-2h``, ``90`` (seconds)."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        text = str(value).strip()
-        sign, body = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
-        if re.fullmatch(r"\d+(\.\d+)?", body):
-            return sign * float(body)
-        pieces = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", body)
-        if not pieces or "".join(number + unit for number, unit in pieces) != body:
-            self.fail(f"{value} is not a duration; write it like 3d, 1h30m, 90s or 250ms", param, ctx)
-        return sign * sum(float(number) * UNITS[unit] for number, unit in pieces)
 
 
 @click.group("clock", invoke_without_command=True)
@@ -56,7 +35,7 @@ def show(data_dir: Path) -> None:
 @command.command(
     "jump", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]}
 )  # -1h is no help
-@click.argument("duration", type=Duration())
+@click.argument("duration", type=options.Duration())
 @click.pass_obj
 def jump(data_dir: Path, duration: float) -> None:
     """Jump by DURATION (3d, 1h30m, -2h).

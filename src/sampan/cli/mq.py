@@ -108,13 +108,13 @@ def topics(target: Target, as_json: bool) -> None:
     default="MIXED",
     show_default=True,
 )
-@click.option("--queues", type=int, default=0, help="Number of queues; 0: the broker's default.")
+@click.option("--queues", type=click.IntRange(min=1), help="Number of queues; default: the broker's.")
 @click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.pass_obj
-def create_topic(target: Target, topic: str, kind: str, queues: int, attributes: tuple[str, ...]) -> None:
+def create_topic(target: Target, topic: str, kind: str, queues: int | None, attributes: tuple[str, ...]) -> None:
     """Create a topic, or change it."""
     pairs = dict(_pair(text, "--attribute") for text in attributes)
-    made = target.operate("create_topic", name=topic, type=kind.upper(), queues=queues, attributes=pairs)
+    made = target.operate("create_topic", name=topic, type=kind.upper(), queues=queues or 0, attributes=pairs)
     click.echo(f"{made['topic']}: {made['type']}, {made['queues']} queues")
 
 
@@ -162,7 +162,13 @@ def clients(target: Target, as_json: bool) -> None:
 @click.option("--tag", default="")
 @click.option("--key", "keys", multiple=True, help="May be repeated.")
 @click.option("--group", default="", help="Message group: messages of one group keep their order.")
-@click.option("--delay", type=float, default=0.0, help="Deliver after so many seconds.")
+@click.option(
+    "--delay",
+    type=options.Duration(),
+    default=0.0,
+    metavar="DURATION",
+    help="Deliver later, by so much: 90s, 1h30m, 3d.",
+)
 @click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.pass_obj
 def send(
@@ -289,7 +295,10 @@ def dlq() -> None:
 @click.pass_obj
 def dlq_list(target: Target, group: str, count: int, as_json: bool) -> None:
     """Show a group's dead letters."""
-    _show_messages(target.operate("dead_letters", group=group, count=count), as_json)
+    found = target.operate("dead_letters", group=group, count=count)
+    _show_messages(found, as_json)
+    if not found:
+        click.echo(f"{group} has no dead letters", err=True)
 
 
 @dlq.command("replay")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sampan.cli import options
-from sampan.cli.clock import Duration
+from sampan.cli.options import Duration
 from sampan.kernel.errors import DataDirectoryError, SampanError
 from sampan.kernel.folder import DataDirectory
 

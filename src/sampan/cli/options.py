@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,27 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+class Duration(click.ParamType[float]):
+    """``3d``, ``1h30m``, ``-2h``, ``90`` (seconds)."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        text = str(value).strip()
+        sign, body = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+        if re.fullmatch(r"\d+(\.\d+)?", body):
+            return sign * float(body)
+        pieces = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", body)
+        if not pieces or "".join(number + unit for number, unit in pieces) != body:
+            self.fail(f"{value} is not a duration; write it like 3d, 1h30m, 90s or 250ms", param, ctx)
+        return sign * sum(float(number) * UNITS[unit] for number, unit in pieces)
 
 
 def default_data_dir() -> Path:

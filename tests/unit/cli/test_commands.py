@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 import sampan.cli
-from sampan.cli.clock import Duration
+from sampan.cli.options import Duration
 from sampan.cli.status import describe
 from sampan.cli.up import platform_lines
 

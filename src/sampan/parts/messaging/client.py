@@ -265,7 +265,7 @@ class MessagingClient:
         payload = msgspec.json.encode({"operation": operation, "arguments": arguments})
         answer = msgspec.json.decode(await method(payload, metadata=self._metadata(), timeout=self._timeout * 6))
         if "error" in answer:
-            raise MessagingClientError(0, answer["error"]["message"])
+            raise MessagingClientError(answer["error"]["code"], answer["error"]["message"])
         return answer["result"]
 
     # -- the connection

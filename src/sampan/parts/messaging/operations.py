@@ -258,12 +258,14 @@ class Operations:
 
     async def dead_letters(self, group: str, count: int = 100) -> list[dict[str, Any]]:
         """A group's dead letters, oldest first."""
+        self._broker.group(group, create=False)
         if DLQ_PREFIX + group not in self._store.topics:
             return []
         return await self.peek(DLQ_PREFIX + group, count)
 
     async def replay(self, group: str, ids: list[str] | None = None) -> dict[str, Any]:
         """Send a group's dead letters (all, or these original ids) to their topics again. They also stay where they are."""
+        self._broker.group(group, create=False)
         replayed, missing = [], set(ids or ())
         dlq = self._store.topics.get(DLQ_PREFIX + group)
         for one in dlq.queues if dlq is not None else ():

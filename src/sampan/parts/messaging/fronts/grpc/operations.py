@@ -17,6 +17,7 @@ from sampan.kernel.grpc import Call, Method
 from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging.core import Core
 from sampan.parts.messaging.errors import MessagingError, Reason
+from sampan.parts.messaging.fronts.grpc.codes import CODES
 from sampan.parts.messaging.operations import Operations
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,14 @@ class OperationsService:
                 raise MessagingError(Reason.BAD_REQUEST, f"{request.operation}: {error}") from None
             answer: dict[str, Any] = {"result": await operation(**request.arguments)}
         except MessagingError as error:
-            answer = {"error": {"reason": error.reason.name, "message": str(error)}}
+            answer = _refusal(error.reason, str(error))
         except msgspec.MsgspecError as error:
-            answer = {"error": {"reason": Reason.BAD_REQUEST.name, "message": str(error)}}
+            answer = _refusal(Reason.BAD_REQUEST, str(error))
         except Exception:
             log.exception("an operation failed")
-            answer = {"error": {"reason": Reason.INTERNAL.name, "message": "internal error; see the broker's log"}}
+            answer = _refusal(Reason.INTERNAL, "internal error; see the broker's log")
         call.respond(msgspec.json.encode(answer))
+
+
+def _refusal(reason: Reason, message: str) -> dict[str, Any]:
+    return {"error": {"reason": reason.name, "code": CODES[reason], "message": message}}
