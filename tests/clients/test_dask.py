@@ -81,13 +81,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with the operator and the client."""
     assert UV is not None
     place = tmp_path_factory.mktemp("dask") / "environment"
+    # where nobody answers, this is to be known soon
+    patience = {**os.environ, "UV_HTTP_TIMEOUT": "15", "UV_HTTP_RETRIES": "1"}
     for command in (
         [UV, "venv", "-q", "--python", sys.executable, str(place)],
         [UV, "pip", "install", "-q", "-p", str(place / "bin/python"), OPERATOR, *DASK],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-        if done.returncode:
-            pytest.skip(f"dask-kubernetes cannot be installed here: {done.stderr.strip()[-200:]}")
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=patience)
+        except subprocess.TimeoutExpired:
+            pytest.skip("dask-kubernetes is not installed within two minutes")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"dask-kubernetes cannot be installed here: {error.stderr.strip()[-200:]}")
     return place
 
 
