@@ -260,7 +260,7 @@ async def test_two_pods_serve_at_the_same_ports_and_have_a_localhost_of_their_ow
 async def test_sockets_of_threads_and_full_backlogs_find_their_way(node: Bench) -> None:
     program = (
         "import socket, threading, time\n"
-        "server = socket.socket(); server.bind(('', A)); server.listen(0)\n"
+        "server = socket.socket(); server.bind(('', A)); server.listen(2)\n"
         "connected = []\n"
         "def connect():\n"
         "    one = socket.create_connection(('127.0.0.1', A)); one.sendall(b'x'); connected.append(one)\n"
