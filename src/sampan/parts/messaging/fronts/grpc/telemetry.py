@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
-from sampan.kernel.grpc import INVALID_ARGUMENT, Call, GrpcError
+from sampan.kernel.grpc import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Call, GrpcError
 from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import record
 from sampan.parts.messaging.broker import Broker
@@ -47,7 +47,6 @@ class Telemetry:
         self._broker = broker
         self._clients = clients
         self._tasks = tasks
-        self._settings: dict[str, pb.Settings] = {}
         broker.on_definition.append(self._group_changed)
 
     async def converse(
@@ -92,6 +91,10 @@ class Telemetry:
             outbox.put_nowait(None)
         except asyncio.QueueFull:
             log.warning("client %s does not read its telemetry stream; it is cut off", client_id)
+            call.fail(RESOURCE_EXHAUSTED, f"{OUTBOX_LIMIT} commands were not read")
+            while not outbox.empty():
+                outbox.get_nowait()
+            outbox.put_nowait(None)
         except GrpcError as error:
             outbox.put_nowait(error)
         except Exception as error:
@@ -133,7 +136,6 @@ class Telemetry:
         if client.role == "consumer":
             self._broker.group(client.group)
         client.connected = True
-        self._settings[client_id] = settings
         sender = _Sender(outbox)
 
         def ask(message: Message, transaction: str) -> bool:
