@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import uvloop
 
+from sampan.kernel import addresses
 from sampan.kernel.clock import Clock
 from sampan.kube.objects import Key, Object
+from sampan.parts.serving.activator import gate as module
 from sampan.parts.serving.activator.gate import AUDIT_ROUNDS, Gate
 from sampan.parts.serving.activator.readiness import Question, answers, question
 from sampan.parts.serving.activator.socket import Ask, GateServer, Reply
 from sampan.parts.traffic import ClusterLoad, Load
+
+POD = "127.64.200.7"
 
 
 class Asked:
@@ -236,3 +240,35 @@ def test_a_revision_nobody_knows_is_404() -> None:
     told: list[int] = []
     assert made_gate(0)._ask("/default/other", lambda status, *_: told.append(status)) is None
     assert told == [404]
+
+
+async def test_a_low_port_is_asked_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_lowest_port", lambda: 1024)
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), POD, addresses.door(POD, 80))
+    assert await answers(Question(80, ""), POD)
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("said_by", ["the pod", "the kubelet"])
+async def test_a_pod_is_waited_for_on_the_machines_time_and_the_kubelet_is_believed(
+    monkeypatch: pytest.MonkeyPatch, said_by: str
+) -> None:
+    asked: list[Question] = []
+
+    async def not_yet(question: Question, host: str) -> bool:
+        asked.append(question)
+        return said_by == "the pod" and len(asked) > 2
+
+    monkeypatch.setattr(module, "answers", not_yet)
+    gate = made_gate(0)
+    gate._clock = Clock()
+    gate._clock.freeze()
+    known = gate._revisions[Key("default", "r")]
+    known.alive.add(f"{POD}:3000")
+    waiting = asyncio.ensure_future(gate._takes_requests(known, f"{POD}:3000"))
+    while len(asked) < 2:
+        await asyncio.sleep(0.001)
+    if said_by == "the kubelet":
+        known.ready.add(f"{POD}:3000")
+    assert await waiting

@@ -25,6 +25,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from sampan.kernel.addresses import door
+from sampan.kernel.clock import Clock
 from sampan.kube.client.resources import PODS
 from sampan.kube.control.conditions import condition
 from sampan.kube.control.controller import ControlContext
@@ -72,6 +73,8 @@ class _Revision:
     """Those of the announced that have not answered yet."""
     alive: set[str] = field(default_factory=set)
     """Pods that have an address and are not on their way out."""
+    ready: set[str] = field(default_factory=set)
+    """Those that the kubelet says are ready."""
     probing: set[str] = field(default_factory=set)
 
 
@@ -323,9 +326,11 @@ class Gate:
         ready = _is_ready(pod)
         if new is None or pod["metadata"].get("deletionTimestamp") or not _runs(pod):
             revision.alive.discard(address)
+            revision.ready.discard(address)
             self._take_out(revision, address)
             return
         revision.alive.add(address)
+        (revision.ready.add if ready else revision.ready.discard)(address)
         if address in revision.reachable:
             if old is not None and _is_ready(old) and not ready:
                 self._take_out(revision, address)
@@ -361,18 +366,22 @@ class Gate:
     async def _takes_requests(self, revision: _Revision, address: str) -> bool:
         assert revision.question is not None
         host = address.rpartition(":")[0]
-        began = self._clock.monotonic()
+        # programs start on the machine's time, also while the platform's is frozen
+        machine = Clock()
+        began = machine.monotonic()
         self._probes += 1
         try:
             while self._stands(revision, address):
+                if address in revision.ready:
+                    return True
                 try:
                     async with self._clock.patience(PROBE_TIMEOUT):
                         if await answers(revision.question, host):
                             return True
                 except TimeoutError:
                     continue
-                late = self._clock.monotonic() - began > PROBE_PATIENCE
-                await self._clock.sleep(PROBE_LATER if late else max(PROBE_EVERY, self._probes / PROBES_A_SECOND))
+                late = machine.monotonic() - began > PROBE_PATIENCE
+                await machine.sleep(PROBE_LATER if late else max(PROBE_EVERY, self._probes / PROBES_A_SECOND))
         finally:
             self._probes -= 1
         return False

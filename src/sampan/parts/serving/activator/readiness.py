@@ -11,6 +11,7 @@ import asyncio
 import socket
 from typing import Any, NamedTuple
 
+from sampan.kernel.addresses import door
 from sampan.kube.objects import Object, dig
 from sampan.parts.serving.control.revision import serving_container, user_port
 
@@ -54,7 +55,7 @@ async def answers(question: Question, host: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
         try:
-            await loop.sock_connect(connection, (host, question.port))
+            await loop.sock_connect(connection, (host, door(host, question.port)))
             if not question.path:
                 return True
             await loop.sock_sendall(connection, _request(question, host))
