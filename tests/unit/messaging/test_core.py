@@ -555,9 +555,11 @@ async def test_without_its_beginning_a_log_makes_an_index_anew_but_no_checkpoint
             :32
         ]
     _flip(tmp_path / "checkpoint", 30)
-    with pytest.raises(StorageError, match="no longer goes back to its beginning"):
-        async with started(tmp_path, clock, segment_bytes=10_000):
-            pass
+    for _ in ("damaged", "missing"):
+        with pytest.raises(StorageError, match="no longer goes back to its beginning"):
+            async with started(tmp_path, clock, segment_bytes=10_000):
+                pass
+        (tmp_path / "checkpoint").unlink(missing_ok=True)
 
 
 async def test_asynchronous_flush_keeps_everything_over_a_restart(tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ class Store:
         state = None
         try:
             state = checkpoint.read(self._directory)
+            if state is None and self.log.begin:  # the topics were defined in what was deleted
+                raise StorageError(f"{self._directory / 'checkpoint'} is missing")
         except StorageError as error:
             if self.log.begin:
                 raise StorageError(
