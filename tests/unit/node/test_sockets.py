@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import socket
 import struct
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int | None]
         monkeypatch.setattr(notification, "take_socket", lambda notice: os.dup(notice.descriptor))
         monkeypatch.setattr(notification, "waits", lambda listener, notice: True)
         monkeypatch.setattr(notification, "answer", lambda listener, notice, error: answers.append(error))
-        sockets.decide(PodPlaces("127.64.1.2"), -1, lambda connecting, done: done())
+        sockets.decide(PodPlaces("127.64.1.2"), -1, lambda *_: False)
         return answers
 
     return decide
@@ -62,3 +63,32 @@ def test_a_socket_is_let_go_after_the_answer(stopped: Callable[[int], list[int |
         assert stopped(one.fileno()) == [None]
         name = str(Path(f"/proc/self/fd/{one.fileno()}").readlink())
         assert descriptors(name) == [str(one.fileno())]
+
+
+def test_connects_of_killed_callers_are_let_go_and_those_of_others_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sockets, "CONNECTING", 3)
+    with selectors.DefaultSelector() as selector, socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        held = sockets.Sockets(selector)
+        full = [socket.create_connection(server.getsockname())]  # nobody accepts: further ones wait
+        waiting: set[int] = set()
+
+        def connect(number: int) -> bool:
+            one = socket.socket()
+            one.setblocking(False)
+            full.append(one)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(server.getsockname())
+            waiting.add(number)
+            return held._later(one, lambda: None, lambda: number in waiting)
+
+        assert [connect(number) for number in range(5)] == [True, True, True, False, False]
+        waiting -= {0, 1}  # killed
+        assert connect(5)
+        assert [one.fileno() < 0 for one in full] == [False, True, True, False, False, False, False]
+        assert len(selector.get_map()) == 2
+        for one in full:
+            one.close()

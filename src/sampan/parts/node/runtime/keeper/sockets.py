@@ -28,8 +28,11 @@ _NO_PORT = 24
 """IP_BIND_ADDRESS_NO_PORT: the port of the source is chosen when connecting."""
 _PROBE_SECONDS = 5.0
 
-Later = Callable[[socket.socket, Callable[[], None]], None]
-"""Call the second once the first is connected, or is not."""
+CONNECTING = 4096
+"""Connects that wait for a server with a full backlog, of all pods; more fail with EAGAIN."""
+
+Later = Callable[[socket.socket, Callable[[], None], Callable[[], bool]], bool]
+"""Call the second once the first is connected, or is not; the third tells whether the caller still waits. False: too many wait."""
 
 
 class Sockets:
@@ -42,6 +45,7 @@ class Sockets:
         """What keeps sockets from being placed; None: nothing."""
         self._selector = selector
         self._pods: dict[str, PodPlaces] = {}
+        self._connecting: dict[socket.socket, Callable[[], bool]] = {}
 
     def start(self, services: Sequence[str]) -> None:
         """Find out whether it works here."""
@@ -65,15 +69,31 @@ class Sockets:
         if pending is None:
             self._selector.unregister(listener)
             os.close(listener)
+            self._sweep()
         elif pending:
             decide(places, listener, self._later)
 
-    def _later(self, connecting: socket.socket, done: Callable[[], None]) -> None:
+    def _later(self, connecting: socket.socket, done: Callable[[], None], waits: Callable[[], bool]) -> bool:
         def ready() -> None:
             self._selector.unregister(connecting)
+            del self._connecting[connecting]
             done()
 
+        if len(self._connecting) >= CONNECTING:
+            self._sweep()
+        if len(self._connecting) >= CONNECTING:
+            return False
+        self._connecting[connecting] = waits
         self._selector.register(connecting, selectors.EVENT_WRITE, ready)
+        return True
+
+    def _sweep(self) -> None:
+        """Let go of the sockets of those who were killed while they waited: such a connect ends by itself in minutes only."""
+        for connecting, waits in list(self._connecting.items()):
+            if not waits():
+                self._selector.unregister(connecting)
+                del self._connecting[connecting]
+                connecting.close()
 
 
 def _resolvers() -> list[str]:
@@ -108,7 +128,8 @@ def decide(places: PodPlaces, listener: int, later: Later) -> None:
         with held:
             reply(_bind(places, held, asked))
     else:
-        _connect(places, held, asked, reply, later)
+        waits = partial(notification.waits, listener, notice)
+        _connect(places, held, asked, reply, lambda connecting, done: later(connecting, done, waits))
 
 
 def _take(notice: Notice) -> socket.socket:
@@ -138,7 +159,11 @@ def _bind(places: PodPlaces, held: socket.socket, asked: Address) -> int | None:
 
 
 def _connect(
-    places: PodPlaces, held: socket.socket, asked: Address, reply: Callable[[int | None], None], later: Later
+    places: PodPlaces,
+    held: socket.socket,
+    asked: Address,
+    reply: Callable[[int | None], None],
+    later: Callable[[socket.socket, Callable[[], None]], bool],
 ) -> None:
     placed = places.connect(held.type, asked, only6=_only6(held))
     if placed is None:
@@ -162,7 +187,9 @@ def _connect(
         with held:
             reply(held.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
-    later(held, done)
+    if not later(held, done):
+        held.close()
+        reply(errno.EAGAIN)
 
 
 def _speak_as(address: str, held: socket.socket) -> None:
@@ -193,7 +220,7 @@ def probe() -> str:
                 while notification.pending(listener) is not None:
                     if not asking.poll(_PROBE_SECONDS * 1000):
                         return "its filter tells nothing"
-                    decide(places, listener, lambda connecting, done: done())
+                    decide(places, listener, lambda *_: False)
                 return ours.recv(4096).decode()
             finally:
                 os.close(listener)
