@@ -97,6 +97,7 @@ class Cluster:
                 self.handle,
                 member=cast(Any, self.member),
                 changed=lambda: self.told.append((made.ready, made.problem)),
+                machine=self.clock,
             )
             made.start()
             yield made

@@ -104,8 +104,13 @@ class Consumer:
         expression: str = "*",
         member: Membership | None = None,
         changed: Callable[[], object] = bool,
+        machine: Clock | None = None,
     ) -> None:
-        """``member``: its place in the group, which it then keeps; ``changed`` hears when `ready` or `problem` change."""
+        """``member``: its place in the group, which it then keeps; ``changed`` hears when `ready` or `problem` change.
+
+        ``machine``: what attempts to reach the broker go by. A process that comes back does so on the machine's time, also
+        while the platform's clock is frozen.
+        """
         self.clock = clock
         self.active = 0
         """Events being handled."""
@@ -123,6 +128,7 @@ class Consumer:
         self._expression = expression
         self._member = member
         self._changed = changed
+        self._machine = machine or Clock()
         self._problems: dict[str, str] = {}
         self._leases: dict[str, Lease] = {}
         self._lanes: dict[str, deque[Lease]] = {}
@@ -192,7 +198,7 @@ class Consumer:
                 for place in found.keys() - running.keys():
                     receive = partial(self._receive, found[place])
                     running[place] = receivers.keep(f"receive/{place[0]}/{place[1]}", receive)
-                await self.clock.sleep(ASSIGN)
+                await self._machine.sleep(ASSIGN)
 
     async def _assignments(self) -> list[MessageQueue]:
         return await self._client().assignments(self._group, self._topic)
@@ -229,7 +235,7 @@ class Consumer:
                 answer = await ask()
             except (SampanError, RpcError) as error:
                 self._tell(about, said(error))
-                await self.clock.sleep(delay)
+                await self._machine.sleep(delay)
                 delay = min(delay * 2, RETRY[1])
             else:
                 self._tell(about)

@@ -45,7 +45,7 @@ class Membership:
     """One client's membership of one group. A client has one at most: a proxy keeps settings by client id."""
 
     def __init__(self, client: MessagingClient, group: str, subscriptions: Mapping[str, str], clock: Clock) -> None:
-        """``subscriptions``: tag expressions by topic."""
+        """``subscriptions``: tag expressions by topic; ``clock``: the machine's, for the broker may be anywhere."""
         self.fifo = False
         """Whether the group is delivered in order, as the broker's last settings say."""
         self._client = client

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sampan.kernel.clock import Clock
 from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.interface import For, Source
 from sampan.kube.objects import Key, Object, dig
@@ -114,7 +115,7 @@ class RocketMQSourceController(PullingController[_Settings, Consumer]):
             settings.topic,
             handle,
             expression=settings.expression,
-            member=Membership(client, settings.group, {settings.topic: settings.expression}, clock),
+            member=Membership(client, settings.group, {settings.topic: settings.expression}, Clock()),
             changed=lambda: self.queue.add(key),
         )
         return [consumer], client.close
