@@ -98,7 +98,7 @@ class RocketMQ(Java):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ROCKETMQ)
-        self._names, self._port, self._broker, self._remoting = free_ports(4)
+        self._names, self._port, self._broker, self._remoting, self._replicas = free_ports(5)
         self.address = f"127.0.0.1:{self._port}"
         """The proxy's gRPC address."""
         self.pid = 0
@@ -110,7 +110,7 @@ class RocketMQ(Java):
         (conf / "names.conf").write_text(f"listenPort={self._names}\n")
         (conf / "broker.conf").write_text(
             f"brokerClusterName=DefaultCluster\nbrokerName=broker-a\nbrokerId=0\nlistenPort={self._broker}\n"
-            f"brokerIP1=127.0.0.1\nnamesrvAddr={names}\nstorePathRootDir={self.folder}/store\n"
+            f"haListenPort={self._replicas}\nbrokerIP1=127.0.0.1\nnamesrvAddr={names}\nstorePathRootDir={self.folder}/store\n"
             f"storePathCommitLog={self.folder}/store/commitlog\nmappedFileSizeCommitLog=16777216\nflushDiskType=SYNC_FLUSH\n"
         )
         (conf / "rmq-proxy.json").write_text(
