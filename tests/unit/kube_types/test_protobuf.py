@@ -103,7 +103,8 @@ def sample(source: st.DataObject, message: str, depth: int) -> tuple[bytes, Obje
                 wire, expected = wire + chunk(number, data), expected | value
                 continue
             wire += wired(number, kind, data)
-            if value is not None and (keep or value or (not nested and value not in ("", 0, False))):
+            # a port or percentage is told even where it is 0, as upstream's JSON does
+            if value is not None and (keep or value or kind == "IS" or (not nested and value not in ("", 0, False))):
                 expected[label] = value
         elif shape == "[]":
             pairs = [one() for _ in range(source.draw(st.integers(1, 2)))]
