@@ -389,6 +389,18 @@ async def test_a_node_writes_only_what_is_its_own(world: World) -> None:
     bare["metadata"]["annotations"] = {"sampan.dev/pods-cgroup": "/sys/fs/cgroup"}
     changed = (await world.write(NODES, bare, made, user=node)).object
     assert changed is not None and changed["metadata"]["annotations"][JOINED] == "true"
+    for ranges in (
+        {"podCIDR": "0.0.0.0/1"},
+        {"podCIDRs": ["192.168.0.0/24"]},
+        {"podCIDR": "10.244.0.0/16"},
+        {"podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.7.128/25"]},
+        {"podCIDR": "all"},
+    ):
+        world.cache.put(NODES, {**named("n3"), "spec": {"podCIDR": "10.244.7.0/24"}})
+        with pytest.raises(ApiError, match=r"is not allowed to have the pod range"):
+            await world.write(NODES, {**made, "spec": {**made["spec"], **ranges}}, made, user=node)
+    own = {**made, "spec": {**made["spec"], "podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.3.0/24"]}}
+    await world.write(NODES, own, made, user=node)
     with pytest.raises(ApiError, match='node "n1" is not allowed to modify node "n2"'):
         await world.write(NODES, named("n2"), user=node)
     with pytest.raises(ApiError, match="can only create mirror pods"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
 
+from sampan.kube.access.plugins.node_restriction import CLUSTER_RANGE, NODE_RANGE_PREFIX
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source
 from sampan.kube.objects import Key, Object, dig
@@ -17,8 +18,6 @@ from sampan.kube.resources import NODES
 
 TAKEN_RANGES = "sampan.dev/taken-pod-ranges"
 """Annotation of a Node that wants a range: those it cannot have, comma-separated."""
-CLUSTER_RANGE = "10.244.0.0/16"
-NODE_PREFIX = 24
 RETRY_SECONDS = 30.0
 
 
@@ -33,7 +32,7 @@ def networks(texts: Iterable[str]) -> list[IPv4Network]:
     return found
 
 
-def free_range(taken: Iterable[IPv4Network], cluster: str = CLUSTER_RANGE, prefix: int = NODE_PREFIX) -> str:
+def free_range(taken: Iterable[IPv4Network], cluster: str = CLUSTER_RANGE, prefix: int = NODE_RANGE_PREFIX) -> str:
     """A part of the cluster's range that touches nothing taken, or "".
 
     From the middle up first: platforms choose their own node's range from the low end, and one that starts on the joining

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 from sampan.kube.access.interface import AdmissionRequest
 from sampan.kube.access.plugins.plugin import Plugin
 from sampan.kube.access.rbac import NODE_PREFIX, NODES_GROUP
 from sampan.kube.access.refusal import refused
 from sampan.kube.objects import Object, dig
-from sampan.kube.resources import PODS
+from sampan.kube.resources import NODES, PODS
 
 JOINED = "sampan.dev/joined"
 """Annotation of a Node that lives in a process of its own, maybe on another machine: what machine-local things its object
 names are not those of the platform's machine."""
+CLUSTER_RANGE = "10.244.0.0/16"
+"""Addresses of pods, of which each node that joins has a part (``control.node_ranges``)."""
+NODE_RANGE_PREFIX = 24
+"""How long the prefix of such a part is."""
 MIRROR = "kubernetes.io/config.mirror"
 RESERVED_LABELS = "node-restriction.kubernetes.io"
 KUBELET_LABELS = frozenset(
@@ -92,6 +98,7 @@ class NodeRestriction(Plugin):
         if request.object is not None:
             metadata = request.object["metadata"]
             metadata["annotations"] = {**(metadata.get("annotations") or {}), JOINED: "true"}
+        self._pod_ranges(request, node)
         new, old = _labels(request.object), _labels(request.old_object)
         changed = {key for key in {*new, *old} if new.get(key) != old.get(key)}
         bad = sorted(key for key in changed if _forbidden(key))
@@ -107,6 +114,28 @@ class NodeRestriction(Plugin):
             ):
                 raise refused(request, f"node {_quoted(node)} is not allowed to modify ownerReferences")
 
+    def _pod_ranges(self, request: AdmissionRequest, node: str) -> None:
+        """Every machine of the cluster routes a node's pod ranges to it: they are none but pods', and nobody else's."""
+        asked = _ranges(request.object)
+        if asked == _ranges(request.old_object):
+            return
+        others = [
+            network
+            for one in self.cache.objects(NODES)
+            if one["metadata"]["name"] != node
+            for network in map(_network, _ranges(one))
+            if network is not None
+        ]
+        for text in sorted(asked):
+            network = _network(text)
+            if (
+                network is None
+                or network.prefixlen < NODE_RANGE_PREFIX
+                or not network.subnet_of(IPv4Network(CLUSTER_RANGE))
+                or any(network.overlaps(other) for other in others)
+            ):
+                raise refused(request, f"node {_quoted(node)} is not allowed to have the pod range {_quoted(text)}")
+
     def _token(self, request: AdmissionRequest, node: str) -> None:
         reference = dig(request.object, "spec", "boundObjectRef", default={})
         if reference.get("kind") != "Pod":
@@ -121,6 +150,19 @@ class NodeRestriction(Plugin):
 def _name(request: AdmissionRequest) -> str:
     name: str = request.name or dig(request.object, "metadata", "name", default="")
     return name
+
+
+def _ranges(obj: Object | None) -> frozenset[str]:
+    """A Node's pod ranges, as it tells them."""
+    spec = dig(obj, "spec", default={})
+    return frozenset(one for one in (spec.get("podCIDR"), *(spec.get("podCIDRs") or ())) if one)
+
+
+def _network(text: str) -> IPv4Network | None:
+    try:
+        return IPv4Network(text)
+    except ValueError:
+        return None
 
 
 def _labels(obj: Object | None) -> dict[str, str]:

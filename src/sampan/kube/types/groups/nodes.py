@@ -75,7 +75,9 @@ class NodeStrategy(BuiltinStrategy):
 
     def check_update(self, new: Object, old: Object, problems: Problems) -> None:
         stored = dig(old, "spec", "podCIDRs", default=[])
-        if stored and dig(new, "spec", "podCIDRs", default=[]) != stored:
+        first = dig(old, "spec", "podCIDR", default="")
+        changed = dig(new, "spec", "podCIDRs", default=[]) != stored or dig(new, "spec", "podCIDR", default="") != first
+        if (stored or first) and changed:
             problems.forbidden("spec.podCIDRs", 'node updates may not change podCIDR except from "" to valid')
 
 
