@@ -380,6 +380,30 @@ async def test_nobody_grants_more_than_they_hold(world: World) -> None:
     await world.write(CLUSTER_ROLE_BINDINGS, binding("x", ("ClusterRole", "big"), ("User", "ann")))
 
 
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ({"volumes": [{"name": "v", "secret": {"secretName": "admin"}}]}, "secrets"),
+        ({"volumes": [{"name": "v", "projected": {"sources": [{"secret": {"name": "admin"}}]}}]}, "secrets"),
+        ({"volumes": [{"name": "v", "csi": {"nodePublishSecretRef": {"name": "admin"}}}]}, "secrets"),
+        ({"imagePullSecrets": [{"name": "admin"}]}, "secrets"),
+        ({"containers": [{"name": "c", "image": "i", "envFrom": [{"secretRef": {"name": "admin"}}]}]}, "secrets"),
+        ({"volumes": [{"name": "v", "configMap": {"name": "all"}}]}, "configmaps"),
+        ({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}, "persistentvolumeclaims"),
+        ({"serviceAccountName": "admin"}, "a service account"),
+    ],
+)
+async def test_a_nodes_own_pods_refer_to_nothing_it_could_then_read(
+    world: World, spec: dict[str, Any], what: str
+) -> None:
+    node = User("system:node:n1", ("system:nodes",))
+    mirror = pod(nodeName="n1")
+    mirror["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "x"}
+    await world.write(PODS, mirror, user=node)
+    with pytest.raises(ApiError, match=f"can not create pods that reference {what}"):
+        await world.write(PODS, {**mirror, "spec": {**mirror["spec"], **spec}}, user=node)
+
+
 async def test_a_node_writes_only_what_is_its_own(world: World) -> None:
     node = User("system:node:n1", ("system:nodes",))
     made = await world.made(NODES, named("n1"), user=node)

@@ -299,16 +299,16 @@ class NodeAuthorizer:
         name = attributes.name
         if plural == "persistentvolumes":
             for pod in self._pods(node, None):
-                for _, claim in _references(pod, "persistentvolumeclaims"):
+                for _, claim in references(pod, "persistentvolumeclaims"):
                     found = self._cache.get(PERSISTENT_VOLUME_CLAIMS, pod["metadata"]["namespace"], claim)
                     if found is not None and (found.get("spec") or {}).get("volumeName") == name:
                         return True
             return False
         pods = self._pods(node, attributes.namespace)
-        return any(used == name for pod in pods for _, used in _references(pod, plural))
+        return any(used == name for pod in pods for _, used in references(pod, plural))
 
 
-def _references(pod: Object, plural: str) -> Iterator[tuple[str, str]]:
+def references(pod: Object, plural: str) -> Iterator[tuple[str, str]]:
     """(plural, name) of secrets, config maps or claims that a pod's volumes, environment and image pulls name."""
     spec = pod.get("spec") or {}
     if plural == "secrets":

@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 
 from sampan.kube.access.interface import AdmissionRequest
 from sampan.kube.access.plugins.plugin import Plugin
-from sampan.kube.access.rbac import NODE_PREFIX, NODES_GROUP
+from sampan.kube.access.rbac import NODE_PREFIX, NODES_GROUP, references
 from sampan.kube.access.refusal import refused
 from sampan.kube.objects import Object, dig
 from sampan.kube.resources import NODES, PODS
@@ -76,6 +76,12 @@ class NodeRestriction(Plugin):
                 )
             if dig(request.object, "spec", "nodeName") != node:
                 raise refused(request, f"node {_quoted(node)} can only create pods with spec.nodeName set to itself")
+            # what a pod of its own refers to a node may read: so its own pods refer to nothing
+            if dig(request.object, "spec", "serviceAccountName"):
+                raise refused(request, f"node {_quoted(node)} can not create pods that reference a service account")
+            for plural in ("secrets", "configmaps", "persistentvolumeclaims"):
+                if request.object is not None and next(references(request.object, plural), None) is not None:
+                    raise refused(request, f"node {_quoted(node)} can not create pods that reference {plural}")
         elif request.operation == "UPDATE" and request.subresource == "status":
             if dig(request.old_object, "spec", "nodeName") != node:
                 own = "pods with spec.nodeName set to itself"
