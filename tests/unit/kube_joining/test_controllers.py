@@ -16,7 +16,7 @@ from sampan.kube.joining import discovery
 from sampan.kube.joining.credentials import Wanted, make_request, of_kubelet, of_network
 from sampan.kube.joining.tokens import Token, secret_object
 from sampan.kube.objects import Object
-from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NODES, SECRETS
+from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NODES, SECRETS, SERVICES
 from tests.unit.kube_control.conftest import World
 
 TOKEN = Token("abcdef", "0123456789abcdef")
@@ -170,6 +170,24 @@ async def test_a_kubelets_certificate_is_for_the_addresses_of_its_node(world: Wo
     assert decided(await approval(world, of_kubelet("a", ["10.0.0.2"]), user="system:node:b")) == []
     approver.allowed = frozenset()
     assert decided(await approval(world, of_kubelet("a", ["10.0.0.2"]))) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["kubernetes.default.svc", "Localhost", "10.96.0.1", "b", "x.default.svc.cluster.local"]
+)
+async def test_a_kubelets_certificate_is_for_no_name_of_the_api_server_or_another_node(world: World, name: str) -> None:
+    approver = Allowing(world.context)
+    approver.allowed = frozenset({"selfnodeserver"})
+    await approver.start()
+    service = {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 443}]}
+    await world.create(SERVICES, "kubernetes", "default", spec=service)
+    await world.create(NODES, "a")
+    await world.create(NODES, "b")
+    addresses = [{"type": "Hostname", "address": "a"}, {"type": "InternalDNS", "address": name}]
+    await world.client.patch(NODES, "a", {"status": {"addresses": addresses}}, subresource="status")
+    await world.settle()
+    assert decided(await approval(world, of_kubelet("a", [name]))) == []
+    assert decided(await approval(world, of_kubelet("a", []))) == ["Approved"]
 
 
 async def test_a_request_that_came_before_the_addresses_is_looked_at_again(world: World) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from sampan.kube.access.authentication import FRONT_PROXY
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object, Resource, copy, dig
-from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, NODES
+from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, NODES, SERVICES
 from sampan.kube.status import ApiError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ SECONDS_DEFAULT = 365 * 24 * 3600.0
 SECONDS_LEAST = 600.0
 
 _KEY_USAGES = frozenset({"digital signature", "key encipherment"})
+_API_SERVICE = "metadata.name=kubernetes"
 _REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 
 DONE_SECONDS = 3600.0
@@ -129,6 +130,12 @@ def _usage_refusal(usages: frozenset[str], needed: str) -> str:
     return f"usages contain {', '.join(extra)}, which the signer does not give" if extra else ""
 
 
+def of_the_cluster(name: str) -> bool:
+    """A DNS name under which the API server or a Service is believed, and no node."""
+    plain = name.lower().rstrip(".")
+    return plain in ("localhost", "kubernetes", "kubernetes.default") or plain.endswith((".svc", ".cluster.local"))
+
+
 def condition(request: Object, type: str) -> Mapping[str, Any] | None:
     """The request's condition of a type, when it is there."""
     conditions: list[Mapping[str, Any]] = dig(request, "status", "conditions", default=[])
@@ -173,7 +180,11 @@ class CertificateApprover(_RequestController):
     name = "csrapproving"
 
     def sources(self) -> list[Source]:
-        return [For(CERTIFICATE_SIGNING_REQUESTS), Watches(NODES, self._asked_by)]
+        return [
+            For(CERTIFICATE_SIGNING_REQUESTS),
+            Watches(NODES, self._asked_by),
+            Watches(SERVICES, lambda _: [], _API_SERVICE),
+        ]
 
     def _asked_by(self, node: Object) -> list[Key]:
         """Undecided serving requests of a node: its addresses may have come after them."""
@@ -214,10 +225,23 @@ class CertificateApprover(_RequestController):
         if signer == KUBELET_SERVING:
             node = self.informer(NODES).get(Key("", username.removeprefix(NODE_PREFIX)))
             addresses = {one["address"] for one in dig(node, "status", "addresses", default=())}
-            known = node is not None and set(wanted.names) <= addresses
+            # a node says itself what its addresses are: not those under which others, and the API server, are believed
+            foreign = {*self._api_addresses(), *self._names_of_others(username)}
+            mine = not any(name in foreign or of_the_cluster(name) for name in wanted.names)
+            known = node is not None and mine and set(wanted.names) <= addresses
             return [("selfnodeserver", "self kubelet serving certificate")] if known else []
         proxy = wanted.common_name == PROXY_USER and not wanted.organizations and not wanted.names
         return [("nodeproxy", "node proxy client certificate")] if proxy and username.startswith(NODE_PREFIX) else []
+
+    def _api_addresses(self) -> list[str]:
+        service = self.informer(SERVICES, _API_SERVICE).get(Key("default", "kubernetes"))
+        return dig(service, "spec", "clusterIPs", default=[]) or [dig(service, "spec", "clusterIP", default="")]
+
+    def _names_of_others(self, username: str) -> Iterator[str]:
+        for other in self.informer(NODES).objects():
+            name = other["metadata"]["name"]
+            if f"{NODE_PREFIX}{name}" != username:
+                yield name
 
     async def _may(self, spec: Mapping[str, Any], subresource: str) -> bool:
         wanted = {
