@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from sampan.kube.access.bootstrap import default_objects
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.control.bootstrap_tokens import ClusterInfo, TokenCleaner
 from sampan.kube.control.certificates_signing import CertificateApprover
 from sampan.kube.control.node_departure import LEFT, NodeDeparture
 from sampan.kube.control.node_ranges import TAKEN_RANGES, NodeRanges, free_range, networks
 from sampan.kube.joining import discovery
-from sampan.kube.joining.credentials import Wanted, make_request, of_kubelet, of_network
+from sampan.kube.joining.credentials import Wanted, make_request, of_client, of_kubelet, of_network
 from sampan.kube.joining.tokens import Token, secret_object
 from sampan.kube.objects import Object
 from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NODES, SECRETS, SERVICES
@@ -188,6 +189,20 @@ async def test_a_kubelets_certificate_is_for_no_name_of_the_api_server_or_anothe
     await world.settle()
     assert decided(await approval(world, of_kubelet("a", [name]))) == []
     assert decided(await approval(world, of_kubelet("a", []))) == ["Approved"]
+
+
+async def test_nobody_becomes_the_platforms_own_node(world: World) -> None:
+    approver = Allowing(world.context)
+    approver.allowed = frozenset({"nodeclient", "selfnodeclient"})
+    await approver.start()
+    await world.create(NODES, "own")
+    await world.create(NODES, "a")
+    await world.client.patch(NODES, "a", {"metadata": {"annotations": {JOINED: "true"}}})
+    await world.settle()
+    assert decided(await approval(world, of_client("own"), user="system:bootstrap:abcdef")) == []
+    assert decided(await approval(world, of_client("own"), user="system:node:own")) == []
+    for name in ("a", "new"):
+        assert decided(await approval(world, of_client(name), user="system:bootstrap:abcdef")) == ["Approved"]
 
 
 async def test_a_request_that_came_before_the_addresses_is_looked_at_again(world: World) -> None:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sampan.kube.access.authentication import FRONT_PROXY
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object, Resource, copy, dig
@@ -220,6 +221,9 @@ class CertificateApprover(_RequestController):
     def _reasons(self, signer: str, wanted: Asked, username: str) -> list[tuple[str, str]]:
         """What the requester must be allowed (any of it) for an approval, and how that is called."""
         if signer == KUBELET_CLIENT:
+            node = self.informer(NODES).get(Key("", wanted.common_name.removeprefix(NODE_PREFIX)))
+            if node is not None and JOINED not in (node["metadata"].get("annotations") or {}):
+                return []  # the platform's own, which has no such certificate: whoever asks is not it
             own = [("selfnodeclient", "self kubelet client certificate")] if wanted.common_name == username else []
             return [*own, ("nodeclient", "kubelet client certificate")]
         if signer == KUBELET_SERVING:
