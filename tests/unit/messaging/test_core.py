@@ -573,3 +573,34 @@ async def test_asynchronous_flush_keeps_everything_over_a_restart(tmp_path: Path
         assert not bench.core.store.log.dirty
     async with started(tmp_path, clock, segment_bytes=10_000, sync=False) as bench:
         assert len(await bench.bodies("t")) == 30
+
+
+@pytest.mark.parametrize("damaged", [[3], [0], [29], [7, 8], list(range(8, 16)), list(range(24, 30))])
+async def test_an_index_that_is_made_anew_leaves_room_for_what_is_damaged(tmp_path: Path, damaged: list[int]) -> None:
+    clock = frozen()
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        store = bench.core.store
+        bench.core.broker.create_topic(TopicConfig("t", queues=1))
+        for number in range(30):
+            await bench.send("t", b"%02d" % number * 500)
+        queue = store.topics["t"].queues[0]
+        found = [one for number in range(30) for one in store.entries(queue, number, 1)]
+        places = [(store.log._base(one.position), one.position) for one in found]
+        store._begin_checkpoint(store.log.durable)
+        await bench.settle(lambda: not store._checkpointing)
+    for base, position in (places[number] for number in damaged):
+        with (tmp_path / "log" / f"{base:020d}").open("r+b") as file:
+            file.seek(position - base)
+            file.write(b"\xff" * 8)
+    for part in (tmp_path / "index").iterdir():
+        part.unlink()
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        queue = bench.core.store.topics["t"].queues[0]
+        assert [one.offset for number in range(30) for one in bench.core.store.entries(queue, number, 1)] == [
+            *range(30)
+        ]
+        bench.core.consumption.reset("g", bench.core.broker.topic("t"), 0, 0)
+        got: list[bytes] = []
+        for _ in range(10):
+            got += [body[:2] for body in await bench.bodies("t")]
+        assert got == [b"%02d" % number for number in range(30) if number not in damaged]

@@ -30,7 +30,7 @@ from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.storage import checkpoint, frames
 from sampan.parts.messaging.storage.index import Entry, Index, Live, Part, key_hash
-from sampan.parts.messaging.storage.log import FRAME_BYTES, CommitLog, Kind
+from sampan.parts.messaging.storage.log import FRAME_BYTES, SEGMENT_HEADER, CommitLog, Kind
 from sampan.parts.messaging.timers import Timers
 from sampan.parts.messaging.topology import GroupConfig, Queue, Topic, TopicConfig
 
@@ -195,6 +195,7 @@ class Store:
                 if frame.kind == "topic" and frame.data is None:
                     gone[frame.name] = position  # what came before was in queues of an earlier topic of this name
         bases = [base for base in self.log.bases if base < stop]
+        due = {number: queue.minimum for number, (_, queue) in self._queues.items()}
         for base, end in zip(bases, [*bases[1:], stop], strict=True):
             live = Live(base)
             for position, kind, payload in self.log.scan(base, end):
@@ -214,7 +215,12 @@ class Store:
                 if kind == Kind.MESSAGE:
                     tag_code = record.java_hash(message.tag) if message.tag else 0
                     number = topic.queues[message.queue_id].number
+                    _fill(live, number, due.get(number, message.queue_offset), message.queue_offset, position)
                     live.add(number, message.queue_offset, position, len(payload), tag_code)
+                    due[number] = message.queue_offset + 1
+            if end == stop:
+                for number, (_, queue) in self._queues.items():
+                    _fill(live, number, due[number], queue.next, base + SEGMENT_HEADER.size + FRAME_BYTES)
             self.index.parts.append(Part(live.write(self._directory / "index", end)))
         self.index.live = Live(stop)
 
@@ -784,6 +790,13 @@ class Store:
         if not self._stopped:
             self.log.sync()
             self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
+
+
+def _fill(live: Live, queue: int, first: int, stop: int, position: int) -> None:
+    """Have entries for messages that are damaged, since offsets are consecutive: a frame of no bytes, which nobody can read
+    either, so that consumers are told and go on behind it."""
+    for offset in range(first, stop):
+        live.add(queue, offset, position, 0, 0)
 
 
 def _hashes(message: Message) -> tuple[int, ...]:
