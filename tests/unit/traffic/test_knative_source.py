@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from sampan.kube.objects import Key, Object
 from sampan.parts.traffic.resources import KNATIVE_INGRESSES
 from sampan.parts.traffic.sources.gateway_api import Result
-from sampan.parts.traffic.sources.knative import KnativeSource
+from sampan.parts.traffic.sources.knative import LONGEST_WAIT, KnativeSource
 from tests.unit.traffic.world_made import MadeWorld
 
 PUBLIC, SECURE, PRIVATE = 80, 443, 8080
@@ -23,23 +24,23 @@ def translated(*ingresses: Object) -> Result:
     made = MadeWorld()
     made.service("hello", 80)
     made.world.knative_ingresses = {Key.of(one): one for one in ingresses}
-    return KnativeSource("127.0.0.1", PUBLIC, SECURE, PRIVATE).translate(made.world, made.backends)
+    return source(lambda: 0.0).translate(made.world, made.backends)
+
+
+def source(now: Callable[[], float]) -> KnativeSource:
+    return KnativeSource("127.0.0.1", PUBLIC, SECURE, PRIVATE, now)
 
 
 def served(result: Result, port: int) -> set[str]:
     return {host for one in result.listeners if one.port == port for host in one.hosts}
 
 
-GOOD = {
-    "rules": [
-        {
-            "hosts": ["hello.example.com"],
-            "http": {
-                "paths": [{"splits": [{"serviceNamespace": "default", "serviceName": "hello", "servicePort": 80}]}]
-            },
-        }
-    ]
-}
+def splits_to(service: str) -> Object:
+    split = {"serviceNamespace": "default", "serviceName": service, "servicePort": 80}
+    return {"rules": [{"hosts": ["hello.example.com"], "http": {"paths": [{"splits": [split]}]}}]}
+
+
+GOOD = splits_to("hello")
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,25 @@ def test_a_malformed_one_keeps_no_other_from_being_served(spec: Any) -> None:
     }
     assert states == {"a-bad-one": "Unknown", "good": "True"}
     assert all(resource == KNATIVE_INGRESSES for resource, _ in result.statuses)
+
+
+def test_a_cluster_stays_for_requests_that_wait_in_the_gate() -> None:
+    made, now = MadeWorld(), 0.0
+    followed = source(lambda: now)
+
+    def split_to(service: str) -> set[str]:
+        made.service(service, 80)
+        made.world.knative_ingresses = {Key("default", "one"): ingress("one", splits_to(service))}
+        made.world.version += 1
+        followed.translate(made.world, made.backends)
+        return set(made.backends.made)
+
+    assert split_to("one") == {"default/one/80"}
+    assert split_to("two") == {"default/one/80", "default/two/80"}
+    now = LONGEST_WAIT - 1
+    assert split_to("three") == {"default/one/80", "default/two/80", "default/three/80"}
+    now = LONGEST_WAIT
+    assert split_to("two") == {"default/two/80", "default/three/80"}
+    now = 3 * LONGEST_WAIT
+    assert split_to("two") == {"default/two/80"}
+    assert split_to("three") == {"default/two/80", "default/three/80"}

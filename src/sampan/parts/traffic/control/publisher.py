@@ -91,7 +91,7 @@ class Publisher:
         self._backends = Backends(self._world)
         self._gateways = GatewaySource(places)
         self._ingresses = IngressSource(places.shared, http_port, https_port)
-        self._knative = KnativeSource(places.shared, http_port, https_port, internal_port)
+        self._knative = KnativeSource(places.shared, http_port, https_port, internal_port, context.clock.monotonic)
         self._bare = [
             Listener("platform", "http", places.shared, http_port, "HTTP"),
             Listener("platform", "https", places.shared, https_port, "HTTPS"),

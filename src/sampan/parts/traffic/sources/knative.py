@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -40,6 +40,8 @@ CLASS_ANNOTATION = "networking.knative.dev/ingress.class"
 TIMEOUTS_ANNOTATION = "sampan.dev/timeouts"
 """On an internal Ingress, by revision: ``[whole, response start, idle]`` in seconds, 0 where there is none (JSON)."""
 LIMIT_ANNOTATION = "sampan.dev/container-concurrency"
+LONGEST_WAIT = 600.0
+"""Seconds a request may stand in the gate with its revision chosen: upstream's ``max-revision-timeout-seconds``."""
 HTTPS = 443
 GATEWAY_DOMAIN = "gateway.knative-serving.svc.cluster.local"
 INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
@@ -47,12 +49,22 @@ INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 
 
 class KnativeSource(WholeSource):
-    """Translates, and keeps what it made as long as nothing changes that the internal Ingresses depend on."""
+    """Translates, and keeps what it made as long as nothing changes that the internal Ingresses depend on.
 
-    def __init__(self, address: str, http_port: int, https_port: int, internal_port: int) -> None:
+    Envoy chooses a request's revision before the gate lets the request pass, and answers 500 when the revision's cluster is gone
+    by then. So clusters stay for as long as a request may wait after the last split that names them.
+    """
+
+    def __init__(
+        self, address: str, http_port: int, https_port: int, internal_port: int, now: Callable[[], float]
+    ) -> None:
+        """``now``: monotonic platform seconds."""
         super().__init__()
         self._address, self._http, self._https, self._internal = address, http_port, https_port, internal_port
+        self._now = now
         self._version = -1
+        self._leaving: dict[str, float] = {}
+        """Clusters that no split names any more, and until when they are held."""
 
     def translate(self, world: World, backends: Backends) -> Result:
         """Listeners and statuses for all internal Ingresses of our class."""
@@ -61,6 +73,15 @@ class KnativeSource(WholeSource):
             return self._kept()
         self._version = world.version
         return self._anew(backends, lambda: self._translate(world, backends))
+
+    def _let_go(self, backends: Backends, names: frozenset[str]) -> None:
+        now = self._now()
+        backends.release(names & self._clusters)
+        self._leaving |= dict.fromkeys(sorted(names - self._clusters), now + LONGEST_WAIT)
+        over = [name for name, until in self._leaving.items() if until <= now or name in self._clusters]
+        backends.release(over)
+        for name in over:
+            del self._leaving[name]
 
     def _translate(self, world: World, backends: Backends) -> Result:
         result = Result()

@@ -31,9 +31,13 @@ class WholeSource:
         result = translate()
         held, self._clusters, self._services = self._clusters, frozenset(backends.used), frozenset(backends.asked)
         backends.hold(self._clusters)
-        backends.release(held)
+        self._let_go(backends, held)
         before, self._result = self._result.statuses, result
         result.changed = {
             entry for entry in before.keys() | result.statuses.keys() if before.get(entry) != result.statuses.get(entry)
         }
         return result
+
+    def _let_go(self, backends: Backends, names: frozenset[str]) -> None:
+        """The last outcome's clusters are no longer needed for it."""
+        backends.release(names)
