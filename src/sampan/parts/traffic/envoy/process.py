@@ -9,6 +9,7 @@ replaced by a hot restart, which loses no request. A stop that was asked for dra
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -37,6 +38,8 @@ STEADY = 10.0
 NOTE = "traffic-envoy"
 """Name in the book of detached processes."""
 SHARED_MEMORY = Path("/dev", "shm")
+LAST_WORDS = 2048
+"""Bytes of the log's end in which its last line is looked for."""
 DRAIN_POLL = 0.05
 """Seconds between looks at the requests under way."""
 ORPHAN = 'exec 3<&0; ( exec >/dev/null 2>&1; read -r go <&3 && exec "$@" 3<&- </dev/null ) & echo $!'
@@ -129,7 +132,12 @@ class Envoy:
     async def start(self, tasks: Tasks) -> None:
         """Go on with the Envoy that was found or start one, and keep one running from then on."""
         if self._process is None:
-            await self._spawn()
+            try:
+                await self._spawn()
+            except EnvoyError as error:
+                # a whole platform should not fail because somebody ended one process; what is really wrong is so again
+                log.error("%s; starting it once more", error)
+                await self._spawn()
         elif self._state.command != self._command():
             log.info("the running Envoy, pid %d, was started differently: it is replaced", self._process.pid)
             self._retiring = self._process
@@ -239,7 +247,8 @@ class Envoy:
                 while not await self._serves(epoch):
                     if not _runs(process):
                         self._process = None
-                        raise EnvoyError(f"Envoy exited at once; see {self._directory / 'envoy.log'}")
+                        why = await asyncio.to_thread(self._last_words)
+                        raise EnvoyError(f"Envoy exited at once: {why}; see {self._directory / 'envoy.log'}")
                     await self._clock.sleep(0.005)
         except TimeoutError:
             await self._end(process, signal.SIGKILL)
@@ -286,6 +295,14 @@ class Envoy:
         self.admin_socket.unlink(missing_ok=True)
         content = bootstrap(self._node_id, self.xds_socket, self.admin_socket, self.metrics)
         write_atomic(self._directory / "bootstrap.json", msgspec.json.encode(content), durable=False)
+
+    def _last_words(self) -> str:
+        """The last line of Envoy's log."""
+        with contextlib.suppress(OSError), (self._directory / "envoy.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            if lines := file.read().decode(errors="replace").split("\n")[:-1]:
+                return lines[-1]
+        return "it said nothing"
 
     def _write_state(self) -> None:
         write_atomic(self._directory / "envoy.json", msgspec.json.encode(self._state), durable=False)

@@ -1,0 +1,59 @@
+"""Envoy's supervisor, with processes that end at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.parts.traffic.envoy.process import Envoy, EnvoyError
+
+
+class Stumbling(Envoy):
+    """Its first launches end at once, with a word in the log."""
+
+    falls = 1
+
+    async def _launch(self, command: list[str]) -> psutil.Process:
+        if not self.falls:
+            return await super()._launch(command)
+        self.falls -= 1
+        with (self._directory / "envoy.log").open("a") as log:
+            log.write("first line\nno room\n")
+        child = await asyncio.create_subprocess_exec("sleep", "0.1")
+        return psutil.Process(child.pid)
+
+
+def stumbling(folder: Path, falls: int) -> Stumbling:
+    (folder / "run").mkdir()
+    made = Stumbling(folder / "envoy", Clock(), run=folder / "run", node_id="node", concurrency=1, outlive=False)
+    made.falls = falls
+    return made
+
+
+async def test_one_process_that_ends_at_once_fails_no_platform(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    envoy = stumbling(tmp_path, 1)
+    await envoy.find()
+    async with Tasks(Clock(), "test") as tasks:
+        await envoy.start(tasks)
+        assert envoy.pid is not None
+        assert psutil.pid_exists(envoy.pid)
+        assert "Envoy exited at once: no room" in caplog.text
+        await envoy.stop()
+
+
+async def test_why_it_cannot_run_is_told(tmp_path: Path) -> None:
+    envoy = stumbling(tmp_path, 2)
+    await envoy.find()
+    try:
+        async with Tasks(Clock(), "test") as tasks:
+            with pytest.raises(EnvoyError, match=r"Envoy exited at once: no room; see .*envoy.log"):
+                await envoy.start(tasks)
+    finally:
+        await envoy.stop()
