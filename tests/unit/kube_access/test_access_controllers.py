@@ -177,6 +177,8 @@ async def test_an_approved_request_is_signed_by_the_authority(world: World, tmp_
         (KUBELET_CLIENT, pem("system:node:n1", "system:nodes", "n1"), ["client auth"], "are not allowed"),
         (CLIENT, "bm9uc2Vuc2U=", ["client auth"], "unable to parse csr"),
     ],
+    # of the keys, which every worker makes anew, no name may tell
+    ids=["usage missing", "usage too much", "front proxy", "no names", "other node", "names", "nonsense"],
 )
 async def test_what_a_signer_does_not_give_is_marked_failed(
     world: World, tmp_path: Path, signer: str, request_pem: str, usages: list[str], why: str
