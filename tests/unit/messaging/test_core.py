@@ -586,6 +586,7 @@ async def test_an_index_that_is_made_anew_leaves_room_for_what_is_damaged(tmp_pa
         queue = store.topics["t"].queues[0]
         found = [one for number in range(30) for one in store.entries(queue, number, 1)]
         places = [(store.log._base(one.position), one.position) for one in found]
+        await bench.settle(lambda: not store._checkpointing)  # the last new segment began one
         store._begin_checkpoint(store.log.durable)
         await bench.settle(lambda: not store._checkpointing)
     for base, position in (places[number] for number in damaged):
