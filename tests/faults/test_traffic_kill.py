@@ -15,7 +15,7 @@ from sampan.kube.client.http import HttpClient
 from sampan.kube.objects import Object
 from tests.clients.certificates_made import MadeAuthority
 from tests.clients.gateway_harness import bench, endpoint_slice, gateway, route, to
-from tests.faults.traffic_kill import Command, Load, api, kill
+from tests.faults.traffic_kill import Command, Load, answering, api, kill
 
 
 @pytest.fixture
@@ -54,11 +54,7 @@ def ended(pid: int) -> bool:
 def test_traffic_goes_on_while_the_core_is_dead_and_after(command: Command) -> None:
     command.up()
     with api(command) as gw:
-        ns = gw.namespace("core")
-        gw.service(ns, "v1")
-        address = gw.gateway(ns, "gw")
-        gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
-        gw.until(lambda: gw.ask(address).backend == "v1")
+        ns, address = answering(gw, "core")
         envoy, shared = command.envoy(), command.address("gateway")
         with Load(address) as load:
             command.kill_core()
@@ -97,11 +93,7 @@ def test_traffic_goes_on_while_the_core_is_dead_and_after(command: Command) -> N
 def test_a_kill_costs_what_was_under_way_and_a_kill_of_the_core_nothing(command: Command) -> None:
     command.up()
     with api(command) as gw:
-        ns = gw.namespace("kill")
-        gw.service(ns, "v1")
-        address = gw.gateway(ns, "gw")
-        gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
-        gw.until(lambda: gw.ask(address).backend == "v1")
+        _, address = answering(gw, "kill")
         gw.close()
         assert kill("core", command, address).failed == 0
         assert kill("both", command, address).asked

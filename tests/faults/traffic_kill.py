@@ -192,6 +192,16 @@ def kill(what: str, command: Command, address: str) -> Round:
     )
 
 
+def answering(gw: Bench, name: str) -> tuple[str, str]:
+    """The namespace and the address of a Gateway that answers from a Service ``v1``."""
+    ns = gw.namespace(name)
+    gw.service(ns, "v1")
+    address = gw.gateway(ns, "gw")
+    gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
+    gw.until(lambda: gw.ask(address).backend == "v1")
+    return ns, address
+
+
 def main(rounds: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
@@ -199,11 +209,7 @@ def main(rounds: int) -> None:
         try:
             command.up()
             with api(command) as gw:
-                ns = gw.namespace("kill")
-                gw.service(ns, "v1")
-                address = gw.gateway(ns, "gw")
-                gw.route(route(ns, "r", "gw", [{"backendRefs": to("v1")}]))
-                gw.until(lambda: gw.ask(address).backend == "v1")
+                _, address = answering(gw, "kill")
                 gw.close()
                 print(
                     f"{'killed':8}{'rounds':>8}{'asked':>9}{'failed':>8}{'outage ms: median':>20}{'worst':>8}{'since up':>12}{'worst':>8}"
