@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
@@ -31,12 +32,13 @@ HOURLY: Object = {
 async def test_an_hourly_cron_job_starts_a_job_for_each_hour_that_autojump_passes(
     kube: HttpClient, clock: sampan.testing.SteeredClock
 ) -> None:
-    await kube.create(CRON_JOBS, HOURLY)
+    clock.jump(5400 - clock.time() % 3600)  # half past: three full hours lie ahead, none of them at the limit
     begin = clock.time()
+    await kube.create(CRON_JOBS, HOURLY)
     with clock.autojump(limit=3 * 3600 + 60):
         while clock.time() < begin + 3 * 3600:
             await asyncio.sleep(0.05)  # a client that keeps asking would keep the platform busy, and its clock still
     jobs = (await kube.list(JOBS, "default")).items
-    hours = sorted(item["metadata"]["creationTimestamp"][11:16] for item in jobs)
-    assert len(hours) == 3
-    assert {moment[-2:] for moment in hours} == {"00"}
+    created = sorted(item["metadata"]["creationTimestamp"] for item in jobs)
+    hours = [datetime.fromtimestamp(begin + 1800 + 3600 * passed, UTC) for passed in range(3)]
+    assert [moment[:16] for moment in created] == [f"{hour:%Y-%m-%dT%H:%M}" for hour in hours]
