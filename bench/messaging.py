@@ -27,12 +27,12 @@ from typing import Any
 import uvloop
 
 from sampan.kernel.clock import Clock
+from sampan.kernel.collection import Collector
 from sampan.kernel.grpc import Call, GrpcServer, Method
 from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import record
 from sampan.parts.messaging.core import Core
 from sampan.parts.messaging.fronts.grpc.service import SERVICE, MessagingService
-from sampan.parts.messaging.part import GC_THRESHOLDS
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.topology import TopicConfig
 from sampan.proto import messaging_pb2 as pb
@@ -176,8 +176,7 @@ async def serve(path: str, port_fd: int, flush: str) -> None:
         core.broker.create_topic(TopicConfig("T"))
         server = GrpcServer([*service.methods(), *extra], clock=clock, tasks=tasks, answered=answered)
         await server.start(listener)
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        Collector().begin()
         os.write(port_fd, f"{address[1]}\n".encode())
         await finish.wait()
         await server.stop()

@@ -74,6 +74,7 @@ def _services() -> str:
 async def _demo(
     folder: Path, check: bool, only: list[str], without: list[str], config: Path | None, flags: tuple[str, ...]
 ) -> None:
+    from sampan.kernel.collection import Collector
     from sampan.kernel.platform import Platform
     from sampan.parts import PARTS
 
@@ -89,8 +90,7 @@ async def _demo(
         loop.add_signal_handler(number, platform.ask_to_stop)
     gc.disable()  # until it is ready: nearly everything that is made until then stays
     async with platform:
-        gc.freeze()
-        gc.enable()
+        Collector().begin()
         status = await platform.status()
         if status.state != "ready":
             raise DemoError(f"the platform is {status.state}")

@@ -65,11 +65,6 @@ def command(
         raise
 
 
-GC_THRESHOLDS = 10_000, 10, 20
-"""Allocations between collections, as ``gc.set_threshold`` takes them: with the interpreter's own a few thousand objects of the
-API are gone through again and again, at a tenth of a second each."""
-
-
 def run(
     parts: Mapping[str, str],
     data_dir: Path,
@@ -82,7 +77,10 @@ def run(
     """Run a platform of these parts until it is asked to stop. Raises SampanError where it cannot come up."""
     allow_files()
     gc.disable()  # until it is ready: nearly everything that is made until then stays
+    from sampan.kernel.collection import Collector
     from sampan.kernel.issuing import IssuingProcess
+
+    collector = Collector()
 
     # A first start makes all certificates: in a child, beside the rest of the start, so that this process never loads
     # what that takes. Now, because forking is for processes with a single thread.
@@ -111,13 +109,12 @@ def run(
             await platform.start()
             if issuing is not None:
                 issuing.close()
-            gc.freeze()
-            gc.set_threshold(*GC_THRESHOLDS)
-            gc.enable()
+            collector.begin()
             if platform.ready:
                 report.ready(platform_lines(data_dir, platform.listeners.addresses()))
             await platform.wait()
         finally:
+            collector.end()
             await platform.stop()
             if issuing is not None:
                 issuing.close()

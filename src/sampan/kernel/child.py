@@ -8,6 +8,7 @@ dies with the core, however that ends: the kernel sends it SIGKILL (Linux), or i
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ from sampan.kernel import telemetry
 from sampan.kernel.certificates import Authority
 from sampan.kernel.channel import Answer, Ask, Begin, Bound, Channel, Failed, Go, Ready, Steer, Stop
 from sampan.kernel.clock import Clock
+from sampan.kernel.collection import Collector
 from sampan.kernel.errors import SampanError
 from sampan.kernel.folder import DataDirectory
 from sampan.kernel.listeners import ListenerBook
@@ -71,6 +73,7 @@ class Child:
         part_type: type[Part[Any]] = load_object(begin.part)
         name = part_type.name
         directory = DataDirectory(Path(begin.root))
+        collector = Collector()
         async with (
             Tasks(clock, name, on_failure=self._failed) as tasks,
             Tasks(clock, "core", on_failure=self._failed) as line,
@@ -96,11 +99,14 @@ class Child:
             )
             try:
                 await self._unless_ended(line, self._raise(part_type, context))
+                gc.collect()
+                collector.begin()
                 self._channel.send(Ready())
                 await self._end.wait()
             except _Ended:
                 pass
             finally:
+                collector.end()
                 await self._lower(context)
                 await tasks.cancel()
             if self._failure is not None:

@@ -9,7 +9,6 @@ makes a super user ``sampan`` whose secret stands in ``credentials.json`` in the
 from __future__ import annotations
 
 import asyncio
-import gc
 import ipaddress
 import json
 import secrets
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 SWITCH_INTERVAL = 0.0005
 """Seconds the loop's thread may keep the interpreter while the log's thread waits for it to report a finished fsync."""
-GC_THRESHOLDS = 10_000, 20, 20
-"""Allocations between collections, as ``gc.set_threshold`` takes them: a call makes dozens of objects and no cycles."""
 MIRROR_RETRY = 5.0
 """Seconds until the API server is asked again after it refused the part's kinds."""
 
@@ -148,10 +145,6 @@ class MessagingPart(Part[MessagingSettings]):
         from sampan.parts.messaging.metrics import BrokerMetrics
 
         context.metrics.register(BrokerMetrics(core, self._server))
-        # what start-up made stays: a full collection should not go through it again while somebody waits for an answer
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
         context.tasks.start("mirror", self._mirror(core))
 
     async def ready(self) -> None:
