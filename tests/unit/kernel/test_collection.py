@@ -61,7 +61,7 @@ async def test_a_quiet_process_collects_what_gathered(
     collector: tuple[Collector, Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, clock = collector
-    monkeypatch.setattr(collection.time, "process_time", lambda: 1.0)
+    monkeypatch.setattr("sampan.kernel.collection.time.process_time", lambda: 1.0)
     made.begin()
     knot = Knot()
     watched = weakref.ref(knot)
