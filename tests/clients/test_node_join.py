@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,7 +138,7 @@ def test_kubectl_reaches_pods_of_the_joined_node(pair: tuple[Machine, Machine], 
     core, _other = pair
     core.apply(pod("talker", "second", "sh", "-c", "echo hello from $HOSTNAME; exec sleep 1000"))
     wait_ready(core, "talker")
-    assert core.kubectl("logs", "talker") == "hello from talker\n"
+    until(lambda: core.kubectl("logs", "talker") == "hello from talker\n", "its log is told")
     assert core.kubectl("exec", "talker", "--", "cat", "/etc/hostname").strip() == "talker"
     assert core.kubectl("exec", "-i", "talker", "--", "cat", stdin="through stdin") == "through stdin"
     (tmp_path / "file").write_text("copied")
@@ -173,11 +172,12 @@ def test_services_names_and_pods_reach_across_machines(pair: tuple[Machine, Mach
     for box in ("box-first", "box-second"):
         for name in ("web-first", "web-second"):
             for target in (f"http://{name}", f"http://{address[name]}"):
-                fetched = core.kubectl("exec", box, "--", "wget", "-t", "1", "-T", "5", "-qO-", target)
-                assert "<html" in fetched.lower(), (box, target)
+                fetch = ["exec", box, "--", "wget", "-t", "1", "-T", "5", "-qO-", target]
+                # without probes a pod is ready before its server, and a Service has it a moment later
+                until(lambda: "<html" in core.kubectl(*fetch, code=None).lower(), f"{box} reaches {target}")  # noqa: B023
     # who calls keeps its own address, on the other machine, too
     box = core.get("pod", "box-first")["status"]["podIP"]
-    assert box in core.kubectl("logs", "web-second")
+    until(lambda: box in core.kubectl("logs", "web-second"), "the server tells who called")
     version = core.kubectl(
         "exec",
         "box-second",
@@ -316,7 +316,9 @@ def test_the_nodes_identity_opens_only_what_is_the_nodes(pair: tuple[Machine, Ma
     core.apply(
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "others", "namespace": "default"}},
         pod("on-first", "first", "sleep", "1000"),
+        pod("on-second", "second", "sleep", "1000"),
     )
+    wait_ready(core, "on-second")
     folder = other.data / "joined"
     config = tmp_path / "config"
     assert other.kubeconfig is None
@@ -364,21 +366,36 @@ def test_the_nodes_identity_opens_only_what_is_the_nodes(pair: tuple[Machine, Ma
         ):
             assert "orbidden" in other.kubectl(*words, code=1), words
         other.kubectl("annotate", "node", "second", "mine=yes")
-        # nobody but the API server gets anything out of a kubelet
-        context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-        context.load_cert_chain(folder / "client.pem")
+        # nobody but the API server gets anything out of a kubelet, or takes it for a server of the platform's
         code = (
             "import ssl, http.client, sys\n"
             f"c = ssl.create_default_context(cafile={str(folder / 'ca.crt')!r})\n"
-            f"c.load_cert_chain({str(folder / 'client.pem')!r}) if sys.argv[1:] else None\n"
+            "c.check_hostname, c.verify_mode = False, ssl.CERT_NONE if sys.argv[1] != 'checking' else ssl.CERT_REQUIRED\n"
+            f"c.load_cert_chain({str(folder / 'client.pem')!r}) if sys.argv[1] == 'with' else None\n"
             f"h = http.client.HTTPSConnection({other.address!r}, 10250, context=c)\n"
             "h.request('GET', '/pods'); print(h.getresponse().status)\n"
         )
-        assert other.run("python3", "-c", code).strip() == "401"
+        assert other.run("python3", "-c", code, "without").strip() == "401"
         assert other.run("python3", "-c", code, "with").strip() == "403"
+        assert "CERTIFICATE_VERIFY_FAILED" in other.run("python3", "-c", code, "checking", code=1)
+        # its pods are where it is
+        code = (
+            "import ssl, http.client, json, sys\n"
+            f"c = ssl.create_default_context(cafile={str(folder / 'ca.crt')!r})\n"
+            f"c.load_cert_chain({str(folder / 'client.pem')!r})\n"
+            f"h = http.client.HTTPSConnection({core.address!r}, 6443, context=c)\n"
+            "status = {'podIP': sys.argv[1], 'podIPs': [{'ip': sys.argv[1]}]}\n"
+            "h.request('PATCH', '/api/v1/namespaces/default/pods/on-second/status', json.dumps({'status': status}),\n"
+            "          {'Content-Type': 'application/merge-patch+json'})\n"
+            "answer = h.getresponse(); print(answer.status, json.load(answer)['message'])\n"
+        )
+        for place in ("127.0.0.1", "10.244.0.9", core.address):
+            told = other.run("python3", "-c", code, place)
+            assert told.startswith("403 "), told
+            assert f'node "second" is not allowed to have a pod at "{place}"' in told
     finally:
         other.kubeconfig = None
-        core.kubectl("delete", "pod", "on-first", "--wait=false")
+        core.kubectl("delete", "pod", "on-first", "on-second", "--wait=false")
 
 
 def test_drained_and_back(pair: tuple[Machine, Machine]) -> None:

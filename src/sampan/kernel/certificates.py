@@ -6,6 +6,7 @@ An `Authority` owns one folder::
     unfinished                  there while the authority is not known to be on disk, see below
     <leaf>.crt, <leaf>.key      issued certificates that servers and clients load from files
     <leaf>.json                 what the leaf was issued for and until when, so that a start need not parse certificates
+    <name>/                     a further authority of the same kind, which nobody believes who does not ask for it (`apart`)
 
 Leaves live `LEAF_DAYS` and are issued anew when less than a third of that remains, at start or by `renew` while running;
 contexts made by `server_context` then serve the new certificate to the next handshake.
@@ -81,6 +82,7 @@ class Authority:
         self.key_path = directory / "ca.key"
         """The CA's private key (0600)."""
         self._unfinished = directory / "unfinished"
+        self._apart: dict[str, Authority] = {}
         if not self._usable():
             self._create()
 
@@ -88,6 +90,17 @@ class Authority:
     def certificate_pem(self) -> bytes:
         """The CA certificate in PEM."""
         return self.certificate_path.read_bytes()
+
+    def apart(self, name: str) -> Authority:
+        """An authority of its own beside this one, made at first use: for certificates that are to be worth nothing to who
+        trusts this one, such as those of servers that say themselves what their addresses are.
+
+        Raises:
+            CertificateError: its folder is damaged.
+        """
+        if name not in self._apart:
+            self._apart[name] = Authority(self.directory / name, self._now, self._issuing)
+        return self._apart[name]
 
     def settle(self) -> None:
         """Flush an authority that was made just now to the disk. Blocks for as long as that takes.
@@ -128,9 +141,11 @@ class Authority:
         self._contexts.append((context, pair))
         return context
 
-    def client_context(self, pair: KeyPair | None = None) -> ssl.SSLContext:
-        """A TLS client context that trusts this authority and presents ``pair``, if given."""
+    def client_context(self, pair: KeyPair | None = None, *, further: Authority | None = None) -> ssl.SSLContext:
+        """A TLS client context that trusts this authority, and a ``further`` one, and presents ``pair``, if given."""
         context = ssl.create_default_context(cafile=str(self.certificate_path))
+        if further is not None:
+            context.load_verify_locations(further.certificate_path)
         if pair is not None:
             context.load_cert_chain(pair.certificate, pair.key)
         return context

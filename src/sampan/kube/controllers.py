@@ -32,13 +32,14 @@ def builtin_controllers(
     types: TypeRegistry,
     tokens: Tokens,
     authority: Authority,
+    kubelets: Authority,
     definitions: ServedDefinitions,
     server: str,
     feed: Feed | None = None,
 ) -> list[Startable]:
     """All of them, made but not started.
 
-    ``server`` is the base URL by which other machines reach the API server; ``feed`` a shorter way to the objects than the
+    ``kubelets`` signs the serving certificates of kubelets. ``server`` is the base URL by which other machines reach the API server; ``feed`` a shorter way to the objects than the
     client, where there is one.
     """
     return [
@@ -51,7 +52,7 @@ def builtin_controllers(
         EventExpiry(context),
         ServiceAccountTokens(context, tokens, authority.certificate_pem),
         CertificateApprover(context),
-        CertificateSigner(context, authority),
+        CertificateSigner(context, authority, kubelets),
         CertificateCleaner(context),
         ClusterInfo(context, server, authority.certificate_pem.decode()),
         TokenCleaner(context),

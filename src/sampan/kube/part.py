@@ -54,6 +54,8 @@ ADMINISTRATOR = ("kubernetes-admin", ("system:masters",))
 
 KUBELET_CLIENT = ("kube-apiserver-kubelet-client", ("system:masters",))
 """User and groups as which the API server calls kubelets."""
+KUBELET_SERVING = "kubelet-serving"
+"""The authority apart that signs what joined kubelets serve with."""
 FRONT_PROXY = "front-proxy-client"
 """The name under which it vouches for users to aggregated API servers."""
 
@@ -199,6 +201,7 @@ class KubePart(Part[KubeSettings]):
             types=self._types,
             tokens=self._gates.tokens,
             authority=self.context.authority,
+            kubelets=self.context.authority.apart(KUBELET_SERVING),
             definitions=self._definitions,
             server=_url(advertised(host), port),
             feed=self._feed,
@@ -338,7 +341,9 @@ def kubeconfig(authority: Authority, host: str, port: int) -> str:
 
 def _identity(authority: Authority) -> tuple[ssl.SSLContext, tuple[str, str]]:
     """As whom the API server calls kubelets, and the files that vouch for users to aggregated servers."""
-    kubelets = authority.client_context(authority.client_certificate(*KUBELET_CLIENT))
+    kubelets = authority.client_context(
+        authority.client_certificate(*KUBELET_CLIENT), further=authority.apart(KUBELET_SERVING)
+    )
     proxy = authority.client_certificate(FRONT_PROXY)
     return kubelets, (str(proxy.certificate), str(proxy.key))
 

@@ -39,6 +39,18 @@ def test_keys_are_private_and_survive_a_restart(tmp_path: Path) -> None:
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
 
+def test_an_authority_apart_is_believed_only_by_who_asks_for_it(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    apart = authority.apart("apart")
+    server = apart.server_context(["n1"])
+    handshake(server, authority.client_context(further=apart), "n1")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(server, authority.client_context(), "n1")
+    handshake(authority.server_context(["n1"]), authority.client_context(further=apart), "n1")
+    again = Authority(tmp_path).apart("apart")
+    assert again.certificate_pem == apart.certificate_pem != authority.certificate_pem
+
+
 def test_other_names_get_other_files(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     assert authority.server_certificate(["localhost"]) != authority.server_certificate(["localhost", "10.0.0.1"])

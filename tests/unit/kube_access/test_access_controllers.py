@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -152,7 +153,7 @@ async def test_a_nodes_request_is_approved_when_it_may_ask(
 
 async def test_an_approved_request_is_signed_by_the_authority(world: World, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    signer = CertificateSigner(world.context, authority)
+    signer = CertificateSigner(world.context, authority, authority.apart("kubelets"))
     world.cache.put(CERTIFICATE_SIGNING_REQUESTS, request(CLIENT, pem("ann", "dev"), ["client auth"]))
     await signer.reconcile(Key("", "r"))
     assert "status" not in stored(world)
@@ -164,6 +165,19 @@ async def test_an_approved_request_is_signed_by_the_authority(world: World, tmp_
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate_pem))
     assert certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value == "ann"
     assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < timedelta(hours=3)
+
+
+async def test_what_a_kubelet_serves_with_is_worth_nothing_to_other_clients(world: World, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    kubelets = authority.apart("kubelets")
+    own = pem("system:node:n1", "system:nodes", "127.0.0.1")
+    asked = request(KUBELET_SERVING, own, ["server auth"], "system:node:n1", approved=True)
+    world.cache.put(CERTIFICATE_SIGNING_REQUESTS, asked)
+    await CertificateSigner(world.context, authority, kubelets).reconcile(Key("", "r"))
+    certificate = x509.load_pem_x509_certificate(base64.b64decode(stored(world)["status"]["certificate"]))
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(kubelets.certificate_pem))
+    with pytest.raises(InvalidSignature):
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate_pem))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +199,8 @@ async def test_what_a_signer_does_not_give_is_marked_failed(
 ) -> None:
     asked = request(signer, request_pem, usages, "system:node:n1", approved=True)
     world.cache.put(CERTIFICATE_SIGNING_REQUESTS, asked)
-    await CertificateSigner(world.context, Authority(tmp_path)).reconcile(Key("", "r"))
+    authority = Authority(tmp_path)
+    await CertificateSigner(world.context, authority, authority).reconcile(Key("", "r"))
     failed = stored(world)["status"]["conditions"][-1]
     assert (failed["type"], failed["reason"]) == ("Failed", "SignerValidationFailure")
     assert why in failed["message"]

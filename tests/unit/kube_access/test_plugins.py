@@ -440,6 +440,77 @@ async def test_a_node_writes_only_what_is_its_own(world: World) -> None:
         await world.write(NODES, labelled, named("n1"), user=node)
 
 
+NODE = User("system:node:n1", ("system:nodes",))
+
+
+def at(pod_ip: str, host_ip: str = "192.168.0.1", **spec: Any) -> Object:
+    status = {"podIP": pod_ip, "podIPs": [{"ip": pod_ip}], "hostIP": host_ip, "hostIPs": [{"ip": host_ip}]}
+    return {**pod(nodeName="n1", **spec), "status": status}
+
+
+@pytest.mark.parametrize(
+    ("reported", "ranges", "why"),
+    [
+        (at("10.244.3.9"), ["10.244.3.0/24"], ""),
+        (at("127.116.3.9"), ["10.244.3.0/24"], ""),
+        (at("192.168.0.1", hostNetwork=True), ["10.244.3.0/24"], ""),
+        (at("192.168.0.1"), ["10.244.3.0/24"], "a pod at"),
+        (at("10.244.7.9"), ["10.244.3.0/24"], "a pod at"),
+        (at("127.116.7.9"), ["10.244.3.0/24"], "a pod at"),
+        (at("127.0.0.1"), ["10.244.3.0/24"], "a pod at"),
+        (at("127.0.0.1", hostNetwork=True), ["10.244.3.0/24"], "a pod at"),
+        (at("169.254.169.254"), ["10.244.3.0/24"], "a pod at"),
+        (at("10.96.0.10"), ["10.244.3.0/24"], "a pod at"),
+        (at("nowhere"), ["10.244.3.0/24"], "a pod at"),
+        (at("10.244.3.9", "192.168.0.2"), ["10.244.3.0/24"], "does not have the host IP"),
+        (at("172.20.1.1"), [], ""),
+        (at("10.244.7.9"), [], "a pod at"),
+        (at("127.1.2.3"), [], "a pod at"),
+        (at("10.96.0.10"), [], "a pod at"),
+        (at("127.96.0.10"), [], "a pod at"),
+    ],
+)
+async def test_a_nodes_pods_are_where_the_node_is(world: World, reported: Object, ranges: list[str], why: str) -> None:
+    addresses = [{"type": "InternalIP", "address": "192.168.0.1"}, {"type": "Hostname", "address": "n1"}]
+    world.cache.put(NODES, {**named("n1"), "spec": {"podCIDRs": ranges}, "status": {"addresses": addresses}})
+    world.cache.put(NODES, {**named("n2"), "spec": {"podCIDR": "10.244.7.0/24"}})
+    world.cache.put(SERVICES, named("dns", "ns", spec={"clusterIPs": ["10.96.0.10"]}))
+    before = {**reported, "status": {}}
+    if why:
+        with pytest.raises(ApiError, match=f'node "n1" .*{why}'):
+            await world.write(PODS, reported, before, user=NODE, subresource="status")
+        await world.write(PODS, reported, before, subresource="status")  # others are not held to it
+        await world.write(PODS, reported, reported, user=NODE, subresource="status")  # nor what is there already
+    else:
+        await world.write(PODS, reported, before, user=NODE, subresource="status")
+
+
+@pytest.mark.parametrize(
+    ("address", "good"),
+    [
+        ("192.168.0.9", True),
+        ("127.0.0.1", True),
+        ("fd00::9", True),
+        ("0.0.0.0", False),
+        ("169.254.169.254", False),
+        ("10.244.3.1", False),
+        ("127.116.3.9", False),
+        ("127.7.3.9", False),
+        ("10.96.0.10", False),
+        ("127.96.0.10", False),
+        ("somewhere", False),
+    ],
+)
+async def test_a_node_is_not_where_pods_and_services_are(world: World, address: str, good: bool) -> None:
+    world.cache.put(SERVICES, named("dns", "ns", spec={"clusterIPs": ["10.96.0.10"]}))
+    told = {**named("n1"), "status": {"addresses": [{"type": "InternalIP", "address": address}]}}
+    if good:
+        await world.write(NODES, told, named("n1"), user=NODE, subresource="status")
+        return
+    with pytest.raises(ApiError, match='node "n1" is not allowed to be at'):
+        await world.write(NODES, told, named("n1"), user=NODE, subresource="status")
+
+
 async def test_approving_needs_the_signer(world: World) -> None:
     spec = {"signerName": "example.com/one"}
     pending = named("r", spec=spec, status={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sampan.kube.joining import discovery
 from sampan.kube.joining.credentials import Wanted, make_request, of_client, of_kubelet, of_network
 from sampan.kube.joining.tokens import Token, secret_object
 from sampan.kube.objects import Object
-from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NODES, SECRETS, SERVICES
+from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NAMESPACES, NODES, SECRETS, SERVICES
 from tests.unit.kube_control.conftest import World
 
 TOKEN = Token("abcdef", "0123456789abcdef")
@@ -100,6 +101,13 @@ def test_a_range_is_free_when_it_touches_no_other(taken: list[str], free: str) -
     assert free_range(networks(taken)) == free
 
 
+def test_platforms_begin_at_different_places_and_go_round() -> None:
+    assert free_range([], begin=3) == "10.244.131.0/24"
+    assert free_range([], begin=128 * 7 + 127) == "10.244.255.0/24"
+    assert free_range(networks(["10.244.255.0/24"]), begin=127) == "10.244.128.0/24"
+    assert free_range(networks(["10.244.128.0/17"]), begin=127) == "10.244.0.0/24"
+
+
 async def pod_range(world: World, name: str) -> str:
     found = await world.find(NODES, name)
     chosen: str = ((found or {}).get("spec") or {}).get("podCIDR", "")
@@ -107,10 +115,12 @@ async def pod_range(world: World, name: str) -> str:
 
 
 async def test_nodes_that_join_get_ranges_of_their_own(world: World) -> None:
+    uid = (await world.create(NAMESPACES, "kube-system"))["metadata"]["uid"]
+    places = [f"10.244.{128 + (zlib.crc32(uid.encode()) + further) % 128}.0/24" for further in range(3)]
     await world.create(NODES, "first", spec={"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]})
     await NodeRanges(world.context).start()
     for name in ("a", "b"):
-        metadata = {"name": name, "annotations": {TAKEN_RANGES: "10.244.129.0/24"}}
+        metadata = {"name": name, "annotations": {TAKEN_RANGES: places[1]}}
         await world.client.create(NODES, {"metadata": metadata})
     await world.create(NODES, "bare")
 
@@ -118,7 +128,7 @@ async def test_nodes_that_join_get_ranges_of_their_own(world: World) -> None:
         return bool(await pod_range(world, "a") and await pod_range(world, "b"))
 
     await world.until(given)
-    assert {await pod_range(world, "a"), await pod_range(world, "b")} == {"10.244.128.0/24", "10.244.130.0/24"}
+    assert {await pod_range(world, "a"), await pod_range(world, "b")} == {places[0], places[2]}
     assert await pod_range(world, "bare") == ""
 
 

@@ -2,9 +2,12 @@
 
 Three controllers, as upstream: `CertificateApprover` approves what nodes request for themselves when they are allowed to:
 client certificates, and, beyond upstream's, the kubelet's serving certificate for the addresses its Node has, and the
-identity that follows Services (``system:kube-proxy``); `CertificateSigner` signs every approved request of the built-in signers with the platform's authority, or
-marks it Failed when it asks for what its signer does not give; `CertificateCleaner` deletes requests that are long done.
+identity that follows Services (``system:kube-proxy``); `CertificateSigner` signs every approved request of the built-in signers,
+or marks it Failed when it asks for what its signer does not give; `CertificateCleaner` deletes requests that are long done.
 What a signer gives is decided by `refusal`, a pure function.
+
+Two authorities sign. A kubelet says itself what its addresses are, so its serving certificate comes of one that only the API
+server's client of kubelets believes; everything else comes of the platform's, which every client knows.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ PENDING_SECONDS = 24 * 3600.0
 
 
 class Signer(Protocol):
-    """What of the platform's authority is needed."""
+    """What of an authority is needed."""
+
+    def settle(self) -> None: ...
 
     def sign_csr(self, request: bytes, *, seconds: float = ..., usages: Any = ...) -> bytes: ...
 
@@ -271,9 +276,11 @@ class CertificateSigner(_RequestController):
 
     name = "csrsigning"
 
-    def __init__(self, context: ControlContext, authority: Signer) -> None:
+    def __init__(self, context: ControlContext, authority: Signer, kubelets: Signer) -> None:
+        """``authority`` is what clients trust; ``kubelets`` signs what kubelets serve with."""
         super().__init__(context)
         self._authority = authority
+        self._kubelets = kubelets
 
     async def reconcile(self, key: Key) -> float | None:
         request = self.informer(CERTIFICATE_SIGNING_REQUESTS).get(key)
@@ -296,7 +303,10 @@ class CertificateSigner(_RequestController):
             return None
         seconds = max(SECONDS_LEAST, min(float(spec.get("expirationSeconds") or SECONDS_DEFAULT), SECONDS_DEFAULT))
         usages = sorted(_usages(request))
-        certificate = await asyncio.to_thread(self._authority.sign_csr, pem, seconds=seconds, usages=usages)
+        authority = self._kubelets if signer == KUBELET_SERVING else self._authority
+        # nobody is given a certificate of an authority that a power cut may take
+        await asyncio.to_thread(authority.settle)
+        certificate = await asyncio.to_thread(authority.sign_csr, pem, seconds=seconds, usages=usages)
         signed: Object = copy(request)
         signed.setdefault("status", {})["certificate"] = base64.b64encode(certificate).decode()
         await self.client.update(CERTIFICATE_SIGNING_REQUESTS, signed, subresource="status")

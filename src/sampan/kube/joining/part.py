@@ -21,6 +21,7 @@ from sampan.kube.client.http import HttpClient
 from sampan.kube.control import SharedInformers
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.interface import Informers
+from sampan.kube.control.node_departure import LEFT
 from sampan.kube.control.node_ranges import TAKEN_RANGES
 from sampan.kube.joining.credentials import Credential, Folder, Membership, of_client, of_kubelet, of_network
 from sampan.kube.joining.following import keep_following
@@ -33,6 +34,8 @@ from sampan.kube.status import ApiError
 
 RETRY_SECONDS = 2.0
 """Between attempts to reach the API server at the start."""
+REGISTRATIONS = 5
+"""Attempts to be given a pod range that stays free until it is here."""
 FOLDER = "joined"
 """Of the data directory: what the node is."""
 
@@ -148,12 +151,22 @@ class JoinedKubePart(Part[PartSettings]):
 
     async def _register(self, client: Client, membership: Membership) -> Object:
         """The Node, with its address and pod range."""
-        try:
-            node = await client.get(NODES, membership.node)
-        except ApiError as error:
-            if not error.not_found:
-                raise
+        for _ in range(REGISTRATIONS):
+            try:
+                node = await self._with_range(client, await client.get(NODES, membership.node))
+                break
+            except ApiError as error:
+                if not error.not_found:
+                    raise
             node = await client.create(NODES, await asyncio.to_thread(first_node, membership))
+            node = await self._with_range(client, node)
+            chosen = dig(node, "spec", "podCIDR")
+            if chosen not in await asyncio.to_thread(claims.claimed):
+                break
+            # another platform of this machine took it between the two; a Node keeps its range, so there has to be another Node
+            self.context.log.warning("the pod range %s was taken meanwhile: registering once more", chosen)
+            await client.patch(NODES, membership.node, {"metadata": {"annotations": {LEFT: "true"}}})
+            await self._gone(client, membership.node)
         addresses = [
             {"type": "InternalIP", "address": membership.address},
             {"type": "Hostname", "address": membership.node},
@@ -161,10 +174,25 @@ class JoinedKubePart(Part[PartSettings]):
         if dig(node, "status", "addresses") != addresses:
             patch = {"status": {"addresses": addresses}}
             node = await client.patch(NODES, membership.node, patch, subresource="status")
+        return node
+
+    async def _with_range(self, client: Client, node: Object) -> Object:
+        """The Node once it has been given its pod range."""
         while not dig(node, "spec", "podCIDR"):
             await self.context.clock.sleep(0.2)
-            node = await client.get(NODES, membership.node)
+            node = await client.get(NODES, node["metadata"]["name"])
         return node
+
+    async def _gone(self, client: Client, name: str) -> None:
+        """Wait until the platform has deleted a Node that left."""
+        while True:
+            try:
+                await client.get(NODES, name)
+            except ApiError as error:
+                if error.not_found:
+                    return
+                raise
+            await self.context.clock.sleep(0.2)
 
     def status(self) -> dict[str, Any]:
         """Which platform, and as whom."""

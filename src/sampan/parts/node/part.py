@@ -150,14 +150,15 @@ class NodePart(Part[NodeSettings]):
         self.context.tasks.keep("statistics", statistics.run)
         types = self.context.find(TypeRegistry)
         if types is not None:
-            from sampan.kube.part import KUBELET_CLIENT
+            from sampan.kube.part import KUBELET_CLIENT, KUBELET_SERVING
             from sampan.parts.node.resources import ResourceMetrics
             from sampan.parts.node.scraping import Scraper
 
             authority, informers = self.context.authority, self.context.get(ControlContext).informers
 
             def as_api_server() -> ssl.SSLContext:
-                return authority.client_context(authority.client_certificate(*KUBELET_CLIENT))
+                pair = authority.client_certificate(*KUBELET_CLIENT)
+                return authority.client_context(pair, further=authority.apart(KUBELET_SERVING))
 
             others = Scraper(informers.informer(NODES), agent.name, as_api_server)
             types.add(ResourceMetrics(agent, statistics, others, informers).types())

@@ -5,17 +5,25 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 from sampan.kube.access.interface import AdmissionRequest
+from sampan.kube.access.plugins.node_addresses import (
+    CLUSTER_RANGE,
+    host_addresses,
+    may_be_node,
+    may_have_pod,
+    node_addresses,
+    parsed_range,
+    pod_addresses,
+    pod_ranges,
+)
 from sampan.kube.access.plugins.plugin import Plugin
 from sampan.kube.access.rbac import NODE_PREFIX, NODES_GROUP, references
 from sampan.kube.access.refusal import refused
 from sampan.kube.objects import Object, dig
-from sampan.kube.resources import NODES, PODS
+from sampan.kube.resources import NODES, PODS, SERVICES
 
 JOINED = "sampan.dev/joined"
 """Annotation of a Node that lives in a process of its own, maybe on another machine: what machine-local things its object
 names are not those of the platform's machine."""
-CLUSTER_RANGE = "10.244.0.0/16"
-"""Addresses of pods, of which each node that joins has a part (``control.node_ranges``)."""
 NODE_RANGE_PREFIX = 24
 """How long the prefix of such a part is."""
 MIRROR = "kubernetes.io/config.mirror"
@@ -90,8 +98,23 @@ class NodeRestriction(Plugin):
                 request.object, "metadata", "labels", default={}
             ):
                 raise refused(request, f"node {_quoted(node)} cannot update labels through pod status")
+            self._pod_addresses(request, node)
         elif request.operation == "UPDATE":
             raise refused(request, f"unexpected operation {_quoted(request.operation)}")
+
+    def _pod_addresses(self, request: AdmissionRequest, node: str) -> None:
+        """What a pod's status newly says of where it is: connections to Services go there."""
+        record = self.cache.get(NODES, "", node)
+        own = node_addresses(record)
+        for text in sorted(host_addresses(request.object) - host_addresses(request.old_object) - own):
+            raise refused(request, f"node {_quoted(node)} does not have the host IP {_quoted(text)}")
+        on_host = dig(request.object, "spec", "hostNetwork", default=False)
+        for text in sorted(pod_addresses(request.object) - pod_addresses(request.old_object)):
+            if on_host and text in own:
+                continue
+            others = [one for one in self.cache.objects(NODES) if one["metadata"]["name"] != node]
+            if not may_have_pod(text, record, others, self.cache.objects(SERVICES)):
+                raise refused(request, f"node {_quoted(node)} is not allowed to have a pod at {_quoted(text)}")
 
     def _node(self, request: AdmissionRequest, node: str) -> None:
         name = _name(request)
@@ -105,6 +128,9 @@ class NodeRestriction(Plugin):
             metadata = request.object["metadata"]
             metadata["annotations"] = {**(metadata.get("annotations") or {}), JOINED: "true"}
         self._pod_ranges(request, node)
+        for text in sorted(node_addresses(request.object) - node_addresses(request.old_object)):
+            if not may_be_node(text, self.cache.objects(SERVICES)):
+                raise refused(request, f"node {_quoted(node)} is not allowed to be at {_quoted(text)}")
         new, old = _labels(request.object), _labels(request.old_object)
         changed = {key for key in {*new, *old} if new.get(key) != old.get(key)}
         bad = sorted(key for key in changed if _forbidden(key))
@@ -122,18 +148,18 @@ class NodeRestriction(Plugin):
 
     def _pod_ranges(self, request: AdmissionRequest, node: str) -> None:
         """Every machine of the cluster routes a node's pod ranges to it: they are none but pods', and nobody else's."""
-        asked = _ranges(request.object)
-        if asked == _ranges(request.old_object):
+        asked = pod_ranges(request.object)
+        if asked == pod_ranges(request.old_object):
             return
         others = [
             network
             for one in self.cache.objects(NODES)
             if one["metadata"]["name"] != node
-            for network in map(_network, _ranges(one))
+            for network in map(parsed_range, pod_ranges(one))
             if network is not None
         ]
         for text in sorted(asked):
-            network = _network(text)
+            network = parsed_range(text)
             if (
                 network is None
                 or network.prefixlen < NODE_RANGE_PREFIX
@@ -156,19 +182,6 @@ class NodeRestriction(Plugin):
 def _name(request: AdmissionRequest) -> str:
     name: str = request.name or dig(request.object, "metadata", "name", default="")
     return name
-
-
-def _ranges(obj: Object | None) -> frozenset[str]:
-    """A Node's pod ranges, as it tells them."""
-    spec = dig(obj, "spec", default={})
-    return frozenset(one for one in (spec.get("podCIDR"), *(spec.get("podCIDRs") or ())) if one)
-
-
-def _network(text: str) -> IPv4Network | None:
-    try:
-        return IPv4Network(text)
-    except ValueError:
-        return None
 
 
 def _labels(obj: Object | None) -> dict[str, str]:
