@@ -57,3 +57,22 @@ async def test_why_it_cannot_run_is_told(tmp_path: Path) -> None:
                 await envoy.start(tasks)
     finally:
         await envoy.stop()
+
+
+async def test_an_envoy_that_was_killed_leaves_no_memory_behind(tmp_path: Path) -> None:
+    first = stumbling(tmp_path, 0)
+    await first.find()
+    async with Tasks(Clock(), "test") as tasks:
+        await first.start(tasks)
+        left = Path(f"/dev/shm/envoy_shared_memory_{(tmp_path / 'envoy/base-id').read_text()}0")
+        assert await asyncio.to_thread(left.exists)
+        killed = psutil.Process(first.pid)
+        await first.detach()
+        killed.kill()
+        await asyncio.to_thread(killed.wait, 20)
+    (tmp_path / "envoy/envoy.json").unlink()  # killed before anything was written about it
+    second = Envoy(tmp_path / "envoy", Clock(), run=tmp_path / "run", node_id="node", concurrency=1, outlive=False)
+    await second.find()
+    assert not second.adopted
+    assert not await asyncio.to_thread(left.exists)
+    await second.detach()

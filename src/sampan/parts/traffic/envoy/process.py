@@ -38,6 +38,8 @@ STEADY = 10.0
 NOTE = "traffic-envoy"
 """Name in the book of detached processes."""
 SHARED_MEMORY = Path("/dev", "shm")
+BASE_ID = "base-id"
+"""File in which Envoy says which number its shared memory is named by."""
 LAST_WORDS = 2048
 """Bytes of the log's end in which its last line is looked for."""
 DRAIN_POLL = 0.05
@@ -226,7 +228,7 @@ class Envoy:
     async def _spawn(self, *, replacing: bool = False) -> None:
         """Start Envoy; ``replacing``: take over the listening sockets of the running one, which then drains and ends."""
         command = self._command()
-        base_id_path = self._directory / "base-id"
+        base_id_path = self._directory / BASE_ID
         if replacing:
             epoch = self._state.epoch + 1
             identity = [
@@ -240,18 +242,20 @@ class Envoy:
             epoch, identity = 0, ["--use-dynamic-base-id", "--base-id-path", str(base_id_path)]
         await asyncio.to_thread(self._prepare)
         began = self._clock.monotonic()
-        process = self._process = await self._launch([*command, *identity])
-        await asyncio.to_thread(detached.note, self._run, NOTE, process.pid)
+        try:
+            process = self._process = await self._launch([*command, *identity])
+        except psutil.NoSuchProcess:
+            raise await self._exited(replacing) from None
         try:
             async with self._clock.patience(READY_TIMEOUT):
                 while not await self._serves(epoch):
                     if not _runs(process):
-                        self._process = None
-                        why = await asyncio.to_thread(self._last_words)
-                        raise EnvoyError(f"Envoy exited at once: {why}; see {self._directory / 'envoy.log'}")
+                        raise await self._exited(replacing)
                     await self._clock.sleep(0.005)
         except TimeoutError:
             await self._end(process, signal.SIGKILL)
+            if not replacing:
+                await asyncio.to_thread(self._clear_memory)
             raise EnvoyError(
                 f"Envoy did not answer in {READY_TIMEOUT:.0f} s; see {self._directory / 'envoy.log'}"
             ) from None
@@ -260,16 +264,29 @@ class Envoy:
         await asyncio.to_thread(self._write_state)
         log.info("Envoy runs as pid %d after %.0f ms", process.pid, (self._clock.monotonic() - began) * 1000)
 
+    async def _exited(self, replacing: bool) -> EnvoyError:
+        """Take note that Envoy ended before it answered; why, as an error."""
+        self._process = None
+        if not replacing:  # else the memory is that of the one that was to be replaced, too
+            await asyncio.to_thread(self._clear_memory)
+        why = await asyncio.to_thread(self._last_words)
+        return EnvoyError(f"Envoy exited at once: {why}; see {self._directory / 'envoy.log'}")
+
     async def _launch(self, command: list[str]) -> psutil.Process:
         """Start Envoy as nobody's child: it asks the kernel to end it with its parent.
 
-        A shell forks, says the pid and exits; what it forked waits for a line, which is sent once the shell is gone.
+        A shell forks, says the pid and exits; what it forked waits for a line, which is sent once the shell is gone and the
+        book has the pid: a core that dies in between leaves nothing that nobody knows of.
+
+        Raises:
+            psutil.NoSuchProcess: it has ended already.
         """
         if not self._outlive:
             nowhere = asyncio.subprocess.DEVNULL
             child = await asyncio.create_subprocess_exec(
                 *command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
             )
+            await asyncio.to_thread(detached.note, self._run, NOTE, child.pid)
             return psutil.Process(child.pid)
         waiting, gone = os.pipe()
         try:
@@ -284,6 +301,7 @@ class Envoy:
             assert shell.stdout is not None
             pid = int(await shell.stdout.readline())
             await shell.wait()
+            await asyncio.to_thread(detached.note, self._run, NOTE, pid)
             os.write(gone, b"go\n")
         finally:
             os.close(waiting)
@@ -366,22 +384,22 @@ class Envoy:
             state = msgspec.json.decode((self._directory / "envoy.json").read_bytes(), type=_State)
         except (OSError, msgspec.MsgspecError):
             state = None
-        if process is None and state is not None:
-            self._state = state
+        if process is None:
             self._clear_memory()
-            self._state = _State(0, 0, [])
         return process, state
 
     def _forget(self) -> None:
         detached.forget(self._run, NOTE)
-        for path in (self._directory / "envoy.json", self._directory / "base-id", self.admin_socket):
+        for path in (self._directory / "envoy.json", self.admin_socket):
             path.unlink(missing_ok=True)
         self._clear_memory()
 
     def _clear_memory(self) -> None:
-        """Envoy leaves its hot-restart memory behind."""
-        if self._state.command:
-            (SHARED_MEMORY / f"envoy_shared_memory_{self._state.base_id}0").unlink(missing_ok=True)
+        """Envoy leaves its hot-restart memory behind, also when it was killed before it answered."""
+        file = self._directory / BASE_ID
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            (SHARED_MEMORY / f"envoy_shared_memory_{int(file.read_text())}0").unlink(missing_ok=True)
+            file.unlink()
 
     # -- the admin interface
 
