@@ -14,6 +14,7 @@ from yarl import URL
 
 from sampan.cli.trace import walk
 from sampan.parts.eventing.resources import BROKERS, TRIGGERS
+from sampan.parts.messaging import MessagingClient
 from sampan.testing import Platform
 from tests.clients.eventing_harness import broker, event, ready, receiver, send, trigger
 
@@ -114,6 +115,34 @@ async def test_the_attempts_made_before_a_restart_count(tmp_path: Path) -> None:
             (letter,) = await letters.wait(1)
         assert len(broken.events) == 3
         assert letter["knativeerrordata"] == base64.b64encode(b"no 2").decode()
+
+
+async def test_what_is_deleted_while_eventing_is_away_leaves_nothing_in_messaging(tmp_path: Path) -> None:
+    chosen = ["node", "network", "traffic", "serving", "workloads"]
+
+    async def kept(platform: Platform) -> list[str]:
+        async with MessagingClient(platform.address("messaging.grpc")) as messaging:
+            topics = [row["topic"] for row in await messaging.operate("topics")]
+            groups = [row["group"] for row in await messaging.operate("groups")]
+        return sorted(name for name in (*topics, *groups) if name.startswith("knative-"))
+
+    async with receiver() as sink:
+        with Platform(only=["eventing"], without=chosen, data_dir=tmp_path) as platform:
+            async with platform.client() as client:
+                for name in ("stays", "goes"):
+                    await broker(client, name)
+                    await trigger(client, f"{name}-all", name, sink.url)
+            before = await kept(platform)
+            assert len(before) == 4
+    with Platform(only=["kubernetes"], data_dir=tmp_path) as platform:
+        async with platform.client() as client:
+            await client.delete(TRIGGERS, "goes-all", "default")
+            await client.delete(BROKERS, "goes", "default")
+    with Platform(only=["eventing"], without=chosen, data_dir=tmp_path) as platform:
+        async with asyncio.timeout(30):
+            while len(await kept(platform)) > 2:
+                await asyncio.sleep(0.05)
+        assert await kept(platform) == [name for name in before if "_default_stays" in name]
 
 
 async def test_a_batch_enters_as_a_whole_or_not_at_all(platform: Platform) -> None:

@@ -20,6 +20,11 @@ def group_of(obj: Object) -> str:
     return _name(f"knative-{obj['kind'].lower()}", metadata["namespace"], metadata["name"], metadata["uid"])
 
 
+def subscriber_group(uid: str) -> str:
+    """The consumer group of a channel's subscriber."""
+    return f"knative-subscriber_{uid.replace('-', '')[:20]}"
+
+
 def _name(kind: str, namespace: str, name: str, uid: str) -> str:
     readable = f"{kind}_{namespace}_{name}".replace(".", "-")[:LONGEST]
     return f"{readable}_{uid.replace('-', '')[:12]}"

@@ -46,6 +46,7 @@ from sampan.parts.eventing.control.flows import ParallelController, SequenceCont
 from sampan.parts.eventing.control.github_source import PREFIX, GitHubSourceController
 from sampan.parts.eventing.control.job_sink import JobSinkController
 from sampan.parts.eventing.control.kafka_source import KafkaSourceController
+from sampan.parts.eventing.control.leftovers import sweep
 from sampan.parts.eventing.control.ping_source import PingSourceController
 from sampan.parts.eventing.control.rocketmq_sink import RocketMQSinkController
 from sampan.parts.eventing.control.rocketmq_source import RocketMQSourceController
@@ -176,6 +177,7 @@ class EventingPart(Part[EventingSettings]):
         ]
         for controller in controllers:
             await controller.start()
+        context.tasks.start("leftovers", sweep(everything))
         self._server = HttpServer(ingress.handle, self._socket, Clock())
         await self._server.start()
 

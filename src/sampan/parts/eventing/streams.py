@@ -154,6 +154,22 @@ class Streams:
 
     # -- topics and groups
 
+    async def topics(self) -> list[str]:
+        """The names of all topics.
+
+        Raises:
+            UnavailableError: messaging cannot be reached.
+        """
+        return [row["topic"] for row in await self._operate("topics")]  # type: ignore[attr-defined]
+
+    async def groups(self) -> list[str]:
+        """The names of all consumer groups.
+
+        Raises:
+            UnavailableError: messaging cannot be reached.
+        """
+        return [row["group"] for row in await self._operate("groups")]  # type: ignore[attr-defined]
+
     async def make_topic(self, topic: str) -> None:
         """Make a topic known.
 
@@ -168,7 +184,7 @@ class Streams:
         Raises:
             UnavailableError: messaging cannot be reached.
         """
-        if any(row["group"] == group for row in await self._operate("groups")):  # type: ignore[attr-defined]
+        if group in await self.groups():
             return
         # positions first: a group whose making was cut short is made again, and nobody reads it before it is whole
         await self._operate("create_group", name=group, max_retries=1000, orderly=False)

@@ -24,7 +24,7 @@ from sampan.parts.eventing.control.status import address, write_status
 from sampan.parts.eventing.delivery import Delivery
 from sampan.parts.eventing.dispatcher import Subscriber
 from sampan.parts.eventing.errors import UnresolvedError
-from sampan.parts.eventing.names import topic_of
+from sampan.parts.eventing.names import subscriber_group, topic_of
 from sampan.parts.eventing.resources import (
     CHANNELS,
     IN_MEMORY_CHANNELS,
@@ -121,7 +121,7 @@ class InMemoryChannelController(Controller):
         rows = []
         wanted: set[str] = set()
         for one in (channel.get("spec") or {}).get("subscribers") or ():
-            group = f"knative-subscriber_{one['uid'].replace('-', '')[:20]}"
+            group = subscriber_group(one["uid"])
             wanted.add(group)
             if group not in before:
                 await streams.make_group(group, topic)
