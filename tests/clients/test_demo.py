@@ -48,8 +48,15 @@ async def test_demos_of_every_tier_run_beside_each_other(place: Path) -> None:
     assert left(place) == [], "nothing is left of them"
 
 
-@pytest.mark.parametrize("when", ["before it is ready", "while it waits"])
-async def test_a_demo_that_is_interrupted_leaves_nothing(place: Path, when: str) -> None:
+@pytest.mark.parametrize(
+    ("when", "how"),
+    [
+        ("before it is ready", signal.SIGINT),
+        ("before it is ready", signal.SIGTERM),
+        ("while it waits", signal.SIGINT),
+    ],
+)
+async def test_a_demo_that_is_interrupted_leaves_nothing(place: Path, when: str, how: signal.Signals) -> None:
     running = await demo(temporary=place)
     assert running.stdout is not None
     if when == "while it waits":
@@ -60,7 +67,7 @@ async def test_a_demo_that_is_interrupted_leaves_nothing(place: Path, when: str)
         while not left(place):
             assert running.returncode is None
             await asyncio.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(how)
     rest = (await asyncio.wait_for(running.communicate(), 60))[0].decode()
     assert "Traceback" not in rest, rest
     assert left(place) == [], "nothing is left of it"

@@ -9,6 +9,7 @@ reach Services, an object is stored and read back with the kubeconfig's certific
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import sys
@@ -54,12 +55,21 @@ def command(
     """
     import uvloop
 
-    with (
-        tempfile.TemporaryDirectory(prefix="sampan-demo-") as folder,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
+    with _folder() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         flags = (f"kubernetes.service_range={_services()}", *flags, f"platform.ports={ports or 'auto'}")
         runner.run(_demo(Path(folder), check, options.names(only), options.names(without), config, flags))
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder that is gone afterwards, whenever in between it is that somebody ends the demo."""
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # between the folder's making and the note that it is to be removed nobody may interrupt
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    with tempfile.TemporaryDirectory(prefix="sampan-demo-") as made:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+        yield made
 
 
 def _services() -> str:
