@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -88,6 +89,14 @@ class Command:
         told = f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         assert (done.returncode != 0) == fails, told
         return done.stderr if fails else done.stdout
+
+    def shows(self, *arguments: str, words: tuple[str, ...]) -> str:
+        """What a command prints once it tells all of this: logs and Events are written after what they tell of."""
+        deadline = time.monotonic() + 30
+        while missing := [word for word in words if word not in (printed := self(*arguments))]:
+            assert time.monotonic() < deadline, (arguments, missing, printed)
+            time.sleep(0.1)
+        return printed
 
     def _line(self, arguments: tuple[str, ...]) -> list[str]:
         # before the arguments: what follows a "--" is not kubectl's

@@ -99,7 +99,7 @@ def boats(tmp_path: Path) -> Iterator[tuple[Platform, BoatServer, Command]]:
 
 
 def available(ctl: Command, wanted: str) -> dict[str, Any]:
-    for _ in range(100):
+    for _ in range(300):
         condition = (
             json.loads(ctl("get", "apiservice", f"v1.{GROUP}", "-o", "json")).get("status", {}).get("conditions")
         )

@@ -52,7 +52,7 @@ def test_official_client_typed_and_watching(shared_platform: Platform, namespace
     assert raised.value.status == 404
     watching = watch.Watch()
     seen = []
-    for event in watching.stream(core.list_namespaced_config_map, namespace, timeout_seconds=10):
+    for event in watching.stream(core.list_namespaced_config_map, namespace, timeout_seconds=30):
         seen.append((event["type"], event["object"].metadata.name))
         if ("ADDED", "a") in seen:
             if len(seen) >= 1 and ("ADDED", "b") not in seen:
@@ -77,7 +77,7 @@ def test_official_dynamic_client(shared_platform: Platform, namespace: str) -> N
     applied = {**body, "data": {"k": "w"}}
     maps.server_side_apply(body=applied, name="d", namespace=namespace, field_manager="me", force_conflicts=True)
     assert maps.get(name="d", namespace=namespace).data.k == "w"
-    events = dynamic.watch(maps, namespace=namespace, timeout=5)
+    events = dynamic.watch(maps, namespace=namespace, timeout=30)
     assert next(iter(events))["type"] == "ADDED"
     maps.delete(name="d", namespace=namespace)
 
@@ -92,7 +92,7 @@ async def test_asyncio_client(shared_platform: Platform, namespace: str) -> None
         await core.create_namespaced_secret(namespace, secret)  # type: ignore[arg-type]
         assert (await core.read_namespaced_secret("s", namespace)).data == {"p": "cQ=="}
         async with watch.Watch() as watching:
-            async for event in watching.stream(core.list_namespaced_secret, namespace, timeout_seconds=10):
+            async for event in watching.stream(core.list_namespaced_secret, namespace, timeout_seconds=30):
                 assert event["type"] == "ADDED"
                 break
     finally:
@@ -128,7 +128,7 @@ def test_lightkube(shared_platform: Platform, namespace: str) -> None:
         )
     )
     assert light.get(ConfigMap, "l", namespace=namespace).data == {"a": "1"}
-    for kind, item in light.watch(ConfigMap, namespace=namespace, fields={"metadata.name": "l"}, server_timeout=5):
+    for kind, item in light.watch(ConfigMap, namespace=namespace, fields={"metadata.name": "l"}, server_timeout=30):
         assert (kind, item.metadata.name) == ("ADDED", "l")  # type: ignore[union-attr]
         break
     light.delete(ConfigMap, "l", namespace=namespace)
@@ -172,7 +172,7 @@ def test_kopf_operator(shared_platform: Platform, namespace: str, tmp_path: Path
     )
 
     def until(wanted: str) -> None:
-        for _ in range(200):
+        for _ in range(600):
             metadata = core.read_namespaced_config_map("o", namespace).metadata
             if metadata and (metadata.annotations or {}).get("seen") == wanted:
                 return
@@ -189,7 +189,7 @@ def test_kopf_operator(shared_platform: Platform, namespace: str, tmp_path: Path
         assert metadata is not None
         assert metadata.finalizers
         core.delete_namespaced_config_map("o", namespace)
-        for _ in range(200):
+        for _ in range(600):
             if not core.list_namespaced_config_map(namespace, field_selector="metadata.name=o").items:
                 break
             time.sleep(0.1)
@@ -197,7 +197,7 @@ def test_kopf_operator(shared_platform: Platform, namespace: str, tmp_path: Path
             raise AssertionError((tmp_path / "log").read_text()[-3000:])
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(40)
         log.close()
 
 
@@ -316,7 +316,7 @@ def test_kopf_operator_of_a_custom_kind_with_children(
     place = ("kopf.example.com", "v1", namespace, "widgets")
 
     def until(found: Any) -> Any:
-        for _ in range(200):
+        for _ in range(600):
             with contextlib.suppress(client.ApiException):
                 if (value := found()) is not None:
                     return value
@@ -351,7 +351,7 @@ def test_kopf_operator_of_a_custom_kind_with_children(
         until(lambda: True if not _names(core, namespace, "w-child") else None)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(40)
         log.close()
 
 

@@ -13,6 +13,7 @@ import socket
 import struct
 import sysconfig
 import termios
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ class Kubectl:
     async def get(self, *args: str) -> Any:
         return json.loads(await self.run("get", *args, "-o", "json"))
 
+    async def shows(self, *args: str, words: tuple[str, ...]) -> str:
+        """What a command prints once it tells all of this: logs and Events are written after what they tell of."""
+        deadline = time.monotonic() + 30
+        while True:
+            out, err = await (await self.start(*args)).communicate()
+            missing = [word for word in words if word not in out.decode()]
+            if not missing:
+                return out.decode()
+            assert time.monotonic() < deadline, (args, missing, out.decode(), err.decode())
+            await asyncio.sleep(0.1)
+
 
 def pod(name: str, image: str = "busybox", *command: str, **spec: Any) -> dict[str, Any]:
     container: dict[str, Any] = {"name": "c", "image": image}
@@ -86,13 +98,13 @@ async def test_logs_exec_attach_cp_and_debug(kubectl: Kubectl, tmp_path: Path) -
         pod("reader", "busybox", "sh", "-c", reader, container={"stdin": True}),
     )
     await kubectl.ready("pod/box", "pod/reader")
-    assert (await kubectl.run("logs", "box")).startswith("start\nline 1\n")
+    assert (await kubectl.shows("logs", "box", words=("line 1\n",))).startswith("start\nline 1\n")
     stamped = (await kubectl.run("logs", "box", "--tail=1", "--timestamps")).split(" ", 1)
     assert stamped[0].endswith("Z")
     assert stamped[1].startswith("line ")
     following = await kubectl.start("logs", "-f", "box")
     assert following.stdout is not None
-    lines = [await asyncio.wait_for(following.stdout.readline(), 10) for _ in range(4)]
+    lines = [await asyncio.wait_for(following.stdout.readline(), 30) for _ in range(4)]
     following.kill()
     await following.wait()
     assert lines[:2] == [b"start\n", b"line 1\n"]
@@ -109,16 +121,11 @@ async def test_logs_exec_attach_cp_and_debug(kubectl: Kubectl, tmp_path: Path) -
     assert attached.stdin is not None
     assert attached.stdout is not None
     attached.stdin.write(b"one\n")
-    assert await asyncio.wait_for(attached.stdout.readline(), 10) == b"got one\n"
+    assert await asyncio.wait_for(attached.stdout.readline(), 30) == b"got one\n"
     attached.kill()
     await attached.wait()
     await kubectl.run("debug", "box", "--image=busybox", "-c", "dbg", "--", "sh", "-c", "echo debugging")
-    for _ in range(100):
-        if "debugging" in (await (await kubectl.start("logs", "box", "-c", "dbg")).communicate())[0].decode():
-            break
-        await asyncio.sleep(0.1)
-    else:
-        pytest.fail("the ephemeral container never spoke")
+    await kubectl.shows("logs", "box", "-c", "dbg", words=("debugging",))
     assert (
         await kubectl.run(
             "run",
@@ -187,7 +194,7 @@ async def test_a_drained_node_gives_its_pods_up_and_takes_them_back(kubectl: Kub
     waiting = (await kubectl.get("pods"))["items"]
     assert not before & {item["metadata"]["uid"] for item in waiting}
     assert {item["status"]["phase"] for item in waiting} == {"Pending"}
-    assert "unschedulable" in await kubectl.run("get", "events")
+    await kubectl.shows("get", "events", words=("unschedulable",))
     await kubectl.run("uncordon", name)
     await kubectl.run("rollout", "status", "deployment/web", "--timeout=30s")
 
@@ -213,7 +220,7 @@ async def test_port_forward_carries_many_connections(kubectl: Kubectl) -> None:
     await kubectl.ready("pod/web")
     forwarding = await kubectl.start("port-forward", "pod/web", ":80")
     assert forwarding.stdout is not None
-    line = (await asyncio.wait_for(forwarding.stdout.readline(), 10)).decode()
+    line = (await asyncio.wait_for(forwarding.stdout.readline(), 30)).decode()
     port = line.split("127.0.0.1:")[1].split(" ")[0]
     async with aiohttp.ClientSession() as session:
 
@@ -260,26 +267,12 @@ async def test_configuration_reaches_the_container_and_follows_changes(kubectl: 
     script = "cat /shared/f; echo $K $p; cat /config/k; test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token; sleep 1000"
     waiting = pod("box", "busybox", "sh", "-c", script, container=container, volumes=volumes, initContainers=init)
     await kubectl.apply(waiting)
-    for _ in range(100):
-        if "FailedMount" in await kubectl.run("get", "events"):
-            break
-        await asyncio.sleep(0.1)
-    else:
-        pytest.fail("the missing ConfigMap was not told")
+    await kubectl.shows("get", "events", words=("FailedMount",))
     await kubectl.apply(config, secret)
     await kubectl.ready("pod/box")
-    for _ in range(50):
-        if "token" in (log := await kubectl.run("logs", "box")):
-            break
-        await asyncio.sleep(0.1)
-    assert log == "prepared\none hush\none" + "token\n"
+    assert await kubectl.shows("logs", "box", words=("token",)) == "prepared\none hush\none" + "token\n"
     await kubectl.apply({**config, "data": {"k": "two"}})
-    for _ in range(100):
-        if await kubectl.run("exec", "box", "--", "cat", "/config/k") == "two":
-            break
-        await asyncio.sleep(0.1)
-    else:
-        pytest.fail("the volume did not follow its ConfigMap")
+    await kubectl.shows("exec", "box", "--", "cat", "/config/k", words=("two",))
     assert await kubectl.run("exec", "box", "--", "sh", "-c", "echo $K") == "one\n"
 
 
@@ -312,7 +305,7 @@ async def test_what_goes_wrong_is_told_as_on_a_cluster(kubectl: Kubectl) -> None
         "crash": {"CrashLoopBackOff"},
         "key": {"CreateContainerConfigError"},
     }
-    for _ in range(150):
+    for _ in range(300):
         pods = {item["metadata"]["name"]: item["status"] for item in (await kubectl.get("pods"))["items"]}
         found = {name: status.get("containerStatuses", [{}])[0] for name, status in pods.items()}
         reasons = {name: status.get("state", {}).get("waiting", {}).get("reason") for name, status in found.items()}
@@ -330,14 +323,8 @@ async def test_what_goes_wrong_is_told_as_on_a_cluster(kubectl: Kubectl) -> None
     assert (last["exitCode"], last["reason"], last["message"]) == (3, "Error", "dying")
     assert "sampan image build" in found["image"]["state"]["waiting"]["message"]
     assert pods["late"]["phase"] == "Failed"
-    events = await kubectl.run("get", "events")
-    for words in (
-        "Failed to pull image",
-        "Liveness probe failed",
-        "Back-off restarting failed container",
-        'secret "no" not found',
-    ):
-        assert words in events, words
+    wrongs = ("Failed to pull image", "Liveness probe failed", "Back-off restarting failed", 'secret "no" not found')
+    await kubectl.shows("get", "events", words=wrongs)
     assert "dying" in await kubectl.run("logs", "crash", "--previous")
 
 
@@ -365,7 +352,7 @@ async def test_a_port_of_the_node_leads_to_one_pod_at_a_time(kubectl: Kubectl) -
     await kubectl.ready("pod/first")
     assert "Welcome to nginx!" in await fetched(number)
     await kubectl.apply(pod("second", "httpd", container=ports))
-    await kubectl.run("wait", "--for=condition=PodScheduled=false", "pod/second", "--timeout=20s")
+    await kubectl.run("wait", "--for=condition=PodScheduled=false", "pod/second", "--timeout=30s")
     (refused,) = [
         each for each in (await kubectl.get("pod", "second"))["status"]["conditions"] if each["type"] == "PodScheduled"
     ]

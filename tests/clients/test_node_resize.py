@@ -33,7 +33,7 @@ async def resize(kubectl: Kubectl, name: str, resources: dict[str, Any], code: i
 
 
 async def until(kubectl: Kubectl, name: str, reached: Any) -> dict[str, Any]:
-    for _ in range(100):
+    for _ in range(300):
         found: dict[str, Any] = await kubectl.get("pod", name)
         conditions = {c["type"]: c for c in found["status"]["conditions"]}
         if reached(found["status"]["containerStatuses"][0], conditions):
@@ -99,7 +99,7 @@ async def test_a_resize_that_cannot_be_is_said_so_and_may_be_taken_back(kubectl:
     assert (status["resources"], status["allocatedResources"]) == (ASKED, ASKED["requests"])
     await resize(kubectl, "box", ASKED)
     await until(kubectl, "box", lambda _, conditions: "PodResizePending" not in conditions)
-    assert "ResizeInfeasible" in await kubectl.run("get", "events")
+    await kubectl.shows("get", "events", words=("ResizeInfeasible",))
 
 
 async def test_what_a_resize_may_not_change(kubectl: Kubectl) -> None:

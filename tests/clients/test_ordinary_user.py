@@ -58,9 +58,9 @@ POD=$("$KUBECTL" get pods -l app=apache -o jsonpath='{.items[0].status.podIP}')
 "$KUBECTL" wait --for=jsonpath='{.status.phase}'=Succeeded pod/ask --timeout=40s
 told ask; "$KUBECTL" logs ask
 told proxy; "$KUBECTL" get --raw /api/v1/namespaces/default/services/web:80/proxy/ | grep title
-"$KUBECTL" port-forward deployment/web 28099:80 > forward.log 2>&1 &
+"$KUBECTL" port-forward deployment/web :80 > forward.log 2>&1 &
 for i in $(seq 100); do grep -q Forwarding forward.log && break; sleep 0.1; done
-told forward; "$PYTHON" -c 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:28099").read().decode())' | grep title
+told forward; "$PYTHON" -c 'import re, urllib.request; print(urllib.request.urlopen(re.search(r"127.0.0.1:\d+", open("forward.log").read())[0].join(["http://", "/"])).read().decode())' | grep title
 kill %1
 told exec; "$KUBECTL" exec deploy/web -- sh -c 'wget -qO- http://localhost | grep title'
 told refused; "$KUBECTL" get events --field-selector reason=FailedToListen -o name

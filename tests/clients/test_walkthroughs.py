@@ -164,7 +164,7 @@ def test_load_brings_replicas_and_its_end_takes_them_away(platform: Platform, ct
 
         until(replicas, lambda text: text[:1] in ("2", "3"), 40)
         assert int(ctl("get", "deployment", "php-apache", "-o", "jsonpath={.spec.replicas}")) >= 2
-        assert "SuccessfulRescale" in ctl("get", "events")
+        ctl.shows("get", "events", words=("SuccessfulRescale",))
         ctl("delete", "pod", "load-generator", "--grace-period=0", "--force")
         ctl("wait", "--for=delete", "pod/load-generator", "--timeout=30s")
         platform.clock.run(1)

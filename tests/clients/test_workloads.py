@@ -202,9 +202,8 @@ def test_the_deployment_tutorial(ctl: Command) -> None:
     assert images(ctl, "app=nginx") == {"nginx:1.16.1"}
     ctl("scale", "deployment/nginx-deployment", "--replicas=5")
     ctl("wait", "--for=jsonpath={.status.availableReplicas}=5", "deployment/nginx-deployment", "--timeout=30s")
-    described = ctl("describe", "deployment", "nginx-deployment")
-    assert "NewReplicaSetAvailable" in described
-    assert "ScalingReplicaSet" in described
+    described = ("describe", "deployment", "nginx-deployment")
+    ctl.shows(*described, words=("NewReplicaSetAvailable", "ScalingReplicaSet"))
 
 
 def test_pause_resume_and_restart(ctl: Command) -> None:
@@ -308,7 +307,7 @@ def test_autoscale_creates_an_autoscaler_that_explains_itself(ctl: Command) -> N
     ctl("apply", "-f", "-", stdin=NGINX)
     ctl("autoscale", "deployment/nginx-deployment", "--min=4", "--max=6", "--cpu-percent=80")
     ctl("wait", "--for=jsonpath={.spec.replicas}=4", "deployment/nginx-deployment", "--timeout=30s")
-    assert "SuccessfulRescale" in ctl("describe", "hpa", "nginx-deployment")
+    ctl.shows("describe", "hpa", "nginx-deployment", words=("SuccessfulRescale",))
 
 
 def test_cordon_drain_and_back(ctl: Command) -> None:

@@ -61,6 +61,16 @@ def status(sampan: Command) -> dict[str, Any]:
     return parsed
 
 
+def is_free(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return False
+        return True
+
+
 def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     up = sampan("up", "--detach")
     assert up.returncode == 0, up.stderr
@@ -75,7 +85,7 @@ def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     assert "+259200" in sampan("clock", "jump", "3d").stdout
     kubectl(data, "create", "namespace", "kept")
     os.kill(first["pid"], signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(first["pid"])] if psutil.pid_exists(first["pid"]) else [], timeout=5)
+    psutil.wait_procs([psutil.Process(first["pid"])] if psutil.pid_exists(first["pid"]) else [], timeout=30)
     crashed = sampan("status")
     assert crashed.returncode == 3
     assert "ended without being stopped" in crashed.stdout
@@ -83,7 +93,9 @@ def test_up_steer_crash_up_down(sampan: Command, data: Path) -> None:
     assert sampan("up", "--detach").returncode == 0
     second = status(sampan)
     assert second["clock"]["ahead_seconds"] == pytest.approx(259200, abs=5)
-    assert second["addresses"] == first["addresses"]
+    before, after = first["addresses"], second["addresses"]
+    # a program that took a port while nobody had it may keep it
+    assert not [name for name in before if after[name] != before[name] and is_free(before[name])]
     assert kubectl(data, "get", "namespace", "kept", "-o", "name") == "namespace/kept\n"
     down = sampan("down")
     assert (down.returncode, down.stdout) == (0, "stopped\n")
@@ -128,7 +140,7 @@ def test_in_the_foreground_a_signal_ends_it_in_order(data: Path, number: signal.
     with running.stdout:
         assert running.stdout.readline().startswith("ready; data in")
         running.send_signal(number)
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     assert DataDirectory(data).holder() is None
     assert DataDirectory(data).read_state() is None
 

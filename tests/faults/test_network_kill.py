@@ -30,7 +30,7 @@ ASK = """
 import sys, time, urllib.request
 while True:
     try:
-        found = urllib.request.urlopen("http://%s:8000/", timeout=5).status
+        found = urllib.request.urlopen("http://%s:8000/", timeout=20).status
     except OSError as error:
         found = repr(error)
     with open("/results/seen", "a") as file:
@@ -113,4 +113,5 @@ def test_connections_through_a_service_outlive_the_platform(sampan: Callable[...
     sampan(*up)
     alive = len(lines())
     _until(lambda: len(lines()) > alive + 20)
-    assert set(lines()) == {"200"}
+    told = lines()
+    assert set(told[told.index("200") :]) == {"200"}  # the Service has its endpoint a moment after the pod is ready

@@ -37,6 +37,12 @@ def containers(pods: dict[str, Any]) -> dict[str, str]:
     return {name: pod["status"]["containerStatuses"][0]["containerID"] for name, pod in pods.items()}
 
 
+def pod_processes(name: str) -> list[psutil.Process]:
+    """The processes of a pod, wherever they hang now."""
+    found = psutil.process_iter(["environ"])
+    return [each for each in found if (each.info["environ"] or {}).get("HOSTNAME") == name]
+
+
 async def create(client: Any, name: str, node: str, *command: str) -> None:
     spec = {
         "nodeName": node,
@@ -52,12 +58,17 @@ async def test_running_pods_survive_a_restart_and_gone_ones_are_ended(tmp_path: 
         client = first.client()
         node = (await client.list(NODES)).items[0]["metadata"]["name"]
         await create(client, "stays", node, "sleep", "1000")
-        await create(client, "ends", node, "sh", "-c", "sleep 1.5; exit 3")
+        await create(client, "ends", node, "sh", "-c", "trap 'exit 3' USR1; while :; do sleep 0.1; done")
         before = containers(await until_running(client, ["stays", "ends"]))
-    await asyncio.sleep(1.5)
+    for process in pod_processes("ends"):
+        if process.name() == "sh":
+            process.send_signal(signal.SIGUSR1)
+    async with asyncio.timeout(20):
+        while pod_processes("ends"):
+            await asyncio.sleep(0.05)
     async with Platform(only=PARTS, data_dir=tmp_path) as second:
         client = second.client()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 pods = await until_running(client, ["stays"])
                 ends = pods["ends"]["status"]["containerStatuses"][0]
@@ -89,9 +100,5 @@ async def test_a_killed_keeper_is_replaced_and_its_pods_restarted(tmp_path: Path
         assert not set(before.values()) & set(after.values())
         last = pods["p0"]["status"]["containerStatuses"][0]["lastState"]["terminated"]
         assert (last["exitCode"], last["reason"]) == (137, "ContainerStatusUnknown")
-        sleeping = [
-            p
-            for p in psutil.process_iter(["cmdline", "environ"])
-            if p.info["cmdline"] == ["sleep", "1000"] and (p.info["environ"] or {}).get("HOSTNAME") in names
-        ]
+        sleeping = [process for name in names for process in pod_processes(name)]
         assert len(sleeping) == len(names)

@@ -19,10 +19,15 @@ async def test_containers_outlive_the_agent_and_their_ends_are_remembered(tmp_pa
         await first.run("stays", "sleep", "1000")
         await first.run("ends", "sh", "-c", "echo before; sleep 0.3; echo after; exit 9")
         keeper = first.runtime.keeper_pid
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # mostly it ends while no agent is there
     async with bench(tmp_path / "node") as second:
         assert second.runtime.keeper_pid == keeper
-        sandboxes, containers = await second.runtime.list()
+        async with asyncio.timeout(20):
+            while True:
+                sandboxes, containers = await second.runtime.list()
+                if any(container.exit for container in containers):
+                    break
+                await asyncio.sleep(0.05)
         assert [sandbox.id for sandbox in sandboxes] == ["pod-1"]
         ends = {container.id: container.exit for container in containers}
         assert ends["stays"] is None
@@ -60,7 +65,7 @@ async def test_a_killed_keeper_leaves_no_process_and_its_containers_are_lost(tmp
         await first.pod()
         container = await first.run("c", "sh", "-c", "setsid sleep 1000 & sleep 1000")
         os.kill(first.runtime.keeper_pid, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await first.lost.wait()
     async with bench(tmp_path / "node") as second:
         sandboxes, containers = await second.runtime.list()
@@ -71,7 +76,7 @@ async def test_a_killed_keeper_leaves_no_process_and_its_containers_are_lost(tmp
 
 async def dead(pid: int) -> bool:
     """The process is gone, or soon will be: only its entry waits to be reaped."""
-    for _ in range(100):
+    for _ in range(1000):
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 return True
@@ -115,7 +120,7 @@ async def test_an_agent_killed_in_mid_flight_many_times_loses_no_exit_status(tmp
             agent.wait()
             agent.stdout.close()
         began = time.monotonic()
-        while time.monotonic() - began < 10:
+        while time.monotonic() - began < 30:
             _, containers = await watcher.runtime.list()
             if all(container.exit for container in containers):
                 break
