@@ -3,6 +3,9 @@
 The stream knows what its Envoy has subscribed to and holds. ``request`` answers a DeltaDiscoveryRequest from the current
 snapshot; ``update`` gives the responses that bring the Envoy from what it was sent to a newer snapshot. Acknowledgements
 are per response: ``pending`` names what is still on its way, ``rejected`` what Envoy refused and why.
+
+While something of a type is on its way, newer states of that type wait: an Envoy that hangs is owed one difference to the
+newest state however many were published meanwhile, and gets it in the order of make-before-break once it answers again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sampan.parts.traffic.xds import schema
-from sampan.parts.traffic.xds.snapshot import TYPES, Resource, Snapshot
+from sampan.parts.traffic.xds.snapshot import REFERRED, REFERRING, TYPES, Resource, Snapshot
 
 
 class Request(NamedTuple):
@@ -52,6 +55,8 @@ class _Subscription:
     names: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)
     """Version last sent of each resource the Envoy holds."""
+    early: dict[str, str] = field(default_factory=dict)
+    """Nonces of what was sent before it was asked for."""
     settled: Mapping[str, Resource] | None = None
     """What was found to be held in full: there is nothing to look for as long as it is this very mapping."""
 
@@ -66,6 +71,8 @@ class Stream:
         self._snapshot = snapshot
         self._subscriptions: dict[str, _Subscription] = {}
         self._pending: dict[str, _Sent] = {}
+        self._late: dict[str, bool] = {}
+        """Types with newer states that wait for an answer, and whether removals are due there."""
         self._nonces = itertools.count(1)
         self.rejected: dict[tuple[str, str], tuple[str, str]] = {}
         """(type, name) to (rejected version, reason), as long as that version is what is wanted."""
@@ -75,8 +82,16 @@ class Stream:
         """Nonces not answered yet."""
         return frozenset(self._pending)
 
+    @property
+    def settled(self) -> bool:
+        """Nothing is on its way, and nothing waits to be sent."""
+        return not self._pending and not self._late
+
     def request(self, request: Request) -> list[Response]:
         """Take a request; the responses it calls for."""
+        return [*self._requested(request), *self._catch_up()]
+
+    def _requested(self, request: Request) -> list[Response]:
         first = request.type_url not in self._subscriptions
         subscription = self._subscriptions.setdefault(request.type_url, _Subscription())
         if first or request.error is not None or request.subscribe or request.unsubscribe:
@@ -90,15 +105,19 @@ class Stream:
         if request.nonce:
             again += self._answer(request)
         asked = set(request.subscribe)
+        # what was sent ahead and is still on its way will find its subscription there; if it is not, Envoy did not take it
+        ahead = {name for name in asked & subscription.early.keys() if subscription.early.pop(name) in self._pending}
         if "*" in asked:
             subscription.wildcard = True
             asked.discard("*")
         subscription.names |= asked
+        asked -= ahead
         for name in request.unsubscribe:
             if name == "*":
                 subscription.wildcard = False
             subscription.names.discard(name)
             subscription.held.pop(name, None)
+            subscription.early.pop(name, None)
         for name in asked:
             subscription.held.pop(name, None)  # asking for a name already sent asks for it again
         current = self._snapshot.of(request.type_url)
@@ -114,20 +133,58 @@ class Stream:
         self._snapshot = snapshot
         self.rejected = {key: why for key, why in self.rejected.items() if _wanted(snapshot, key) == why[0]}
         responses = []
+        busy = {one.type_url for one in self._pending.values()}
+        if not busy.isdisjoint(REFERRED):
+            busy.update(REFERRING)
         for type_url in types:
-            subscription = self._subscriptions.get(type_url)
-            if subscription is None:
+            if type_url not in self._subscriptions:
                 continue
-            current = snapshot.of(type_url)
-            if subscription.settled is current:
-                continue
-            due = self._changes(type_url, current, None)
-            gone = [name for name in subscription.held if name not in current]
-            if due or (gone and removals):
-                responses += self._apart(type_url, due, gone if removals else [])
-            elif not gone:
-                subscription.settled = current
+            if self._late or type_url in busy:
+                self._late[type_url] = removals or self._late.get(type_url, False)
+            else:
+                responses += self._difference(type_url, removals=removals)
         return responses
+
+    def _difference(self, type_url: str, *, removals: bool) -> list[Response]:
+        """What brings the Envoy to the newest state of a type."""
+        subscription, current = self._subscriptions[type_url], self._snapshot.of(type_url)
+        if subscription.settled is current:
+            return []
+        due = self._changes(type_url, current, None)
+        gone = [name for name in subscription.held if name not in current]
+        if not due and not (gone and removals):
+            if not gone:
+                subscription.settled = current
+            return []
+        endpoints = self._ahead(due) if type_url == schema.CLUSTER else []
+        return [*self._apart(type_url, due, gone if removals else []), *endpoints]
+
+    def _ahead(self, clusters: Sequence[Resource]) -> list[Response]:
+        """The endpoints of clusters that are new to the Envoy. It would ask for them on reading of the clusters; they follow on
+        the same stream, so it has subscribed when it comes to them, and a round trip is saved."""
+        subscription, current = self._subscriptions.get(schema.ENDPOINTS), self._snapshot.of(schema.ENDPOINTS)
+        if subscription is None:
+            return []
+        names = [one.name for one in clusters if one.name in current and not subscription.wants(one.name)]
+        if not names:
+            return []
+        response = self._send(schema.ENDPOINTS, [current[name] for name in names], [])
+        subscription.early |= dict.fromkeys(names, response.nonce)
+        return [response]
+
+    def _catch_up(self) -> list[Response]:
+        """What waited for answers and may go now: what others refer to, then what refers to it, then the removals."""
+        for group in (REFERRED, REFERRING):
+            busy = {one.type_url for one in self._pending.values()}
+            waiting = [type_url for type_url in group if type_url in self._late and type_url not in busy]
+            sent = [one for type_url in waiting for one in self._difference(type_url, removals=False)]
+            if sent or not busy.isdisjoint(group):
+                return sent
+        if self._pending:
+            return []
+        late, self._late = self._late, {}
+        types = [type_url for type_url in (*reversed(REFERRING), *REFERRED) if late.get(type_url)]
+        return [one for type_url in types for one in self._difference(type_url, removals=True)]
 
     def _changes(self, type_url: str, current: Mapping[str, Resource], among: set[str] | None) -> list[Resource]:
         """Resources the Envoy wants and does not hold in this version, without the versions it refused."""
@@ -196,6 +253,8 @@ class Stream:
                 held.pop(name)
                 if name in sent.before:
                     held[name] = sent.before[name]
+        for name in sent.removed:
+            held.setdefault(name, "")  # it may have been removed or not: whatever is wanted is said again
         again: list[Response] = []
         if len(sent.versions) == 1:
             ((name, version),) = sent.versions.items()

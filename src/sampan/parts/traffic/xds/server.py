@@ -2,7 +2,11 @@
 
 Publication is make-before-break. A new snapshot goes out in three steps, each acknowledged by every connected Envoy before
 the next: what others refer to (clusters, endpoints, secrets), then what refers to it (listeners, routes), then the removals.
-An Envoy that does not answer in time is not waited for; it has the newest snapshot on its stream either way.
+An Envoy that does not answer in time is not waited for until it has caught up; one that has owed an answer for long is hung
+up on, and asks for what it lacks when it comes back.
+
+Clusters that nothing refers to any more are kept a while before they are removed: who switches back and forth between backends
+does not wait for them to be made again.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from sampan.kernel.clock import Clock
-from sampan.kernel.grpc import Call, GrpcServer, Method
+from sampan.kernel.grpc import UNAVAILABLE, Call, GrpcServer, Method
 from sampan.kernel.tasks import Tasks
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.delta import Request, Response, Stream
-from sampan.parts.traffic.xds.snapshot import Snapshot
+from sampan.parts.traffic.xds.snapshot import REFERRED, REFERRING, Resource, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +31,13 @@ MAX_MESSAGE = 64 << 20
 """Bytes of the largest request taken; a load report names every endpoint."""
 ACK_TIMEOUT = 5.0
 """Seconds to wait for an Envoy's acknowledgement of one step."""
-ACK_SLICES = 20
+HANG_UP = 30.0
+"""Seconds an Envoy may owe an acknowledgement before its stream is ended."""
 SETTLE = 1.0
 """Seconds after which a new stream has asked for everything it wants."""
-REFERRED = (schema.CLUSTER, schema.ENDPOINTS, schema.SECRET)
-REFERRING = (schema.LISTENER, schema.ROUTES)
+LINGER = 30.0
+"""Seconds a cluster is kept that nothing refers to any more."""
+KEPT = (schema.CLUSTER, schema.ENDPOINTS)
 
 LoadReport = Callable[[Any], None]
 """Called with each decoded LoadStatsRequest."""
@@ -42,24 +48,44 @@ AccessLog = Callable[[str, Any], None]
 class _Connection:
     """One connected Envoy: its stream state, and who waits for acknowledgements."""
 
-    def __init__(self, snapshot: Snapshot, call: Call) -> None:
+    def __init__(self, snapshot: Snapshot, call: Call, machine: Clock) -> None:
         self.stream = Stream(snapshot)
         self.settled = asyncio.Event()
+        self.settled.set()
+        self.slow = False
+        """It did not answer in time, and still owes an answer."""
+        self._owing: float | None = None
         self._call = call
+        self._machine = machine
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which it has owed an answer and said nothing."""
+        return 0.0 if self._owing is None else self._machine.monotonic() - self._owing
 
     def send(self, responses: list[Response]) -> None:
         """Send these at once."""
         if responses:
             self._call.send(*map(_response, responses))
             self._call.flush()
-        if self.stream.pending:
-            self.settled.clear()
-        else:
+        if self.stream.settled:
+            self.slow, self._owing = False, None
             self.settled.set()
+        else:
+            self._owing = self._owing or self._machine.monotonic()
+            self.settled.clear()
 
     def take(self, request: Request) -> None:
         """A request of Envoy's."""
+        self._owing = None
         self.send(self.stream.request(request))
+
+    def hang_up(self) -> None:
+        """End the stream."""
+        self._call.fail(UNAVAILABLE, "the configuration was not acknowledged")
+        self._call.flush()
+        if self._call.on_cancel is not None:
+            self._call.on_cancel()
 
 
 class ControlPlane:
@@ -85,7 +111,14 @@ class ControlPlane:
         self._on_load = on_load
         self._on_access = on_access
         self._load_interval = load_interval
+        self._machine = Clock()
+        """Envoy lives on the machine's time, whatever becomes of the platform's."""
+        self._wanted = Snapshot()
         self._snapshot = Snapshot()
+        """What Envoys shall hold now: what is wanted, and what lingers."""
+        self._lingering: dict[str, float] = {}
+        """Until when clusters are kept that are not wanted any more."""
+        self._some_linger = asyncio.Event()
         self._connections: set[_Connection] = set()
         self._publishing = asyncio.Lock()
         self.on_disconnect: Callable[[], None] | None = None
@@ -113,6 +146,7 @@ class ControlPlane:
         listener.listen()
         await server.start(listener)
         self._server = server
+        self._tasks.keep("xds removals", self._retire)
 
     async def stop(self) -> None:
         """End the streams and close; Envoys keep their configuration."""
@@ -139,43 +173,64 @@ class ControlPlane:
         True when there is an Envoy, and all of them have taken it but for what is `rejected`.
         """
         async with self._publishing:
-            before = self._snapshot
-            during = before.merged(snapshot)
-            # an Envoy that connects meanwhile gets everything at once
-            self._snapshot = during
-            await self._step(during, REFERRED, removals=False)
-            await self._step(during, REFERRING, removals=False)
-            self._snapshot = snapshot
-            await self._step(snapshot, (*reversed(REFERRING), *REFERRED), removals=True)
-            return bool(self._connections) and not any(one.stream.pending for one in self._connections)
+            self._wanted = snapshot
+            return await self._bring(self._with_lingering(snapshot))
+
+    async def _bring(self, snapshot: Snapshot) -> bool:
+        before = self._snapshot
+        during = before.merged(snapshot)
+        # an Envoy that connects meanwhile gets everything at once
+        self._snapshot = during
+        await self._step(during, REFERRED, removals=False)
+        await self._step(during, REFERRING, removals=False)
+        self._snapshot = snapshot
+        await self._step(snapshot, (*reversed(REFERRING), *REFERRED), removals=True)
+        return bool(self._connections) and all(one.stream.settled for one in self._connections)
+
+    def _with_lingering(self, snapshot: Snapshot) -> Snapshot:
+        """A wanted snapshot and the clusters that linger."""
+        now, before = self._machine.monotonic(), self._snapshot.of(schema.CLUSTER)
+        gone = () if snapshot.of(schema.CLUSTER) is before else before.keys() - snapshot.of(schema.CLUSTER).keys()
+        until = {name: self._lingering.get(name, now + LINGER) for name in gone}
+        self._lingering = {name: when for name, when in until.items() if when > now}
+        if not self._lingering:
+            return snapshot
+        self._some_linger.set()
+        return Snapshot({**snapshot.resources, **{kind: self._lingering_of(kind, snapshot) for kind in KEPT}})
+
+    def _lingering_of(self, kind: str, snapshot: Snapshot) -> dict[str, Resource]:
+        held = self._snapshot.of(kind)
+        return {**{name: held[name] for name in self._lingering if name in held}, **snapshot.of(kind)}
+
+    async def _retire(self) -> None:
+        """Remove clusters that have lingered."""
+        while True:
+            await self._some_linger.wait()
+            await self._machine.sleep(LINGER)
+            self._some_linger.clear()
+            async with self._publishing:
+                await self._bring(self._with_lingering(self._wanted))
 
     async def _step(self, snapshot: Snapshot, types: tuple[str, ...], *, removals: bool) -> None:
         waiting = []
         for connection in list(self._connections):
-            responses = connection.stream.update(snapshot, types, removals=removals)
-            if responses:
-                connection.send(responses)
+            connection.send(connection.stream.update(snapshot, types, removals=removals))
+            if not (connection.slow or connection.stream.settled):
                 waiting.append(connection)
-        if not waiting:
-            return
-        # in slices: Envoy's time is the machine's, and a jump of our clock must cost it no more than one of them
-        for _ in range(ACK_SLICES):
-            try:
-                async with self._clock.patience(ACK_TIMEOUT / ACK_SLICES):
-                    for connection in waiting:
-                        while connection in self._connections and connection.stream.pending:
-                            connection.settled.clear()
-                            await connection.settled.wait()
-            except TimeoutError:
-                continue
-            return
-        log.warning("an Envoy did not acknowledge its configuration within %.0f s", ACK_TIMEOUT)
+        try:
+            async with self._clock.patience(ACK_TIMEOUT):
+                for connection in waiting:
+                    await connection.settled.wait()
+        except TimeoutError:
+            log.warning("an Envoy did not acknowledge its configuration within %.0f s", ACK_TIMEOUT)
+            for connection in waiting:
+                connection.slow = not connection.settled.is_set()
 
     async def _deltas(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
-        connection = _Connection(self._snapshot, call)
+        connection = _Connection(self._snapshot, call, self._machine)
         self._connections.add(connection)
         self._connected.set()
-        cleaner = self._tasks.start("xds cleaning", self._clean(connection))
+        minder = self._tasks.start("xds stream", self._mind(connection))
         parse = schema.message_type("envoy.service.discovery.v3.DeltaDiscoveryRequest").FromString
         try:
             async for payload in requests:
@@ -184,7 +239,7 @@ class ControlPlane:
                 if request.error is not None and self.on_rejected is not None and not self._publishing.locked():
                     self.on_rejected()
         finally:
-            cleaner.cancel()
+            minder.cancel()
             self._connections.discard(connection)
             connection.settled.set()
             if self.on_disconnect is not None:
@@ -194,12 +249,16 @@ class ControlPlane:
         return
         yield b""  # everything is sent as it comes about
 
-    async def _clean(self, connection: _Connection) -> None:
-        """Remove what a reconnected Envoy still holds of before, once it has all that replaces it."""
-        await self._clock.sleep(SETTLE)
+    async def _mind(self, connection: _Connection) -> None:
+        """Remove what a reconnected Envoy still holds of before, once it has all that replaces it; hang up on one that hangs."""
+        await self._machine.sleep(SETTLE)
         async with self._publishing:
             types = (*reversed(REFERRING), *REFERRED)
             connection.send(connection.stream.update(self._snapshot, types, removals=True))
+        while connection.silence < HANG_UP:
+            await self._machine.sleep(HANG_UP / 10)
+        log.warning("an Envoy has not answered for %.0f s: its stream is ended", HANG_UP)
+        connection.hang_up()
 
     async def _loads(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         response: Any = schema.message_type("envoy.service.load_stats.v3.LoadStatsResponse")()

@@ -22,7 +22,9 @@ class Resource(NamedTuple):
         return Resource(name, hashlib.blake2b(data, digest_size=8).hexdigest(), data)
 
 
-TYPES = (schema.CLUSTER, schema.ENDPOINTS, schema.SECRET, schema.LISTENER, schema.ROUTES)
+REFERRED = (schema.CLUSTER, schema.ENDPOINTS, schema.SECRET)
+REFERRING = (schema.LISTENER, schema.ROUTES)
+TYPES = (*REFERRED, *REFERRING)
 """In the order in which additions must arrive: whatever is referred to comes first."""
 
 
