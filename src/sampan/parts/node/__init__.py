@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+from sampan.kube.objects import Object
 
 
 class ImageDigests(Protocol):
@@ -11,6 +14,26 @@ class ImageDigests(Protocol):
 
     async def digest(self, image: str) -> str:
         """``repository@sha256:...`` of what a name stands for at the moment; empty where the node's store has no such image."""
+
+
+class PodAddresses:
+    """Tells the addresses of this node's pods as soon as they have them, some time before their statuses say so.
+
+    Provided under this type by the node part.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[Object, str], None]] = []
+
+    def subscribe(self, listener: Callable[[Object, str], None]) -> Callable[[], None]:
+        """Call ``listener(pod, address)`` when a pod has its address and nothing of it runs yet; returns what ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def tell(self, pod: Object, address: str) -> None:
+        """A pod has its address."""
+        for listener in list(self._listeners):
+            listener(pod, address)
 
 
 def tier_here(scratch: Path) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.joining.interface import Joined
 from sampan.kube.resources import NODES
 from sampan.kube.types.resource import TypeRegistry
-from sampan.parts.node import ImageDigests
+from sampan.parts.node import ImageDigests, PodAddresses
 from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
 from sampan.parts.node.agent.eviction import Reserve
 from sampan.parts.node.agent.peers import PeerRoutes
@@ -89,6 +89,8 @@ class NodePart(Part[NodeSettings]):
         self._images = Images(context.data_dir / "images")
         await asyncio.to_thread(self._images.store.open)
         context.provide(ImageDigests, self._images)
+        if context.find(PodAddresses) is None:  # who subscribed before this part was started again goes on to be told
+            context.provide(PodAddresses, PodAddresses())
         self._listener = context.listeners.bind("kubelet", settings.port, settings.host)
 
     async def start(self) -> None:
@@ -124,6 +126,7 @@ class NodePart(Part[NodeSettings]):
             api_server=None if joined is None else joined.server,
             reserve=Reserve(settings.disk_reserve, settings.memory_reserve),
             housekeeping=settings.housekeeping,
+            on_address=context.get(PodAddresses).tell,
         )
         address = context.listeners.address("kubelet")
         assert address is not None

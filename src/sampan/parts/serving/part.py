@@ -21,7 +21,7 @@ from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.kube.status import ApiError
-from sampan.parts.node import ImageDigests
+from sampan.parts.node import ImageDigests, PodAddresses
 from sampan.parts.serving.activator.gate import Gate
 from sampan.parts.serving.admission import ServingAdmission
 from sampan.parts.serving.configmaps import DEFAULTS, Config
@@ -88,7 +88,9 @@ class ServingPart(Part[ServingSettings]):
         ):
             await controller.start()
         self._unfollow = plane.loads.subscribe(self._served)
-        self._gate = gate = Gate(context, plane, self._autoscalers.scaler)
+        self._gate = gate = Gate(
+            context, plane, self._autoscalers.scaler, lambda: self.context.find(PodAddresses)
+        )
         self._autoscalers.busy = gate.busy
         await gate.start()
         await plane.follow_knative()

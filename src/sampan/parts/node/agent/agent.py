@@ -66,9 +66,10 @@ class Agent:
         api_server: tuple[str, int] | None = None,
         reserve: Reserve = NOTHING_RESERVED,
         housekeeping: float = 10.0,
+        on_address: Callable[[Object, str], None] = lambda pod, address: None,
     ) -> None:
         """``sources`` finds what pods refer to (default: by the informers); ``api_server`` is where this machine reaches the
-        API, if not on its own loopback."""
+        API, if not on its own loopback; ``on_address(pod, address)`` is called when a pod has its address."""
         self.name = name
         self.client = client
         self.clock = clock
@@ -80,6 +81,7 @@ class Agent:
         self.handlers = Handlers(runtime, clock)
         self.writer = StatusWriter(self)
         self.host_address = host_address
+        self.on_address = on_address
         self.domain = domain
         self.log_size, self.log_files = log_size, log_files
         self.port = 10250

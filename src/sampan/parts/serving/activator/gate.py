@@ -1,8 +1,9 @@
 """The gate: holds requests for revisions that have no pod yet, or no free place, until they can pass.
 
 Envoy asks ``GET /namespace/revision`` over a Unix socket and waits. The first request to a sleeping revision wakes its
-autoscaler at once. Pods are probed here while requests wait, so that a request passes as soon as a pod takes requests and Envoy
-knows its address, without waiting for the pod's readiness to travel through the API.
+autoscaler at once. A pod on this machine is known by its address before anything of it runs, and is probed from then on while
+requests wait; so a request passes as soon as a pod takes requests and Envoy knows its address, without waiting for the pod's
+address and readiness to travel through the API.
 
 Answers: 200 pass (``x-slot`` and ``x-slot-pod`` where the revision limits concurrency), 404 no such revision, 503 the line is
 full, 504 waited longer than the revision's timeout.
@@ -30,6 +31,7 @@ from sampan.kube.client.resources import PODS
 from sampan.kube.control.conditions import condition
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key, Object, dig
+from sampan.parts.node import PodAddresses
 from sampan.parts.serving import keys
 from sampan.parts.serving.activator.readiness import Question, answers, question
 from sampan.parts.serving.activator.socket import GateServer, Reply
@@ -41,7 +43,7 @@ from sampan.parts.traffic import ClusterLoad, DataPlane
 
 log = logging.getLogger(__name__)
 
-PROBE_EVERY = 0.005
+PROBE_EVERY = 0.003
 """Seconds between questions to a pod that requests wait for."""
 PROBES_A_SECOND = 1000
 """Questions to all pods together; with many pods waking each is asked less often."""
@@ -71,6 +73,8 @@ class _Revision:
     """Pods whose address Envoy knows or is about to be told."""
     expected: set[str] = field(default_factory=set)
     """Those of the announced that have not answered yet."""
+    early: dict[str, str] = field(default_factory=dict)
+    """Addresses by pod uid that the node has told and the pods' statuses have not."""
     alive: set[str] = field(default_factory=set)
     """Pods that have an address and are not on their way out."""
     ready: set[str] = field(default_factory=set)
@@ -90,11 +94,20 @@ class _Held(NamedTuple):
 class Gate:
     """Serves the gate's socket and follows revisions and pods."""
 
-    def __init__(self, context: ControlContext, plane: DataPlane, scaler: Scaler) -> None:
+    def __init__(
+        self,
+        context: ControlContext,
+        plane: DataPlane,
+        scaler: Scaler,
+        addresses: Callable[[], PodAddresses | None] = lambda: None,
+    ) -> None:
+        """``addresses()`` gives what tells the addresses of this machine's pods, None as long as nothing does."""
         self._context = context
         self._clock = context.clock
         self._plane = plane
         self._scaler = scaler
+        self._find_addresses = addresses
+        self._addresses: PodAddresses | None = None
         self._revisions: dict[Key, _Revision] = {}
         self._held: dict[str, _Held] = {}
         # no two gates use the same numbers: Envoy may still report the end of what an earlier one let through
@@ -212,6 +225,7 @@ class Gate:
 
         future.add_done_callback(settled)
         if not revision.reachable:
+            self._follow_addresses()
             self._scaler.first(revision.key)
             for pod in self._context.informers.informer(PODS).indexed("revision", revision.uid):
                 self._pod_changed(None, pod)
@@ -312,22 +326,46 @@ class Gate:
         for pod in self._context.informers.informer(PODS).indexed("revision", uid):
             self._pod_changed(None, pod)
 
+    def _follow_addresses(self) -> None:
+        """Hear of pods' addresses from the node; it may have come up after the gate."""
+        if self._addresses is None and (found := self._find_addresses()) is not None:
+            self._addresses = found
+            self._followed.append(found.subscribe(self._addressed))
+
+    def _addressed(self, pod: Object, address: str) -> None:
+        """A pod has its address, and is about to be started."""
+        revision = self._of_pod(pod)
+        if revision is None:
+            return
+        uid, told = pod["metadata"]["uid"], f"{address}:{door(address, revision.port)}"
+        before = revision.early.pop(uid, told)
+        if before != told:  # its sandbox had to be made again
+            self._gone(revision, before)
+        revision.early[uid] = told
+        self._pod_changed(None, pod)
+
+    def _of_pod(self, pod: Object) -> _Revision | None:
+        name = dig(pod, "metadata", "labels", keys.REVISION)
+        revision = self._revisions.get(Key(pod["metadata"]["namespace"], name)) if name else None
+        if revision is None or revision.uid != pod["metadata"]["labels"].get(keys.REVISION_UID):
+            return None
+        return revision
+
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         pod = new or old
-        name = dig(pod, "metadata", "labels", keys.REVISION)
-        if pod is None or not name or self._stopped:
+        revision = self._of_pod(pod) if pod is not None and not self._stopped else None
+        if pod is None or revision is None:
             return
-        revision = self._revisions.get(Key(pod["metadata"]["namespace"], name))
-        if revision is None or revision.uid != pod["metadata"]["labels"].get(keys.REVISION_UID):
-            return
-        address = _address(pod, revision.port)
+        address, uid = _address(pod, revision.port), pod["metadata"]["uid"]
+        if address:
+            revision.early.pop(uid, None)
+        address = address or revision.early.get(uid, "")
         if not address:
             return
         ready = _is_ready(pod)
         if new is None or pod["metadata"].get("deletionTimestamp") or not _runs(pod):
-            revision.alive.discard(address)
-            revision.ready.discard(address)
-            self._take_out(revision, address)
+            revision.early.pop(uid, None)
+            self._gone(revision, address)
             return
         revision.alive.add(address)
         (revision.ready.add if ready else revision.ready.discard)(address)
@@ -388,6 +426,12 @@ class Gate:
 
     def _stands(self, revision: _Revision, address: str) -> bool:
         return address in revision.alive and self._revisions.get(revision.key) is revision
+
+    def _gone(self, revision: _Revision, address: str) -> None:
+        """There is no pod at this address any more, or will not be for long."""
+        revision.alive.discard(address)
+        revision.ready.discard(address)
+        self._take_out(revision, address)
 
     def _take_out(self, revision: _Revision, address: str) -> None:
         """No further requests to this pod."""
