@@ -115,8 +115,6 @@ THIRD_PARTY = [
     "httpx",
     "idna",
     "jinja2",
-    "kopf",
-    "kubernetes_asyncio",
     "markupsafe",
     "msgpack",
     "msgspec",
