@@ -1,7 +1,8 @@
 """The zygote: a warm Python that turns into a container's program in milliseconds.
 
 A single-threaded process of one interpreter (a dependency environment's, or the base one) imports what programs commonly
-import, freezes the garbage collector, and forks on request. The fork joins its pod exactly as an exec'ed process does
+import, freezes the garbage collector, and forks: always one ahead, a spare that waits for the next request, because a fork of so
+much takes as long as what follows it. The fork joins its pod exactly as an exec'ed process does
 (``launch``) and then *is* the program: ``python app.py``, ``python -m x``, ``python -c ...`` or a console script whose first
 line names a Python. Anything else (another interpreter, options that must be given at start, a shell) is simply exec'ed from
 there; so a wrong guess costs a few milliseconds, never correctness.
@@ -20,6 +21,7 @@ import json
 import os
 import random
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -28,6 +30,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _HERE = Path(__file__).resolve()
+_REST = 0.2
+"""Seconds until the next spare is forked, unless a request is there: the program that has just begun needs the processor more."""
+_GONE = 3
+"""A spare's exit code once the keeper is gone."""
 
 STANDARD = [
     "argparse",
@@ -180,23 +186,29 @@ def main() -> None:
     gc.freeze()
     connection.send(b'{"ready": true}')
     while True:
-        try:
-            message, descriptors, _flags, _address = socket.recv_fds(connection, 1 << 16, 4)
-        except OSError:
-            return
-        if not message:
-            return
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)  # received descriptors would stay open in an exec'ed program
         pid = os.fork()
-        if pid:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            os.waitpid(pid, 0)
-            continue
-        connection.close()
-        _fork(launch, json.loads(message), descriptors, sampan_modules)
-        return
+        if not pid:
+            message, descriptors = _request(connection)
+            connection.close()
+            _fork(launch, json.loads(message), descriptors, sampan_modules)
+            return
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) == _GONE:
+            return
+        select.select([connection], [], [], _REST)
+
+
+def _request(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """In a spare: the request it becomes; ends the process when the keeper is gone."""
+    try:
+        message, descriptors, _flags, _address = socket.recv_fds(connection, 1 << 16, 4)
+    except OSError:
+        os._exit(_GONE)
+    if not message:
+        os._exit(_GONE)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # received descriptors would stay open in an exec'ed program
+    return message, descriptors
 
 
 def _fork(launch: Any, request: dict[str, Any], descriptors: list[int], own: set[str]) -> None:

@@ -51,6 +51,8 @@ PROBE_LATER = 0.05
 """Seconds between questions once a pod has taken longer than `PROBE_PATIENCE`."""
 PROBE_PATIENCE = 2.0
 PROBE_TIMEOUT = 0.3
+EARLY_REST = 0.008
+"""Seconds in which nothing of a pod that has just got its address can listen yet; its node needs the loop to start it."""
 REPORT_EVERY = 0.5
 """Seconds between reports of waiting requests to the autoscaler."""
 AUDIT_ROUNDS = 6
@@ -380,6 +382,10 @@ class Gate:
     async def _until_reachable(self, revision: _Revision, address: str, known_ready: bool) -> None:
         """Ask until the pod takes requests, tell Envoy its address, then let requests go there."""
         try:
+            if address in revision.early.values():
+                await Clock().sleep(EARLY_REST)
+                if not self._stands(revision, address):
+                    return
             limited = revision.throttle.limit > 0
             if not revision.reachable and (limited or not revision.announced):
                 # nobody is let through yet, so Envoy can learn the address while the pod still starts; of a revision without
