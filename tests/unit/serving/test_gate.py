@@ -12,7 +12,10 @@ import uvloop
 
 from sampan.kernel import addresses
 from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.kube.control.controller import ControlContext
 from sampan.kube.objects import Key, Object
+from sampan.parts.node import PodAddresses
 from sampan.parts.serving.activator import gate as module
 from sampan.parts.serving.activator.gate import AUDIT_ROUNDS, Gate
 from sampan.parts.serving.activator.readiness import Question, answers, question
@@ -272,3 +275,94 @@ async def test_a_pod_is_waited_for_on_the_machines_time_and_the_kubelet_is_belie
     if said_by == "the kubelet":
         known.ready.add(f"{POD}:3000")
     assert await waiting
+
+
+class Plane:
+    """What Envoy was told last."""
+
+    def __init__(self) -> None:
+        self.told: frozenset[tuple[str, int]] = frozenset()
+
+    async def announce(self, service: Key, endpoints: frozenset[tuple[str, int]]) -> None:
+        self.told = endpoints
+
+
+class Scaler:
+    def first(self, key: Key) -> None:
+        """The revision is woken by somebody else."""
+
+
+def pod(**status: Any) -> Object:
+    labels = {"serving.knative.dev/revision": "r", "serving.knative.dev/revisionUID": "u"}
+    metadata = {"namespace": "default", "name": "p", "uid": "p", "labels": labels}
+    return {"metadata": metadata, "status": {"phase": "Pending", **status}}
+
+
+async def settled(truth: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if truth():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never came true")
+
+
+async def woken_gate(
+    monkeypatch: pytest.MonkeyPatch, listens: list[str]
+) -> tuple[Gate, Plane, list[int], PodAddresses]:
+    """A gate with one request for a sleeping revision; pods answer at the addresses in ``listens``."""
+
+    async def ask(question: Question, host: str) -> bool:
+        return host in listens
+
+    monkeypatch.setattr(module, "answers", ask)
+    plane, told, addresses = Plane(), list[int](), PodAddresses()
+    gate = made_gate(0)
+    gate._context = ControlContext(None, Informers(), Clock(), Tasks(Clock()))  # type: ignore[arg-type]
+    gate._plane, gate._scaler, gate._find_addresses = plane, Scaler(), lambda: addresses  # type: ignore[assignment]
+    gate._revisions[Key("default", "r")].throttle.set_pods(set())
+    gate._ask("/default/r", lambda status, *_: told.append(status))
+    return gate, plane, told, addresses
+
+
+async def test_a_pod_is_let_through_to_before_its_status_has_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    listens: list[str] = []
+    gate, plane, told, addresses = await woken_gate(monkeypatch, listens)
+    addresses.tell(pod(), "10.0.0.7")
+    await settled(lambda: plane.told == {("10.0.0.7", 3000)})
+    assert told == []
+    listens.append("10.0.0.7")
+    await settled(lambda: told == [200])
+    gate._pod_changed(pod(), pod(podIP="10.0.0.7", phase="Running"))
+    assert gate._revisions[Key("default", "r")].early == {}
+    assert plane.told == {("10.0.0.7", 3000)}
+    await gate._context.tasks.cancel()
+
+
+@pytest.mark.parametrize("end", ["deleted", "ending", "failed"])
+async def test_a_pod_that_goes_before_its_status_had_an_address_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    gate, plane, told, addresses = await woken_gate(monkeypatch, [])
+    addresses.tell(pod(), "10.0.0.7")
+    await settled(lambda: plane.told != frozenset())
+    gone = pod(phase="Failed" if end == "failed" else "Pending")
+    if end == "ending":
+        gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    gate._pod_changed(pod(), None if end == "deleted" else gone)
+    await settled(lambda: plane.told == frozenset())
+    known = gate._revisions[Key("default", "r")]
+    assert (told, known.alive, known.early) == ([], set(), {})
+    await gate._context.tasks.cancel()
+
+
+async def test_a_pod_whose_sandbox_is_made_again_is_looked_for_at_its_new_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, plane, told, addresses = await woken_gate(monkeypatch, ["10.0.0.8"])
+    addresses.tell(pod(), "10.0.0.7")
+    await settled(lambda: plane.told == {("10.0.0.7", 3000)})
+    addresses.tell(pod(), "10.0.0.8")
+    await settled(lambda: told == [200])
+    assert plane.told == {("10.0.0.8", 3000)}
+    assert gate._revisions[Key("default", "r")].alive == {"10.0.0.8:3000"}
+    await gate._context.tasks.cancel()

@@ -88,9 +88,7 @@ class ServingPart(Part[ServingSettings]):
         ):
             await controller.start()
         self._unfollow = plane.loads.subscribe(self._served)
-        self._gate = gate = Gate(
-            context, plane, self._autoscalers.scaler, lambda: self.context.find(PodAddresses)
-        )
+        self._gate = gate = Gate(context, plane, self._autoscalers.scaler, lambda: self.context.find(PodAddresses))
         self._autoscalers.busy = gate.busy
         await gate.start()
         await plane.follow_knative()
