@@ -22,6 +22,7 @@ Object: TypeAlias = dict[str, Any]
 _PREFIX = b'{"metadata":{"resourceVersion":"'
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
+_any_decoder = msgspec.json.Decoder()
 
 
 class Resource(NamedTuple):
@@ -125,12 +126,37 @@ def decode(encoded: bytes) -> Object:
 
 
 def copy(obj: Any) -> Any:
-    """A deep copy of JSON-shaped data (several times faster than ``copy.deepcopy``)."""
+    """A deep copy of JSON-shaped data: through its encoding, which takes a quarter of the time of a walk in Python."""
+    if not isinstance(obj, (dict, list)):
+        return obj
+    try:
+        return _any_decoder.decode(_encoder.encode(obj))
+    except (TypeError, ValueError):
+        return _walked(obj)  # a lone surrogate, which JSON text cannot hold: the store refuses it
+
+
+def _walked(obj: Any) -> Any:
     if isinstance(obj, dict):
-        return {key: copy(value) if isinstance(value, (dict, list)) else value for key, value in obj.items()}
-    if isinstance(obj, list):
-        return [copy(value) if isinstance(value, (dict, list)) else value for value in obj]
-    return obj
+        return {key: _walked(value) for key, value in obj.items()}
+    return [_walked(value) for value in obj] if isinstance(obj, list) else obj
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal as JSON: to Python 1, 1.0 and true are equal, also deep inside."""
+    if a is b:
+        return True
+    if type(a) is not type(b) or a != b:
+        return False
+    if not isinstance(a, (dict, list)):
+        return True
+    try:
+        if _encoder.encode(a) == _encoder.encode(b):
+            return True
+    except (TypeError, ValueError):
+        pass  # what JSON text cannot hold
+    if isinstance(a, dict):
+        return all(alike(value, b[key]) for key, value in a.items())
+    return all(map(alike, a, b))
 
 
 def dig(obj: Any, *path: str | int, default: Any = None) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sampan.kube.control.compact import Compactor
-from sampan.kube.objects import copy, encode
+from sampan.kube.objects import alike, copy, encode
 
 values = st.recursive(
     st.none()
@@ -43,3 +45,46 @@ def test_equal_parts_are_the_same_part_and_managed_fields_are_gone() -> None:
     assert one["spec"]["containers"] is two["spec"]["containers"]
     assert one["metadata"]["labels"] is two["metadata"]["labels"]
     assert "managedFields" not in one["metadata"] and one["metadata"]["name"] == "one"
+
+
+@given(st.lists(objects, min_size=1, max_size=8))
+def test_a_change_compacts_to_what_it_is_whatever_was_there_before(states: list[dict[str, Any]]) -> None:
+    compactor = Compactor()
+    old: dict[str, Any] | None = None
+    for state in states:
+        was = None if old is None else encode(old, 1)
+        old, before = compactor.compact(state, old), old
+        assert encode(old, 1) == encode(state, 1)
+        assert before is None or encode(before, 1) == was
+
+
+@given(values, values)
+def test_values_are_alike_when_json_says_so(one: Any, other: Any) -> None:
+    def canonical(value: Any) -> str:
+        return json.dumps(value, sort_keys=True)
+
+    assert alike(one, other) is (canonical(one) == canonical(other))
+    assert alike(one, copy(one))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"a": 1}, {"a": True}, False),
+        ([1], [1.0], False),
+        ({"a": 1, "b": [2]}, {"b": [2], "a": 1}, True),
+        ({"a": {"b": 1, "c": 0}}, {"a": {"c": 0, "b": True}}, False),
+        ("\ud800", "\ud800", True),
+        (["\ud800"], ["\ud800"], True),
+    ],
+)
+def test_python_takes_for_equal_what_json_does_not(one: Any, other: Any, expected: bool) -> None:
+    assert alike(one, other) is expected
+
+
+def test_a_copy_shares_nothing_and_keeps_every_value() -> None:
+    value = {"a": [1, 2.0, True, None, 2**70, -0.5], "b": {"c": "\u2028\x00é"}}
+    assert json.dumps(copy(value)) == json.dumps(value)
+    assert copy(value)["a"] is not value["a"]
+    broken = {"a": ["\ud800"]}
+    assert copy(broken) == broken and copy(broken)["a"] is not broken["a"]

@@ -124,7 +124,7 @@ class SharedInformer:
         if event.type == "DELETED":
             if key in self._objects:
                 # The last state is what a listener wants to know of what is gone.
-                self._store(key, self._compactor.compact(event.object))
+                self._store(key, self._compactor.compact(event.object, self._objects[key]))
                 self._set(key, None)
         else:
             self._put(key, event.object)
@@ -138,7 +138,8 @@ class SharedInformer:
             if was.get("uid") != now.get("uid"):
                 # Deleted and created again while nobody watched: two changes, or dependents of the old one are missed.
                 self._set(key, None)
-        self._set(key, self._compactor.compact(obj))
+                old = None
+        self._set(key, self._compactor.compact(obj, old))
 
     def _set(self, key: Key, new: Object | None) -> None:
         old = self._store(key, new)

@@ -7,13 +7,14 @@ from sampan.kube.server.call import Call
 from sampan.kube.status import bad_request
 
 
-def conform(call: Call, obj: Object) -> None:
-    """Drop unknown fields, in place, and report them as the client's field validation asks.
+def conform(call: Call, obj: Object, old: Object | None = None) -> None:
+    """Drop unknown fields, in place, and report them as the client's field validation asks; ``old`` is what it replaces.
 
     Raises:
         ApiError: 400, a value has the wrong type, or there are unknown fields and the client is strict about them.
     """
-    unknown = call.type.strategy.prune(obj)
+    strategy = call.type.strategy
+    unknown = strategy.prune(obj) if old is None else strategy.prune_change(obj, old)
     if not unknown or call.options.field_validation == "Ignore":
         return
     texts = [f'unknown field "{path}"' for path in unknown]

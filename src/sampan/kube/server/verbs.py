@@ -21,7 +21,7 @@ from sampan.kube.access.interface import (
     User,
 )
 from sampan.kube.access.refusal import denied
-from sampan.kube.objects import Object, Resource, copy, decode, dig
+from sampan.kube.objects import Object, Resource, decode, dig
 from sampan.kube.patch import json_patch, merge_patch, strategic
 from sampan.kube.server import subresources
 from sampan.kube.server.allocation import SERVICE_RANGE, ServiceAllocator
@@ -362,4 +362,4 @@ def _patcher(type: ResourceType, patch_type: str, patch: Any) -> Callable[[Objec
         raise bad_request("error decoding patch: expected a JSON object")
     if patch_type == "strategic":
         return lambda old: strategic.apply(old, patch, type.schema, schemas.resolve)
-    return lambda old: merge_patch.apply(copy(old), patch)
+    return lambda old: merge_patch.apply(old, patch)

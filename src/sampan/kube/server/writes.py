@@ -18,7 +18,7 @@ from typing import Any
 
 from sampan.kernel.clock import Clock
 from sampan.kube.access.interface import Admission, AdmissionRequest, Operation
-from sampan.kube.objects import Object, copy, encode
+from sampan.kube.objects import Object, alike, copy, encode
 from sampan.kube.patch import managed
 from sampan.kube.server.allocation import ServiceAllocator
 from sampan.kube.server.call import Answer, Call
@@ -139,6 +139,7 @@ class Writer:
                 form = await stored_form(type, obj)
                 entry = await self._store.put(call.key, lambda revision: bounded(form, revision), 0)
                 allocation.keep()
+                strategy.stored(obj, None, entry.revision)
         finally:
             call.warnings.extend(request.warnings)
             for finished in request.finished:
@@ -208,7 +209,7 @@ class Writer:
         strategy = type.strategy
         status_only = call.subresource == "status"
         piece = call.subresource in PIECES
-        conform(call, new)
+        conform(call, new, old)
         metadata, before = new["metadata"], old["metadata"]
         uid = metadata.get("uid")
         if uid and uid != before["uid"]:
@@ -225,7 +226,7 @@ class Writer:
             new = _with_status(type, new, old)
             metadata = new["metadata"]
         else:
-            strategy.default(new)
+            strategy.default_change(new, old)
             if not piece:
                 strategy.prepare_update(new, old)
         now = self._clock.now()
@@ -238,7 +239,7 @@ class Writer:
             await self._admission.admit(request)
             new = self._admitted(call, request, before)
             metadata = new["metadata"]
-            strategy.default(new)
+            strategy.default_change(new, old)
             if not status_only:
                 if not piece:
                     strategy.prepare_update(new, old)
@@ -266,6 +267,8 @@ class Writer:
                     return Answer(new, None, 200, type)
                 fresh = await self._store.put(call.key, lambda revision: bounded(form, revision), entry.revision)
                 allocation.keep()
+                if not piece:
+                    strategy.stored(new, old, fresh.revision)
         finally:
             call.warnings.extend(request.warnings)
             for finished in request.finished:
@@ -473,7 +476,7 @@ def _same(new: Object, old: Object) -> bool:
     if new.keys() != old.keys():
         return False
     for key, value in new.items():
-        if key != "metadata" and value != old[key]:
+        if key != "metadata" and not alike(value, old[key]):
             return False
     fresh, stored_ = dict(new["metadata"]), dict(old["metadata"])
     for metadata in (fresh, stored_):
@@ -481,7 +484,7 @@ def _same(new: Object, old: Object) -> bool:
         metadata["managedFields"] = [
             {**claim, "time": None} for claim in metadata.get("managedFields") or () if isinstance(claim, dict)
         ]
-    return fresh == stored_
+    return alike(fresh, stored_)
 
 
 def _finished(type: ResourceType, obj: Object) -> bool:

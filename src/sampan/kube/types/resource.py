@@ -112,6 +112,17 @@ class Strategy:
         """
         return []
 
+    def prune_change(self, obj: Object, old: Object) -> list[str]:
+        """`prune` for an object that replaces another, which has been through it: what did not change may be left out."""
+        return self.prune(obj)
+
+    def default_change(self, obj: Object, old: Object) -> None:
+        """`default` for an object that replaces another, which has been through it."""
+        self.default(obj)
+
+    def stored(self, obj: Object, old: Object | None, revision: int) -> None:
+        """An object has passed `validate` (or `validate_change` or `validate_status_update` against ``old``) and was stored."""
+
     def prepare_create(self, obj: Object) -> None:
         """Drop what a client may not set at creation (its status), in place."""
 

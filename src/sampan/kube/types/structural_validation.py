@@ -2,7 +2,8 @@
 
 `compile_schema` turns a schema into one closure that walks a value once and reports field errors with the texts of the real
 server. An old value, where there is one, makes the walk tolerant as upstream's ratcheting is: a part that did not change is
-not judged again. Rules in CEL are not looked at here.
+not judged again. Items of lists that are one piece have no old value and are judged again, unless it is known that the
+old object passed these very checks. Rules in CEL are not looked at here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from sampan.kube.objects import alike
 from sampan.kube.status import FieldError
 from sampan.kube.types.formats import FORMATS
 from sampan.kube.types.problems import Problems, quoted
 from sampan.kube.types.resource import Schema
+from sampan.kube.types.structural import beside
 
-Validator = Callable[[Any, str, Problems, Any], None]
-"""Checks ``value`` at ``path``, reports to ``problems``; the last argument is the old value or `MISSING`."""
+Validator = Callable[[Any, str, Problems, Any, bool], None]
+"""Checks ``value`` at ``path``, reports to ``problems``; then comes the old value or `MISSING`, and whether all of it is known
+to pass."""
 
 
 class _Missing:
@@ -35,7 +39,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 def validate(value: Any, schema: Schema, old: Any = MISSING, path: str = "") -> list[FieldError]:
     """Field errors of a value; for repeated use keep the closure of `compile_schema`."""
     problems = Problems()
-    compile_schema(schema)(value, path, problems, old)
+    compile_schema(schema)(value, path, problems, old, False)
     return problems
 
 
@@ -77,8 +81,8 @@ def compile_schema(schema: Schema) -> Validator:
     ]
     of_type = _type(schema)
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
-        if old is not MISSING and type(old) is type(value) and old == value:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
+        if old is not MISSING and alike(old, value):
             return
         if value is None and schema.get("nullable"):
             return
@@ -90,7 +94,7 @@ def compile_schema(schema: Schema) -> Validator:
             problems.append(FieldError(path or "<nil>", "FieldValueTypeInvalid", message))
             return
         for each in checks:
-            each(value, path, problems, old)
+            each(value, path, problems, old, sure)
 
     return check
 
@@ -130,7 +134,7 @@ def _enum(schema: Schema) -> Validator:
     allowed: Sequence[Any] = schema["enum"]
     listed = ", ".join(quoted(item) for item in allowed)
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
         if not any(value == item and isinstance(value, bool) == isinstance(item, bool) for item in allowed):
             message = f"Unsupported value: {_shown(value)}: supported values: {listed}"
             problems.append(FieldError(path or "<nil>", "FieldValueNotSupported", message))
@@ -146,7 +150,7 @@ def _text(schema: Schema) -> Validator:
     if pattern is not None:
         search = _search(pattern)
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
         if type(value) is not str:
             return
         if longest is not None and len(value) > longest:
@@ -179,7 +183,7 @@ def _number(schema: Schema) -> Validator:
     least, most, factor = schema.get("minimum"), schema.get("maximum"), schema.get("multipleOf")
     above, below = bool(schema.get("exclusiveMinimum")), bool(schema.get("exclusiveMaximum"))
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
         if type(value) is not int and type(value) is not float:
             return
         if least is not None and (value <= least if above else value < least):
@@ -214,7 +218,7 @@ def _list(schema: Schema) -> Validator:
         if key in keys and "default" in field
     }
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
         if type(value) is not list:
             return
         if most is not None and len(value) > most:
@@ -222,10 +226,14 @@ def _list(schema: Schema) -> Validator:
         if fewest is not None and len(value) < fewest:
             _report(problems, path, value, f"in body should have at least {fewest} items")
         if item is not None:
-            before = _by_keys(old, keys, defaults) if kind == "map" and type(old) is list else {}
+            if kind == "map" and type(old) is list:
+                by_keys = _by_keys(old, keys, defaults)
+                before: Sequence[Any] = [by_keys.get(_key(entry, keys, defaults), MISSING) for entry in value]
+            else:
+                before = beside(value, old if sure else None, MISSING)
             for index, entry in enumerate(value):
-                known = before.get(_key(entry, keys, defaults), MISSING) if before else MISSING
-                item(entry, f"{path}[{index}]", problems, known)
+                if before[index] is MISSING or not alike(entry, before[index]):
+                    item(entry, f"{path}[{index}]", problems, before[index], sure)
         if kind == "set" or schema.get("uniqueItems"):
             _unique(value, path, problems, lambda entry: entry, go_value)
         elif kind == "map":
@@ -271,7 +279,7 @@ def _map(schema: Schema) -> Validator:
     others = compile_schema(given) if isinstance(given, Mapping) else None
     fewest, most = schema.get("minProperties"), schema.get("maxProperties")
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
         if type(value) is not dict:
             return
         prefix = f"{path}." if path else ""
@@ -286,7 +294,7 @@ def _map(schema: Schema) -> Validator:
         for name, entry in value.items():
             field = properties.get(name, others)
             if field is not None:
-                field(entry, prefix + name, problems, before.get(name, MISSING))
+                field(entry, prefix + name, problems, before.get(name, MISSING), sure)
 
     return check
 
@@ -299,13 +307,13 @@ def _alternatives(schema: Schema) -> Validator:
 
     def fits(part: Validator, value: Any, path: str) -> bool:
         found = Problems()
-        part(value, path, found, MISSING)
+        part(value, path, found, MISSING, False)
         return not found
 
-    def check(value: Any, path: str, problems: Problems, old: Any) -> None:
+    def check(value: Any, path: str, problems: Problems, old: Any, sure: bool) -> None:
         if any_of and not any(fits(part, value, path) for part in any_of):
             _report(problems, path, value, "in body must validate at least one schema (anyOf)")
-            any_of[0](value, path, problems, MISSING)
+            any_of[0](value, path, problems, MISSING, False)
         if one_of:
             count = sum(fits(part, value, path) for part in one_of)
             if count != 1:
@@ -314,7 +322,7 @@ def _alternatives(schema: Schema) -> Validator:
         if all_of:
             before = len(problems)
             for part in all_of:
-                part(value, path, problems, MISSING)
+                part(value, path, problems, MISSING, False)
             if len(problems) > before:
                 _report(problems, path, value, "in body must validate all the schemas (allOf)")
         if never is not None and fits(never, value, path):

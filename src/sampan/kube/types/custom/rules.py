@@ -10,21 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sampan.kube import cel
 from sampan.kube.cel.types import optional_of
 from sampan.kube.cel.values import NONE, Optional
+from sampan.kube.objects import alike
 from sampan.kube.status import FieldError
 from sampan.kube.types.resource import Schema
+from sampan.kube.types.structural import beside
 
 VALIDATIONS = "x-kubernetes-validations"
 MISSING: Any = object()
 OBJECT_BUDGET = 10 * cel.BUDGET
 """Cost units of all rules of one object together."""
 
-Check = Callable[[Any, Any, str, "_Run"], None]
-"""Judges (value, old value or MISSING, path)."""
+Check = Callable[[Any, Any, Any, str, "_Run"], None]
+"""Judges (value, old value or MISSING, twin or MISSING, path)."""
+
+
+class _Node(NamedTuple):
+    """The rules of a schema node and of all below it."""
+
+    check: Check
+    transitions: bool
+    """One of them looks at the old value."""
 
 
 @dataclass
@@ -137,7 +147,7 @@ def compile_rule(given: Mapping[str, Any], schema: Schema, root: bool) -> Rule:
     )
 
 
-def _of_node(schema: Schema, root: bool) -> Check | None:
+def _of_node(schema: Schema, root: bool) -> _Node | None:
     """The check of a node and all below it; None when no rule is there."""
     rules = [compile_rule(given, schema, root) for given in schema.get(VALIDATIONS) or ()]
     properties = {
@@ -150,33 +160,53 @@ def _of_node(schema: Schema, root: bool) -> Check | None:
     if not (rules or properties or others or item):
         return None
     keys: Sequence[str] = schema.get("x-kubernetes-list-map-keys") or ()
-    by_keys = schema.get("x-kubernetes-list-type") == "map" and keys
+    by_keys = bool(schema.get("x-kubernetes-list-type") == "map" and keys)
+    below = [*properties.values(), *(each for each in (others, item) if each is not None)]
+    transitions = any(rule.transition for rule in rules) or any(each.transitions for each in below)
 
     def identity(entry: Any) -> tuple[Any, ...] | None:
         return tuple(entry.get(key) for key in keys) if isinstance(entry, dict) else None
 
-    def check(value: Any, old: Any, path: str, run: _Run) -> None:
+    def check(value: Any, old: Any, twin: Any, path: str, run: _Run) -> None:
         if value is None:
             return
-        same = old is not MISSING and old == value
+        same = old is not MISSING and alike(old, value)
+        if same and not transitions:
+            return
+        if twin is not MISSING and old is MISSING and alike(twin, value):
+            return
         for rule in rules:
             if not same or rule.transition:
                 rule.judge(value, old, path, run)
         if isinstance(value, dict):
             before: Mapping[str, Any] = old if isinstance(old, dict) else {}
-            for name, below in properties.items():
+            known: Mapping[str, Any] = twin if isinstance(twin, dict) else {}
+            for name, field in properties.items():
                 if name in value:
-                    below(value[name], before.get(name, MISSING), f"{path}.{name}", run)
+                    given = value[name]
+                    field.check(given, before.get(name, MISSING), known.get(name, MISSING), f"{path}.{name}", run)
             if others is not None:
                 for name, entry in value.items():
                     if name not in (schema.get("properties") or {}):
-                        others(entry, before.get(name, MISSING), f"{path}[{name}]", run)
+                        vouched = known.get(name, MISSING)
+                        others.check(entry, before.get(name, MISSING), vouched, f"{path}[{name}]", run)
         elif isinstance(value, list) and item is not None:
-            known = {identity(entry): entry for entry in old} if by_keys and isinstance(old, list) else {}
+            if by_keys:
+                olds, twins = (_by_identity(value, each, identity) for each in (old, twin))
+            else:
+                olds, twins = [MISSING] * len(value), beside(value, twin, MISSING)
             for index, entry in enumerate(value):
-                item(entry, known.get(identity(entry), MISSING) if known else MISSING, f"{path}[{index}]", run)
+                item.check(entry, olds[index], twins[index], f"{path}[{index}]", run)
 
-    return check
+    return _Node(check, transitions)
+
+
+def _by_identity(items: Sequence[Any], old: Any, identity: Callable[[Any], Any]) -> Sequence[Any]:
+    """For each item of a map-list the old one with its keys."""
+    if not isinstance(old, list) or not old:
+        return [MISSING] * len(items)
+    known = {identity(entry): entry for entry in old}
+    return [known.get(identity(entry), MISSING) for entry in items]
 
 
 class Rules:
@@ -185,17 +215,20 @@ class Rules:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._compiled = False
-        self._check: Check | None = None
+        self._node: _Node | None = None
 
-    def validate(self, obj: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> list[FieldError]:
-        """Problems of an object, against its old state where there is one."""
+    def validate(
+        self, obj: Mapping[str, Any], old: Mapping[str, Any] | None = None, *, sure: bool = False
+    ) -> list[FieldError]:
+        """Problems of an object, against its old state where there is one; ``sure``: that one is known to have none."""
         if not self._compiled:
-            self._check = _of_node(self._schema, True) if has_rules(self._schema) else None
+            self._node = _of_node(self._schema, True) if has_rules(self._schema) else None
             self._compiled = True
-        if self._check is None:
+        if self._node is None:
             return []
         run = _Run([], cel.Budget(OBJECT_BUDGET))
-        self._check(obj, MISSING if old is None else old, "", run)
+        before = MISSING if old is None else old
+        self._node.check(obj, before, before if sure else MISSING, "", run)
         return run.problems
 
 

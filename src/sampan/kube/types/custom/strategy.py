@@ -2,6 +2,10 @@
 
 Everything costly (validators, rules, columns) is made at first use: a platform installs dozens of definitions at start and
 touches few of them.
+
+Judging a whole object is the larger part of what a write costs, and most writes change a leaf of it. What did not change is
+let through as upstream does (ratcheting); beyond that the strategy remembers which stored revisions passed every check of this
+very schema, and then only judges what differs from them, also inside lists that upstream judges anew.
 """
 
 from __future__ import annotations
@@ -21,6 +25,10 @@ from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import Column, Schema, Strategy
 from sampan.kube.types.structural import apply_defaults, prune
 from sampan.kube.types.structural_validation import MISSING, Validator, compile_schema
+
+VETTED = 10_000
+"""Objects remembered as having passed."""
+_DOUBTFUL = ""
 
 
 class CustomStrategy(Strategy):
@@ -44,6 +52,8 @@ class CustomStrategy(Strategy):
                 version.get("deprecationWarning") or f"{self._kind.api_version} {self._kind.kind} is deprecated"
             )
         self._rules = Rules(self._schema)
+        self._vetted: dict[str, str] = {}
+        """By uid the revision that passed every check; `_DOUBTFUL`: the object does not pass them all, it was let through."""
         self.has_status = "status" in (version.get("subresources") or {})
         self._selectable = {
             field["jsonPath"].lstrip("."): field["jsonPath"] for field in version.get("selectableFields") or ()
@@ -69,6 +79,12 @@ class CustomStrategy(Strategy):
 
     def default(self, obj: Object) -> None:
         apply_defaults(obj, self._schema)
+
+    def prune_change(self, obj: Object, old: Object) -> list[str]:
+        return prune(obj, self._schema, self._kind, old)
+
+    def default_change(self, obj: Object, old: Object) -> None:
+        apply_defaults(obj, self._schema, old)
 
     def prepare_create(self, obj: Object) -> None:
         if self.has_status:
@@ -112,12 +128,32 @@ class CustomStrategy(Strategy):
         return problems
 
     def _judge(self, obj: Object, old: Object | None, problems: Problems) -> None:
+        problems.extend(self._judged(obj, old, old is not None and self._passes(old)))
+
+    def _passes(self, stored: Object) -> bool:
+        """Whether a stored object is known to pass every check."""
+        metadata = stored["metadata"]
+        revision = metadata.get("resourceVersion")
+        return revision is not None and self._vetted.get(metadata["uid"]) == revision
+
+    def _judged(self, obj: Object, old: Object | None, sure: bool) -> list[FieldError]:
         """The schema first; rules only see objects that fit it."""
         found = Problems()
-        self._validator(obj, "", found, MISSING if old is None else old)
-        problems.extend(found)
+        self._validator(obj, "", found, MISSING if old is None else old, sure)
         if not any(problem.reason == "FieldValueTypeInvalid" for problem in found):
-            problems.extend(self._rules.validate(obj, old))
+            found.extend(self._rules.validate(obj, old, sure=sure))
+        return found
+
+    def stored(self, obj: Object, old: Object | None, revision: int) -> None:
+        uid = obj["metadata"]["uid"]
+        if self._vetted.get(uid) == _DOUBTFUL:
+            return
+        # Judged on top of a state that this process has not judged, what did not change was left out.
+        passes = old is None or self._passes(old) or not self._judged(obj, None, False)
+        self._vetted.pop(uid, None)
+        self._vetted[uid] = str(revision) if passes else _DOUBTFUL
+        if len(self._vetted) > VETTED:
+            del self._vetted[next(iter(self._vetted))]
 
     # -- out
 
