@@ -161,8 +161,8 @@ def _of_node(schema: Schema, root: bool) -> _Node | None:
         return None
     keys: Sequence[str] = schema.get("x-kubernetes-list-map-keys") or ()
     by_keys = bool(schema.get("x-kubernetes-list-type") == "map" and keys)
-    below = [*properties.values(), *(each for each in (others, item) if each is not None)]
-    transitions = any(rule.transition for rule in rules) or any(each.transitions for each in below)
+    every = [*properties.values(), *(each for each in (others, item) if each is not None)]
+    transitions = any(rule.transition for rule in rules) or any(each.transitions for each in every)
 
     def identity(entry: Any) -> tuple[Any, ...] | None:
         return tuple(entry.get(key) for key in keys) if isinstance(entry, dict) else None
