@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sampan.kube.objects import Key, Object
+from sampan.parts.traffic.model import Certificate, rank
+from sampan.parts.traffic.references import Backends
 from sampan.parts.traffic.resources import KNATIVE_INGRESSES
+from sampan.parts.traffic.sources import knative as module
 from sampan.parts.traffic.sources.gateway_api import Result
-from sampan.parts.traffic.sources.knative import LONGEST_WAIT, KnativeSource
+from sampan.parts.traffic.sources.knative import LIMIT_ANNOTATION, LONGEST_WAIT, KnativeSource
+from sampan.parts.traffic.world import Changes
 from tests.unit.traffic.world_made import MadeWorld
 
 PUBLIC, SECURE, PRIVATE = 80, 443, 8080
@@ -88,3 +94,122 @@ def test_a_cluster_stays_for_requests_that_wait_in_the_gate() -> None:
     now = 3 * LONGEST_WAIT
     assert split_to("two") == {"default/two/80"}
     assert split_to("three") == {"default/two/80", "default/three/80"}
+
+
+SERVICES = st.sampled_from(["s", "t", "u"])
+HOSTS = st.sampled_from(["one.example.com", "two.example.com", "three.example.com"])
+
+
+@st.composite
+def ingresses(draw: Any) -> Object:
+    rules = []
+    for _ in range(draw(st.integers(0, 2))):
+        splits = [
+            {"serviceNamespace": "default", "serviceName": name, "servicePort": 80, "percent": 50}
+            for name in draw(st.lists(SERVICES, min_size=1, max_size=2, unique=True))
+        ]
+        rule: Object = {"hosts": draw(st.lists(HOSTS, max_size=2)), "http": {"paths": [{"splits": splits}]}}
+        if draw(st.booleans()):
+            rule["visibility"] = "ClusterLocal"
+        rules.append(rule)
+    spec: Object = {"rules": rules}
+    if hosts := draw(st.lists(HOSTS, max_size=2, unique=True)):
+        spec["tls"] = [{"hosts": hosts, "secretName": draw(st.sampled_from(["first", "second"]))}]
+        spec["httpOption"] = draw(st.sampled_from(["Enabled", "Redirected"]))
+    return ingress(draw(st.sampled_from("abc")), draw(st.sampled_from([spec, spec, spec, {"rules": 3}])))
+
+
+CHANGES = st.one_of(
+    st.tuples(st.just("put"), ingresses()),
+    st.tuples(st.just("take"), st.sampled_from("abc")),
+    st.tuples(st.sampled_from(["service", "no service", "limited", "cold", "ready", "announced"]), SERVICES),
+    st.tuples(st.sampled_from(["secret", "no secret"]), st.sampled_from(["first", "second"])),
+)
+
+
+def change(made: MadeWorld, what: str, value: Any) -> None:
+    world, key = made.world, Key("default", value if isinstance(value, str) else "")
+    match what:
+        case "put":
+            world.knative_ingresses[Key.of(value)] = value
+        case "take":
+            world.knative_ingresses.pop(key, None)
+        case "service":
+            made.service(value, 80)
+        case "no service":
+            world.services.pop(key, None)
+            world.changed.services.add(key)
+        case "limited":
+            metadata = {"name": value, "namespace": "default", "annotations": {LIMIT_ANNOTATION: "1"}}
+            world.serverless_services[key] = {"metadata": metadata}
+        case "cold":
+            world.serverless_services[key] = {"metadata": {"name": value, "namespace": "default"}}
+            world.slices.pop(key, None)
+            world.changed.endpoints.add(key)
+        case "ready":
+            world.slices[key] = [{"endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}]}]
+            world.changed.endpoints.add(key)
+        case "announced":
+            world.early[key] = frozenset({("10.0.0.2", 8080)})
+            world.changed.endpoints.add(key)
+        case "secret":
+            world.secrets[key] = {"data": {"tls.crt": value}}
+        case "no secret":
+            world.secrets.pop(key, None)
+    if what in ("put", "take", "limited", "cold", "secret", "no secret"):
+        world.version += 1
+
+
+def outcome(result: Result) -> object:
+    listeners = {
+        (one.port, one.hostname): (
+            {host: sorted(found.rules, key=repr) for host, found in one.hosts.items()},
+            sorted(one.certificates),
+        )
+        for one in result.listeners
+    }
+    ordered = [[list(found.ordered()) for found in one.hosts.values()] for one in result.listeners]
+    assert all(rules == sorted(rules, key=rank) for hosts in ordered for rules in hosts)
+    return listeners, result.statuses
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(CHANGES, max_size=12))
+def test_what_is_made_of_changes_one_by_one_is_what_would_be_made_of_all_at_once(
+    changes: list[tuple[str, Any]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "read_certificate", lambda key, secret: Certificate(str(key), b"", b""))
+        made, followed = MadeWorld(), source(lambda: 0.0)
+        told: dict[Any, Any] = {}
+        for what, value in changes:
+            change(made, what, value)
+            made.backends.follow()
+            result = followed.translate(made.world, made.backends)
+            made.world.changed = Changes()
+            told |= {entry: result.statuses.get(entry) for entry in result.changed}
+            fresh = Backends(made.world)
+            whole = source(lambda: 0.0).translate(made.world, fresh)
+            assert outcome(result) == outcome(whole)
+            assert {entry: status for entry, status in told.items() if status is not None} == whole.statuses
+            assert {name: made.backends.made[name] for name in fresh.made} == fresh.made
+
+
+def test_an_announced_address_translates_nothing_anew() -> None:
+    made, followed = MadeWorld(), source(lambda: 0.0)
+    change(made, "service", "hello")
+    change(made, "cold", "hello")
+    change(made, "put", ingress("one", GOOD))
+
+    def state(result: Result) -> object:
+        return [(one.shape, [host.version for host in one.hosts.values()]) for one in result.listeners]
+
+    states = []
+    for what in ("announced", "announced", "ready"):
+        result = followed.translate(made.world, made.backends)
+        states.append(state(result))
+        made.world.changed = Changes()
+        change(made, what, "hello")
+    assert states[0] == states[1] == states[2]
+    result = followed.translate(made.world, made.backends)
+    assert states[2] != state(result)

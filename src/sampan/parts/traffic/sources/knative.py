@@ -7,9 +7,10 @@ Names visible outside are served on the gateway's ports, with TLS where the Ingr
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -30,7 +31,6 @@ from sampan.parts.traffic.model import (
 from sampan.parts.traffic.references import Backends, read_certificate
 from sampan.parts.traffic.resources import KNATIVE_INGRESSES
 from sampan.parts.traffic.sources.gateway_api import Result
-from sampan.parts.traffic.sources.whole import WholeSource
 from sampan.parts.traffic.world import World
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,30 @@ INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 """Upstream's proxies use these between themselves; an application never sees them."""
 
 
-class KnativeSource(WholeSource):
-    """Translates, and keeps what it made as long as nothing changes that the internal Ingresses depend on.
+class _Place(NamedTuple):
+    """Where rules stand: on which of the listeners, under which host."""
+
+    kind: Literal["public", "private", "secure"]
+    host: str
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """What one Ingress came to, and what that rests on."""
+
+    ingress: Object
+    state: tuple[Any, ...]
+    """Of the Services and Secrets it names; as long as it is the same, so is the piece."""
+    services: frozenset[Key]
+    clusters: frozenset[str]
+    placed: dict[_Place, list[Rule]]
+    certificates: dict[str, Certificate]
+    """By the hosts that are served with TLS."""
+    status: Object
+
+
+class KnativeSource:
+    """Translates the internal Ingresses one by one, each anew only when something changes that it depends on.
 
     Envoy chooses a request's revision before the gate lets the request pass, and answers 500 when the revision's cluster is gone
     by then. So clusters stay for as long as a request may wait after the last split that names them.
@@ -59,84 +81,198 @@ class KnativeSource(WholeSource):
         self, address: str, http_port: int, https_port: int, internal_port: int, now: Callable[[], float]
     ) -> None:
         """``now``: monotonic platform seconds."""
-        super().__init__()
-        self._address, self._http, self._https, self._internal = address, http_port, https_port, internal_port
+        self._address, self._https = address, https_port
         self._now = now
         self._version = -1
+        self._pieces: dict[Key, _Piece] = {}
+        self._public = Listener("knative", "public", address, http_port, "HTTP")
+        self._private = Listener("knative", "private", address, internal_port, "HTTP")
+        self._secure: dict[str, Listener] = {}
+        """By host."""
+        self._claims: Counter[_Place] = Counter()
+        """How many Ingresses have rules there."""
+        self._clusters: Counter[str] = Counter()
+        """How many Ingresses send requests there."""
+        self._held: set[str] = set()
+        """Clusters that are kept: those, and for a while those that no split names any more."""
         self._leaving: dict[str, float] = {}
-        """Clusters that no split names any more, and until when they are held."""
+        """Until when the latter are."""
+        self._result = Result()
 
     def translate(self, world: World, backends: Backends) -> Result:
         """Listeners and statuses for all internal Ingresses of our class."""
-        touched = (world.changed.services | world.changed.endpoints) & self._services
-        if self._version == world.version and not touched:
-            return self._kept()
-        self._version = world.version
-        return self._anew(backends, lambda: self._translate(world, backends))
+        result = self._result
+        result.changed = set()
+        if self._version != world.version:
+            self._version = world.version
+            ours = {
+                key: ingress
+                for key, ingress in world.knative_ingresses.items()
+                if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) in (None, CLASS)
+            }
+            for key in self._pieces.keys() - ours.keys():
+                self._replace(key, None)
+            for key, ingress in sorted(ours.items()):
+                self._look(world, backends, key, ingress)
+        elif touched := world.changed.services | world.changed.endpoints:
+            for key, piece in list(self._pieces.items()):
+                if not touched.isdisjoint(piece.services):
+                    self._look(world, backends, key, piece.ingress)
+        self._let_go(backends)
+        result.listeners = [self._public, self._private, *self._secure.values()] if self._pieces else []
+        return result
 
-    def _let_go(self, backends: Backends, names: frozenset[str]) -> None:
+    def _let_go(self, backends: Backends) -> None:
+        """Release the clusters that have been without a split for long enough."""
         now = self._now()
-        backends.release(names & self._clusters)
-        self._leaving |= dict.fromkeys(sorted(names - self._clusters), now + LONGEST_WAIT)
-        over = [name for name, until in self._leaving.items() if until <= now or name in self._clusters]
+        for name in self._held - self._clusters.keys() - self._leaving.keys():
+            self._leaving[name] = now + LONGEST_WAIT
+        for name in self._leaving.keys() & self._clusters.keys():
+            del self._leaving[name]
+        over = sorted(name for name, until in self._leaving.items() if until <= now)
         backends.release(over)
+        self._held.difference_update(over)
         for name in over:
             del self._leaving[name]
 
-    def _translate(self, world: World, backends: Backends) -> Result:
-        result = Result()
-        known, self._rules = self._rules, {}
-        if not world.knative_ingresses:
-            return result
-        public = Listener("knative", "public", self._address, self._http, "HTTP")
-        private = Listener("knative", "private", self._address, self._internal, "HTTP")
-        secure: dict[str, Listener] = {}
-        for key, ingress in sorted(world.knative_ingresses.items()):
-            if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
-                continue
-            # the kind takes any spec: a malformed one must not keep everybody else's from being published
+    def _look(self, world: World, backends: Backends, key: Key, ingress: Object) -> None:
+        """Bring one Ingress's piece up to date."""
+        known = self._pieces.get(key)
+        if (
+            known is not None
+            and _same_wish(known.ingress, ingress)
+            and known.state == _state(world, known.services, known.ingress)
+        ):
+            known.ingress = ingress
+            return
+        backends.used, backends.asked = set(), set()
+        piece = self._made(world, backends, key, ingress, known)
+        backends.hold(piece.clusters - self._held)
+        self._held |= piece.clusters
+        self._replace(key, piece)
+
+    def _made(self, world: World, backends: Backends, key: Key, ingress: Object, known: _Piece | None) -> _Piece:
+        have = {rule: rule for rules in known.placed.values() for rule in rules} if known is not None else {}
+        placed: dict[_Place, list[Rule]] = {}
+        used: dict[str, Certificate] = {}
+
+        def place(where: _Place, rules: Iterable[Rule]) -> None:
+            kept = placed.setdefault(where, [])
+            kept += [rule for rule in (have.setdefault(one, one) for one in rules) if rule not in kept]
+
+        # the kind takes any spec: a malformed one must not keep everybody else's from being published
+        try:
+            certificates, ready = _certificates(world, ingress)
+            rules = [(rule, _hosts(rule)) for rule in ingress["spec"].get("rules") or ()]
+        except Exception:
+            log.exception("Ingress %s of Knative cannot be translated", key)
+            certificates, ready, rules = {}, False, []
+        redirected = dig(ingress, "spec", "httpOption") == "Redirected"
+        for rule, hosts in rules:
             try:
-                certificates, ready = _certificates(world, ingress)
-                rules = [(rule, _hosts(rule)) for rule in ingress["spec"].get("rules") or ()]
+                made, complete = _rules(world, backends, key, ingress, rule)
             except Exception:
                 log.exception("Ingress %s of Knative cannot be translated", key)
-                result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, False)
+                ready = False
                 continue
-            redirected = dig(ingress, "spec", "httpOption") == "Redirected"
-            for rule, hosts in rules:
-                try:
-                    made, complete = _rules(world, backends, key, ingress, rule)
-                except Exception:
-                    log.exception("Ingress %s of Knative cannot be translated", key)
-                    ready = False
+            ready = ready and complete
+            internal = rule.get("visibility") == "ClusterLocal"
+            for host in hosts:
+                place(_Place("private", host), made)
+                if internal:
                     continue
-                kept = []
-                for fresh in made:
-                    kept.append(self._rules.setdefault(fresh, known.get(fresh, fresh)))
-                ready = ready and complete
-                internal = rule.get("visibility") == "ClusterLocal"
-                for host in hosts:
-                    private.host(host).add(kept)
-                    if internal:
-                        continue
-                    certificate = certificates.get(host)
-                    if certificate is not None:
-                        listener = Listener("knative", host, self._address, self._https, "HTTPS", hostname=host)
-                        listener = secure.setdefault(host, listener)
-                        if certificate not in listener.certificates:
-                            listener.certificates.append(certificate)
-                        listener.host(host).add(kept)
-                    if certificate is not None and redirected:
-                        away = Rule(Match(), self._to_https(), name=f"knative/{key}")
-                        public.host(host).add([self._rules.setdefault(away, known.get(away, away))])
-                    else:
-                        public.host(host).add(kept)
-            result.statuses[KNATIVE_INGRESSES, key] = _status(ingress, ready)
-        result.listeners += [public, private, *secure.values()]
-        return result
+                certificate = certificates.get(host)
+                if certificate is not None:
+                    used[host] = certificate
+                    place(_Place("secure", host), made)
+                if certificate is not None and redirected:
+                    place(_Place("public", host), [Rule(Match(), self._to_https(), name=f"knative/{key}")])
+                else:
+                    place(_Place("public", host), made)
+        services = frozenset(backends.asked)
+        state, status = _state(world, services, ingress), _status(ingress, ready)
+        return _Piece(ingress, state, services, frozenset(backends.used), placed, used, status)
+
+    def _replace(self, key: Key, piece: _Piece | None) -> None:
+        """Put a piece in the place of what was known under its key; None takes that away."""
+        known = self._pieces.pop(key, None)
+        if piece is not None:
+            self._pieces[key] = piece
+        self._result.tell((KNATIVE_INGRESSES, key), None if piece is None else piece.status)
+        old, new = (known.placed if known else {}), (piece.placed if piece else {})
+        self._clusters.update(piece.clusters if piece else ())
+        self._clusters.subtract(known.clusters if known else ())
+        self._clusters += Counter()  # forgets those that are at zero
+        self._claims.update(new.keys())
+        for where in new:
+            before, after = old.get(where), new[where]
+            if before is None or list(map(id, before)) != list(map(id, after)):
+                host = self._listener(where).host(where.host)
+                host.remove(before or ())
+                host.add(after)
+        for where in old:
+            self._claims[where] -= 1
+            if where not in new:
+                self._listener(where).host(where.host).remove(old[where])
+            if not self._claims[where]:
+                del self._claims[where]
+                self._listener(where).drop_empty(where.host)
+                if where.kind == "secure":
+                    del self._secure[where.host]
+        for name in {where.host for where in (*old, *new) if where.kind == "secure"} & self._secure.keys():
+            self._certify(name)
+
+    def _certify(self, host: str) -> None:
+        """Give a host's listener the certificates of the Ingresses that want it served."""
+        found = [piece.certificates[host] for _, piece in sorted(self._pieces.items()) if host in piece.certificates]
+        certificates = list(dict.fromkeys(found))
+        if self._secure[host].certificates != certificates:
+            self._secure[host].certificates = certificates
+            self._secure[host].reshaped()
+
+    def _listener(self, where: _Place) -> Listener:
+        if where.kind == "secure":
+            if where.host not in self._secure:
+                made = Listener("knative", where.host, self._address, self._https, "HTTPS", hostname=where.host)
+                self._secure[where.host] = made
+            return self._secure[where.host]
+        return self._public if where.kind == "public" else self._private
 
     def _to_https(self) -> Redirect:
         return Redirect(301, scheme="https", port=self._https if self._https != HTTPS else None)
+
+
+def _same_wish(old: Object, new: Object) -> bool:
+    """Two states of an Ingress that differ in nothing that is looked at here."""
+    looked_at = ("annotations", "generation", "creationTimestamp")
+    return old is new or (
+        old.get("spec") == new.get("spec")
+        and all(old["metadata"].get(name) == new["metadata"].get(name) for name in looked_at)
+    )
+
+
+def _state(world: World, services: frozenset[Key], ingress: Object) -> tuple[Any, ...]:
+    """What is looked at of the Services and Secrets that an Ingress names."""
+    found: list[Any] = []
+    for service in sorted(services):
+        ports = dig(world.services.get(service), "spec", "ports")
+        found.append((service, ports, _asks_gate(world, service)))
+    for entry in _asked_secrets(ingress):
+        found.append(world.secrets.get(entry))
+    return tuple(found)
+
+
+def _asked_secrets(ingress: Object) -> list[Key]:
+    """Secrets an Ingress names, as far as it is well-formed."""
+    entries = dig(ingress, "spec", "tls")
+    if not isinstance(entries, list):
+        return []
+    namespace = ingress["metadata"]["namespace"]
+    return [
+        Key(one.get("secretNamespace") or namespace, one["secretName"])
+        for one in entries
+        if isinstance(one, dict) and isinstance(one.get("secretName"), str)
+    ]
 
 
 def _hosts(rule: Mapping[str, Any]) -> list[str]:
@@ -233,12 +369,15 @@ def _target(world: World, backends: Backends, split: Mapping[str, Any]) -> Targe
             (name, value) for name, value in (split.get("appendHeaders") or {}).items() if name not in INTERNAL_HEADERS
         )
     )
-    sks = world.serverless_services.get(service)
-    # a pod that is ready takes any number of requests unless its revision limits them: then there is nothing to wait for
-    limited = dig(sks, "metadata", "annotations", LIMIT_ANNOTATION) is not None
-    waits = sks is not None and (limited or not _has_ready_pod(world, service))
-    gate = f"/{service.namespace}/{service.name}" if waits else ""
+    gate = f"/{service.namespace}/{service.name}" if _asks_gate(world, service) else ""
     return Target(backends.cluster(service, port), weight, HeaderEdit(set=headers), gate=gate)
+
+
+def _asks_gate(world: World, service: Key) -> bool:
+    """A pod that is ready takes any number of requests unless its revision limits them: then there is nothing to wait for."""
+    sks = world.serverless_services.get(service)
+    limited = dig(sks, "metadata", "annotations", LIMIT_ANNOTATION) is not None
+    return sks is not None and (limited or not _has_ready_pod(world, service))
 
 
 def _has_ready_pod(world: World, service: Key) -> bool:
