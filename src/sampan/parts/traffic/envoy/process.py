@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -33,6 +34,8 @@ READY_TIMEOUT = 20.0
 """Seconds a fresh Envoy has to answer on its admin socket."""
 RESTART_FIRST, RESTART_LIMIT = 0.05, 5.0
 """Seconds between restarts of an Envoy that keeps dying: the first and the longest wait."""
+FIRST_TRIES = 3
+"""How often the first start is tried before the platform fails."""
 STEADY = 10.0
 """An Envoy that ran this long starts the waits anew."""
 NOTE = "traffic-envoy"
@@ -97,6 +100,8 @@ class Envoy:
         self._session: aiohttp.ClientSession | None = None
         self._stopping = False
         self._state = _State(0, 0, [])
+        self._wait = 0.0
+        """Seconds before the next start."""
         self.restarts = 0
         self.adopted = False
         self.metrics = ("127.0.0.1", 0)
@@ -132,18 +137,16 @@ class Envoy:
         return self._state.ports[key]
 
     async def start(self, tasks: Tasks) -> None:
-        """Go on with the Envoy that was found or start one, and keep one running from then on."""
+        """Go on with the Envoy that was found or start one, and keep one running from then on.
+
+        Raises:
+            EnvoyError: none can be started.
+        """
         if self._process is None:
-            try:
-                await self._spawn()
-            except EnvoyError as error:
-                # a whole platform should not fail because somebody ended one process; what is really wrong is so again
-                log.error("%s; starting it once more", error)
-                await self._spawn()
+            await self._revive(FIRST_TRIES)
         elif self._state.command != self._command():
             log.info("the running Envoy, pid %d, was started differently: it is replaced", self._process.pid)
-            self._retiring = self._process
-            await self._spawn(replacing=True)
+            await self._replace(self._process)
         else:
             log.info("adopted the running Envoy, pid %d", self._process.pid)
         tasks.start("envoy", self._watch())
@@ -326,7 +329,7 @@ class Envoy:
         write_atomic(self._directory / "envoy.json", msgspec.json.encode(self._state), durable=False)
 
     async def _watch(self) -> None:
-        wait = 0.0
+        self._wait = 0.0
         while True:
             began = self._clock.monotonic()
             if self._process is not None:
@@ -334,17 +337,48 @@ class Envoy:
             if self._stopping:
                 return
             if self._clock.monotonic() - began > STEADY:
-                wait = 0.0
+                self._wait = 0.0
             self._process = None
             self.restarts += 1
-            log.error("Envoy died; starting it again%s", f" in {wait:g} s" if wait else "")
-            await self._clock.sleep(wait)
-            wait = min(wait * 2, RESTART_LIMIT) or RESTART_FIRST
+            log.error("Envoy died; starting it again%s", f" in {self._wait:g} s" if self._wait else "")
             await asyncio.to_thread(self._clear_memory)
+            await self._revive()
+
+    async def _revive(self, tries: int | None = None) -> None:
+        """Start Envoy, again and again with longer and longer waits; ``tries``: so often at most, and not after a long wait.
+
+        A start can fail because somebody ended one process, or a file was not there yet: that is worth another one. What is
+        really wrong is so again.
+
+        Raises:
+            EnvoyError: the last of the ``tries`` failed.
+        """
+        began = self._clock.monotonic()
+        for attempt in itertools.count(1):
+            await self._clock.sleep(self._wait)
+            self._wait = min(self._wait * 2, RESTART_LIMIT) or RESTART_FIRST
+            if self._stopping:
+                return
             try:
                 await self._spawn()
             except EnvoyError as error:
-                log.error("%s", error)
+                if tries is not None and (attempt >= tries or self._clock.monotonic() - began >= READY_TIMEOUT):
+                    raise
+                log.error("%s; starting it once more", error)
+            else:
+                return
+
+    async def _replace(self, running: psutil.Process) -> None:
+        """Have a new Envoy take over from the running one; where it cannot, end that and start anew."""
+        self._retiring = running
+        try:
+            await self._spawn(replacing=True)
+        except EnvoyError as error:
+            log.error("Envoy cannot be replaced under way, so connections are cut: %s", error)
+            await self._end(running, signal.SIGTERM)
+            self._retiring = None
+            await asyncio.to_thread(self._clear_memory)
+            await self._revive(FIRST_TRIES)
 
     async def _gone(self, process: psutil.Process) -> None:
         """Return once the process has ended, be it our child or an adopted one."""
