@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from sampan.kernel.clock import Clock
+from sampan.kernel.departure import reset, until_left
 from sampan.kernel.tasks import Tasks
 from sampan.kube.server.relay import travels
 from sampan.kube.status import ApiError, internal
@@ -230,6 +231,7 @@ async def _join(
     transport.write(head)
     async with Tasks(clock, "tunnel") as tasks:
         tasks.start("resume", client.resume())
+        tasks.start("departure", _end_together(transport, writer))
         try:
             while data := await reader.read(65536):
                 transport.write(data)
@@ -240,6 +242,13 @@ async def _join(
             pass  # the backend is gone: so is the tunnel
         finally:
             transport.close()
+
+
+async def _end_together(client: asyncio.Transport, backend: asyncio.StreamWriter) -> None:
+    """End both when the client goes while the backend takes nothing: neither is read from then."""
+    await until_left(client, Clock())
+    reset(backend.transport)
+    client.abort()
 
 
 def error_text(status: int, body: bytes) -> ApiError:

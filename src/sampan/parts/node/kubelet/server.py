@@ -6,6 +6,7 @@ for ``/healthz`` only. Paths and parameters are the kubelet's own, so third-part
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
+from sampan.kernel.clock import Clock
+from sampan.kernel.departure import while_there
 from sampan.kernel.http import FIELD_LIMIT, LINE_LIMIT
 from sampan.kube.objects import Object
 from sampan.kube.types.duration import parse_time
@@ -241,7 +244,7 @@ class KubeletServer:
         if _upgrade(request) == "websocket":
             websocket = web.WebSocketResponse(protocols=CHANNEL_PROTOCOLS, compress=False, max_msg_size=MESSAGE_LIMIT)
             await websocket.prepare(request)
-            await self._joined(SocketChannels(websocket), begin, attached)
+            await self._joined(request.transport, SocketChannels(websocket), begin, attached)
             return websocket
         if _upgrade(request) == "spdy/3.1":
             wire, expected = self._take_spdy(request, SPDY_PROTOCOLS), {"error"}
@@ -255,7 +258,7 @@ class KubeletServer:
             try:
                 async with self._agent.clock.patience(30.0):
                     await channels.open()
-                await self._joined(channels, begin, attached)
+                await self._joined(request.transport, channels, begin, attached)
             except (ConnectionError, TimeoutError):
                 log.debug("a client left before its streams were open")
             finally:
@@ -263,7 +266,9 @@ class KubeletServer:
             return Upgraded()
         raise web.HTTPBadRequest(text="you must upgrade the connection to use this endpoint")
 
-    async def _joined(self, channels: Channels, begin: Any, attached: bool) -> None:
+    async def _joined(
+        self, transport: asyncio.Transport | None, channels: Channels, begin: Any, attached: bool
+    ) -> None:
         try:
             process: Process = await begin()
         except NodeError as error:
@@ -271,7 +276,8 @@ class KubeletServer:
                 await channels.finish(failure(f"error executing command in container: {error}"))
             return
         try:
-            await join(process, channels, attached=attached)
+            async with while_there(transport, Clock()):
+                await join(process, channels, attached=attached)
         except* (ConnectionError, OSError):
             log.debug("a client left its stream")
         finally:
@@ -308,20 +314,22 @@ class KubeletServer:
             )
             await websocket.prepare(request)
             with contextlib.suppress(ConnectionError):
-                if websocket.ws_protocol == TUNNEL:
-                    await forward_spdy(SpdyConnection(WebSocketWire(websocket)), dial, clock)
-                else:
-                    ports = [int(port) for value in request.query.getall("port", []) for port in value.split(",")]
-                    try:
-                        await forward_channels(websocket, ports, dial)
-                    except* ConnectionError:
-                        log.debug("a client left its forwarding")
+                async with while_there(request.transport, Clock()):
+                    if websocket.ws_protocol == TUNNEL:
+                        await forward_spdy(SpdyConnection(WebSocketWire(websocket)), dial, clock)
+                    else:
+                        ports = [int(port) for value in request.query.getall("port", []) for port in value.split(",")]
+                        try:
+                            await forward_channels(websocket, ports, dial)
+                        except* ConnectionError:
+                            log.debug("a client left its forwarding")
             return websocket
         if _upgrade(request) == "spdy/3.1":
             wire = self._take_spdy(request, (PORT_FORWARD,))
             try:
                 with contextlib.suppress(ConnectionError):
-                    await forward_spdy(SpdyConnection(wire), dial, clock)
+                    async with while_there(request.transport, Clock()):
+                        await forward_spdy(SpdyConnection(wire), dial, clock)
             finally:
                 await wire.close()
             return Upgraded()
