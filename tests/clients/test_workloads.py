@@ -11,6 +11,7 @@ import pytest
 
 from sampan.kube.control.controller import ControlContext
 from sampan.testing import Platform
+from tests.clients.guestbook import GUESTBOOK
 from tests.kubelet import FakeKubelet
 
 from .kubectl import Command, kubectl
@@ -34,53 +35,6 @@ spec:
         image: nginx:1.14.2
         ports:
         - containerPort: 80
-"""
-
-GUESTBOOK = """
-apiVersion: v1
-kind: Service
-metadata: {name: redis-leader, labels: {app: redis, role: leader, tier: backend}}
-spec:
-  ports: [{port: 6379, targetPort: 6379}]
-  selector: {app: redis, role: leader, tier: backend}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: redis-leader}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: redis, role: leader, tier: backend}}
-  template:
-    metadata: {labels: {app: redis, role: leader, tier: backend}}
-    spec:
-      containers:
-      - name: leader
-        image: docker.io/redis:6.0.5
-        resources: {requests: {cpu: 100m, memory: 100Mi}}
-        ports: [{containerPort: 6379}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: frontend, labels: {app: guestbook, tier: frontend}}
-spec:
-  ports: [{port: 80}]
-  selector: {app: guestbook, tier: frontend}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: frontend}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: guestbook, tier: frontend}}
-  template:
-    metadata: {labels: {app: guestbook, tier: frontend}}
-    spec:
-      containers:
-      - name: php-redis
-        image: us-docker.pkg.dev/google-samples/containers/gke/gb-frontend:v5
-        env: [{name: GET_HOSTS_FROM, value: dns}]
-        resources: {requests: {cpu: 100m, memory: 100Mi}}
-        ports: [{containerPort: 80}]
 """
 
 WEB = """

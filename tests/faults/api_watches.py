@@ -27,6 +27,8 @@ import psutil
 import uvloop
 import yaml
 
+from tests.faults.soak import numbers
+
 MAPS = "/api/v1/namespaces/default/configmaps"
 WRITES = 5
 OPENING = 64
@@ -163,7 +165,7 @@ async def run(data: Path, pid: int, count: int) -> Figures:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000
+    (count,) = numbers(1_000)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         command = [sys.executable, "-m", "sampan", "--data-dir", str(data)]

@@ -31,6 +31,7 @@ import psutil
 from aiohttp import web
 
 from sampan.cli.demo import SHARED_PORTS
+from tests.faults.soak import numbers
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "danmaku"
 VICTIMS = ("messaging", "envoy", "function", "core", "web", "keeper")
@@ -259,4 +260,4 @@ def main(events: int, kills: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, int(sys.argv[2]) if len(sys.argv) > 2 else 12))
+    sys.exit(main(*numbers(10_000, 12)))

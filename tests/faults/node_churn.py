@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+from tests.faults.soak import numbers
+
 KUBECTL = shutil.which("kubectl", path=sysconfig.get_path("scripts"))
 REPLICAS = 4
 STATELESS = 3
@@ -252,8 +254,7 @@ async def churn(directory: Path, turns: int, seed: int = 0) -> Report:
 
 def main() -> None:
     """Churn and say what happened."""
-    turns = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    turns, seed = numbers(20, 0)
     with tempfile.TemporaryDirectory() as folder:
         report = asyncio.run(churn(Path(folder), turns, seed))
     print(report)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ import aiohttp
 from sampan.kube.client import Client
 from sampan.kube.resources import DEPLOYMENTS, INGRESSES, PODS, SERVICES
 from sampan.testing.platform import Platform
+from tests.faults.soak import numbers
 
 PARTS = ["kubernetes", "workloads", "node", "network", "traffic"]
 
@@ -222,8 +222,7 @@ async def rolled(directory: Path, replicas: int, rollouts: int) -> Report:
 
 def main() -> None:
     """Roll and say what was lost."""
-    replicas = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    rollouts = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    replicas, rollouts = numbers(20, 3)
     with tempfile.TemporaryDirectory() as folder:
         report = asyncio.run(rolled(Path(folder), replicas, rollouts))
     print(f"{replicas} replicas, rollouts of {report.seconds} s, {report.requests()} requests")

@@ -24,6 +24,7 @@ from sampan.kube.client.resources import NODES, PODS
 from sampan.kube.objects import Object, Resource, dig
 from sampan.kube.status import ApiError
 from sampan.testing import Platform
+from tests.faults.soak import numbers
 
 KSVC = Resource("serving.knative.dev", "v1", "services")
 IMAGE = "ghcr.io/knative/autoscale-go:latest"
@@ -203,8 +204,7 @@ async def churn(platform: Platform, cycles: int, rollouts: int, limit: int = 0) 
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    cycles, rollouts, limit = (int(one) for one in [*given, *("50", "20", "0")[len(given) :]])
+    cycles, rollouts, limit = numbers(50, 20, 0)
     began = time.perf_counter()
     with Platform(without=["messaging", "eventing"]) as platform:
         account = asyncio.run(churn(platform, cycles, rollouts, limit))

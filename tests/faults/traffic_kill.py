@@ -31,6 +31,7 @@ from sampan.kernel import detached
 from sampan.kernel.folder import DataDirectory
 from sampan.kube.client.http import HttpClient
 from tests.clients.gateway_harness import Backends, Bench, eventually, route, to
+from tests.faults.soak import numbers
 
 
 class Load:
@@ -231,4 +232,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(*numbers(5))
