@@ -34,14 +34,20 @@ def command(data_dir: Path, only_path: bool, merge: str | None) -> None:
     if not source.exists():
         raise SampanError(f"there is no kubeconfig in {data_dir} yet; `sampan up` writes it")
     if merge is not None:
-        default = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or str(Path.home() / ".kube" / "config")
-        target = Path(merge or default).expanduser()
+        target = Path(merge).expanduser() if merge else _usual(source)
         _merge(source, target)
         click.echo(f"{target} now has the context sampan and uses it")
     elif only_path:
         click.echo(source)
     else:
         click.echo(source.read_text(), nl=False)
+
+
+def _usual(own: Path) -> Path:
+    """Where a user's kubeconfig is; the platform's ``own``, which may be exported just now, is not one to add to."""
+    named = [Path(name) for name in os.environ.get("KUBECONFIG", "").split(os.pathsep) if name]
+    others = [path for path in named if not (path.exists() and path.samefile(own))]
+    return others[0] if others else Path.home() / ".kube" / "config"
 
 
 def _merge(source: Path, target: Path) -> None:

@@ -89,6 +89,23 @@ def test_merging_a_kubeconfig_keeps_what_was_there_and_replaces_our_own(tmp_path
     assert theirs.stat().st_mode & 0o777 == 0o600
 
 
+def test_merging_goes_past_the_platforms_own_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "kubeconfig"
+    own.write_text(yaml.safe_dump(OURS))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KUBECONFIG", str(own))  # as `sampan up` says to
+    assert run("kubeconfig", "--data-dir", str(tmp_path), "--merge").exit_code == 0
+    assert yaml.safe_load((tmp_path / "home/.kube/config").read_text())["current-context"] == "sampan"
+    monkeypatch.setenv("KUBECONFIG", f"{own}:{tmp_path / 'mine'}")
+    assert f"{tmp_path / 'mine'} now has" in run("kubeconfig", "--data-dir", str(tmp_path), "--merge").output
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
+    result = run("statsu")
+    assert result.exit_code == 2
+    assert "there is no command statsu; did you mean status?" in result.output
+
+
 def test_logs_of_all_processes_come_in_order_of_time_without_half_lines(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
