@@ -267,13 +267,47 @@ def test_a_session_in_a_header(gw: Bench) -> None:
     assert gw.ask(address, headers={"X-Session": "nonsense"}).status == 200
 
 
+def test_sessions_over_several_backends_last_while_new_ones_go_by_weight(gw: Bench) -> None:
+    ns = gw.namespace("weighted")
+    gw.service(ns, "old")
+    three(gw, ns, "new")
+    address = gw.gateway(ns, "gw")
+    session = {"sessionName": "cart"}
+
+    def split(old: int, new: int) -> Object:
+        backends = [{**one, "weight": weight} for one, weight in zip(to("old", "new"), (old, new), strict=True)]
+        return route(ns, "r", "gw", [{"sessionPersistence": session, "backendRefs": backends}])
+
+    gw.route(split(75, 25))
+    cookies: dict[str, str] = {}
+    seen = []
+    for _ in range(200):
+        answer = gw.ask(address)
+        cookies[answer.backend] = SimpleCookie(answer.headers["set-cookie"])["cart"].value
+        seen.append(answer.backend)
+    assert 120 < seen.count("old") < 180
+    assert cookies.keys() == {"old", "new-0", "new-1", "new-2"}
+    gw.route(split(1, 99))
+    gw.until(lambda: [gw.ask(address).backend for _ in range(10)].count("old") < 3)
+    for backend, cookie in cookies.items():
+        assert {gw.ask(address, headers={"Cookie": f"cart={cookie}"}).backend for _ in range(6)} == {backend}
+    # endpoints come and go as they do elsewhere
+    gw.delete("EndpointSlice", "new-1", ns)
+    gw.until(lambda: gw.ask(address, headers={"Cookie": f"cart={cookies['new-1']}"}).backend != "new-1")
+    assert gw.ask(address, headers={"Cookie": f"cart={cookies['new-2']}"}).backend == "new-2"
+    # a backend without a share serves nobody any more
+    gw.route(split(0, 1))
+    gw.until(lambda: gw.ask(address, headers={"Cookie": f"cart={cookies['old']}"}).backend != "old")
+
+
 @pytest.mark.parametrize(
     "session",
     [
         {"idleTimeout": "5s"},
         {"sessionName": "no name"},
         {"type": "Header", "absoluteTimeout": "5s"},
-        {"several": "backends"},
+        {"several": "with filters"},
+        {"several": "protocols"},
     ],
 )
 def test_sessions_that_cannot_be_had_are_told(gw: Bench, session: Object) -> None:
@@ -281,6 +315,13 @@ def test_sessions_that_cannot_be_had_are_told(gw: Bench, session: Object) -> Non
     ns = gw.namespace("no-session")
     gw.service(ns, "v1")
     gw.gateway(ns, "gw")
-    backends = to("v1", "v1") if session.pop("several", None) else to("v1")
+    gw.service(ns, "h2", app_protocol="kubernetes.io/h2c")
+    backends = to("v1")
+    match session.pop("several", None):
+        case "protocols":
+            backends = to("v1", "h2")
+        case "with filters":
+            added = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"add": [{"name": "x", "value": "y"}]}}
+            backends = [*to("v1"), {**to("v1")[0], "filters": [added]}]
     status = gw.route(route(ns, "r", "gw", [{"sessionPersistence": session, "backendRefs": backends}]))
     assert reasons(status["parents"][0])["Accepted"] == "False UnsupportedValue"

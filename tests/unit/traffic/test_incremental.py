@@ -114,3 +114,30 @@ def test_a_cluster_goes_with_its_last_route() -> None:
     made.take(http_route("s"))
     made.translate()
     assert not made.backends.made
+
+
+def test_a_cluster_over_several_backends_follows_them_and_goes_with_its_route() -> None:
+    made = MadeWorld()
+    made.put(gateway("gw", listener()))
+    made.service("a")
+    made.service("b")
+    refs = [{"name": "a", "port": 80, "weight": 3}, {"name": "b", "port": 80}]
+    route = http_route("r", rules=[{"backendRefs": refs, "sessionPersistence": {}}])
+    made.put(route)
+
+    def endpoints() -> list[tuple[str, int]]:
+        made.translate()
+        (union,) = (one for name, one in made.backends.made.items() if "+" in name)
+        return [(one.address, one.weight) for one in union.endpoints]
+
+    for name, addresses in (("a", ["10.0.0.1", "10.0.0.2"]), ("b", ["10.0.1.1"])):
+        key = Key("default", name)
+        made.world.slices[key][0]["endpoints"] = [{"addresses": [one]} for one in addresses]
+        made.world.changed.endpoints.add(key)
+    assert endpoints() == [("10.0.0.1", 375_000), ("10.0.0.2", 375_000), ("10.0.1.1", 250_000)]
+    made.world.slices[Key("default", "a")][0]["endpoints"].pop()
+    made.world.changed.endpoints.add(Key("default", "a"))
+    assert endpoints() == [("10.0.0.1", 750_000), ("10.0.1.1", 250_000)]
+    made.take(route)
+    made.translate()
+    assert made.backends.made == {}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from sampan.kube.objects import Key, Object, dig
-from sampan.parts.traffic.model import Backend, Certificate, UpstreamTls
+from sampan.parts.traffic.model import Backend, Certificate, Endpoint, UpstreamTls
 from sampan.parts.traffic.world import World, by_age
 
 GROUP = "gateway.networking.k8s.io"
 
+UNION_SCALE = 1_000_000
+"""Sum of the endpoints' weights in a cluster over several backends."""
 RSA_BITS = 2048
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
@@ -72,6 +76,8 @@ class Backends:
         self._version = -1
         self._recipes: dict[str, Recipe] = {}
         self._by_service: dict[Key, set[str]] = {}
+        self._unions: dict[str, tuple[tuple[str, int], ...]] = {}
+        """(cluster, weight) of what clusters over several backends consist of."""
         self._holders: Counter[str] = Counter()
         self.made: dict[str, Backend] = {}
         self.used: set[str] = set()
@@ -94,6 +100,9 @@ class Backends:
                 port = self._world.service_port(service, recipe.port["port"], recipe.stream or "TCP")
                 if port is not None:  # else whoever holds it looks at the Service anew, too
                     self._make(name, recipe._replace(port=port))
+        if services:
+            for name in self._unions:
+                self._unite(name)
 
     def hold(self, names: Iterable[str]) -> None:
         """Keep these clusters until they are released as often."""
@@ -105,6 +114,8 @@ class Backends:
             self._holders[name] -= 1
             if self._holders[name] <= 0:
                 del self._holders[name], self.made[name]
+                if self._unions.pop(name, None) is not None:
+                    continue
                 service = self._recipes.pop(name).service
                 self._by_service[service].discard(name)
                 if not self._by_service[service]:
@@ -141,6 +152,38 @@ class Backends:
             self._make(name, Recipe(service, port, grpc, stream))
         return name
 
+    def union(self, parts: tuple[tuple[str, int], ...]) -> str | None:
+        """One cluster over the endpoints of several, (name, weight) each; None where they are not spoken to in one way.
+
+        Sessions need it: the data plane chooses among clusters anew for every request, within one it knows whose turn it is.
+        """
+        first, *others = (self.made[name] for name, _ in parts)
+        if any(_spoken_to(one) != _spoken_to(first) for one in others):
+            return None
+        digest = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+        name = f"{first.name}+{digest}"
+        self.used.add(name)
+        if name not in self.made:
+            self._unions[name] = parts
+            self._unite(name)
+        return name
+
+    def _unite(self, name: str) -> None:
+        """Make a cluster over several: each part's weight is spread over its endpoints."""
+        parts = [(self.made[part], weight) for part, weight in self._unions[name] if part in self.made]
+        shares: Counter[tuple[str, int]] = Counter()
+        whole = sum(weight for _, weight in parts)
+        for backend, weight in parts:
+            live = [one for one in backend.endpoints if one.healthy] or backend.endpoints
+            for one in live:
+                shares[one.address, one.port] += max(1, round(weight / whole / len(live) * UNION_SCALE))
+        endpoints = tuple(Endpoint(*place, weight=share) for place, share in sorted(shares.items()))
+        # parts that have come to differ are told of when their routes are looked at, which is now
+        broken = len({_spoken_to(backend) for backend, _ in parts}) != 1
+        made = replace(parts[0][0], name=name, endpoints=endpoints, broken=broken or parts[0][0].broken)
+        if made != self.made.get(name):
+            self.made[name] = made
+
     def _make(self, name: str, recipe: Recipe) -> None:
         self._recipes[name] = recipe
         service, port, _, stream = recipe
@@ -155,6 +198,11 @@ class Backends:
         )
         if made != self.made.get(name):
             self.made[name] = made
+
+
+def _spoken_to(backend: Backend) -> tuple[object, ...]:
+    """How a backend is connected to, whatever its endpoints are."""
+    return backend.protocol, backend.tls, backend.broken, backend.affinity
 
 
 def _protocol(port: Mapping[str, Any], *, grpc: bool) -> str:

@@ -155,6 +155,9 @@ class _Common:
         else:
             timeouts = rule.get("timeouts") or {}
             targets = tuple(_target(one, origin, backends, result, grpc=grpc) for one in rule.get("backendRefs") or ())
+            session = _session(rule.get("sessionPersistence"), default_session)
+            if session is not None:
+                targets = _united(targets, backends)
             self.action = Forward(
                 targets,
                 timeout=seconds(timeouts.get("request")),
@@ -163,7 +166,7 @@ class _Common:
                 host=host,
                 retry=_retry(rule.get("retry")),
                 mirrors=tuple(mirrors),
-                session=_session(rule.get("sessionPersistence"), default_session, targets),
+                session=session,
                 hash_source_ip=any(target.cluster and backends.made[target.cluster].affinity for target in targets),
             )
 
@@ -255,7 +258,22 @@ def _retry(source: Mapping[str, Any] | None) -> Retry | None:
     return Retry(int(source.get("attempts") or 1), codes, seconds(source.get("backoff")))
 
 
-def _session(source: Mapping[str, Any] | None, default: str, targets: Sequence[Target]) -> Session | None:
+def _united(targets: Sequence[Target], backends: Backends) -> tuple[Target, ...]:
+    """Targets among which sessions are kept: one cluster over all of them, and the share of those that cannot be resolved."""
+    live = [one for one in targets if one.weight and one.cluster]
+    if len(live) < 2:
+        return tuple(targets)
+    if any(one.request or one.response for one in live):
+        raise UnsupportedError("UnsupportedValue", "sessionPersistence over backends with filters of their own")
+    cluster = backends.union(tuple((one.cluster, one.weight) for one in live))
+    if cluster is None:
+        message = "sessionPersistence over backends that differ in protocol, TLS or session affinity"
+        raise UnsupportedError("UnsupportedValue", message)
+    lost = [one for one in targets if one.weight and not one.cluster]
+    return (Target(cluster, sum(one.weight for one in live)), *lost)
+
+
+def _session(source: Mapping[str, Any] | None, default: str) -> Session | None:
     if source is None:
         return None
     if seconds(source.get("idleTimeout")):
@@ -263,11 +281,6 @@ def _session(source: Mapping[str, Any] | None, default: str, targets: Sequence[T
     name, lifetime = source.get("sessionName") or default, seconds(source.get("absoluteTimeout"))
     if not _TOKEN.fullmatch(name):
         raise UnsupportedError("UnsupportedValue", f"sessionName {name!r} is no name of a cookie or header")
-    if len([one for one in targets if one.weight]) > 1:
-        # the data plane chooses by weight anew for every request, and only then looks at the session
-        raise UnsupportedError(
-            "UnsupportedValue", "sessionPersistence needs a single backend, not several with weights"
-        )
     if source.get("type") != "Header":
         return Session(name, "Cookie", lifetime)
     if lifetime:
