@@ -1,7 +1,8 @@
 """``sampan mq``: look into and operate the broker, over its own port.
 
-Every command talks to the broker of the platform on the data directory, or to ``--address``. ``send``, ``consume`` and
+Commands talk to the broker of the platform on the data directory, or to ``--address``. ``send``, ``consume`` and
 ``dlq`` would work against any RocketMQ 5 proxy as far as they speak its protocol; the rest are operations of Sampan's broker.
+Only ``repair`` works on the broker's files, while it is down.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Target:
 
         return asyncio.run(connected())
 
+    @property
+    def folder(self) -> Path:
+        """Where the broker of the platform keeps its files."""
+        return self._data_dir / "parts" / "messaging"
+
     def _find(self) -> str:
         from sampan.kernel.admin import ask
         from sampan.kernel.folder import DataDirectory
@@ -69,7 +75,7 @@ class Target:
         return str(found)
 
     def _credentials(self) -> dict[str, str]:
-        path = self._data_dir / "parts" / "messaging" / "credentials.json"
+        path = self.folder / "credentials.json"
         try:
             found: dict[str, str] = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -86,7 +92,7 @@ class Target:
 @click.option("--address", metavar="HOST:PORT", help="A broker elsewhere; default: the platform's own.")
 @click.pass_context
 def command(context: click.Context, data_dir: Path, address: str | None) -> None:
-    """Send, look at and consume messages; lag, resets, dead letters, traces."""
+    """Send, look at and consume messages; lag, resets, dead letters, traces; repair."""
     context.obj = Target(data_dir, address)
 
 
@@ -428,6 +434,34 @@ def acl_delete(target: Target, name: str, resource: str | None) -> None:
     if len(kept) == len(entries):
         raise SampanError(f"user {name} has no rule about {resource}")
     target.operate("set_policy", user=name, entries=kept)
+
+
+@command.command("repair")
+@click.option("--dry-run", is_flag=True, help="Say what is damaged; change nothing.")
+@click.option("--folder", type=click.Path(path_type=Path), help="The broker's folder; default: the platform's.")
+@options.as_json
+@click.pass_obj
+def repair_(target: Target, dry_run: bool, folder: Path | None, as_json: bool) -> None:
+    """Bring a broker up again whose log is damaged, with everything in it that can be read. The broker must be down.
+
+    Damaged files are kept in the folder's `damaged`, and what is gone is told by topic, queue and offset. Queues keep their
+    offsets; groups whose progress is not known any more read again, so messages may come twice. It may be stopped and begun
+    again at any moment. A snapshot, where there is one, has more: see `sampan snapshot`.
+    """
+    from sampan.parts.messaging.repair import inspect, repair
+
+    place = folder or target.folder
+    try:
+        report = inspect(place) if dry_run else repair(place)
+    except OSError as error:
+        raise SampanError(f"{place}: {error.strerror or error}; repair again when that is mended") from error
+    if as_json:
+        click.echo(_json(report))
+        return
+    for line in report.lines():
+        click.echo(line)
+    if dry_run and (report.damages or report.headers):
+        click.echo("`sampan mq repair` keeps everything else.")
 
 
 def _pair(text: str, option: str = "--property") -> tuple[str, str]:

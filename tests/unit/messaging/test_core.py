@@ -538,6 +538,35 @@ async def test_one_failing_listener_keeps_nobody_else_waiting(bench: Bench) -> N
     assert sorted(await bench.bodies("t")) == [b"1", b"2"]
 
 
+async def test_what_was_deleted_since_the_checkpoint_keeps_nobody_from_reading_on(tmp_path: Path) -> None:
+    clock = frozen()
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        bench.core.broker.create_topic(TopicConfig("t", queues=1))
+        bench.core.broker.create_topic(TopicConfig("old", queues=1))
+        await bench.send("old", b"deleted with its segment")
+        await bench.send("t", b"first")
+        assert await bench.bodies("t", batch=1) == [b"first"]
+        for number in range(60):
+            await bench.send("t", b"%02d" % number * 500)
+            await bench.settle(lambda: not bench.core.store._checkpointing)
+        bench.core.store.retain(older_than_ms=0, max_bytes=20_000)
+        [queue] = bench.core.store.topics["t"].queues
+        minimum = queue.minimum
+        assert minimum > 0
+    clock.jump(60)
+    async with started(tmp_path, clock, segment_bytes=10_000) as bench:
+        assert bench.core.store.topics["t"].queues[0].minimum == minimum
+        [old] = bench.core.store.topics["old"].queues
+        assert old.minimum == old.maximum == 1
+        assert [body[:2] for body in await bench.bodies("t", batch=5)] == [
+            b"%02d" % (number - 1) for number in range(minimum, minimum + 5)
+        ]
+        await bench.send("old", b"new")
+        assert await bench.bodies("old") == []  # a new group begins at the end, once old messages were deleted
+        await bench.send("old", b"newer")
+        assert await bench.bodies("old") == [b"newer"]
+
+
 async def test_without_its_beginning_a_log_makes_an_index_anew_but_no_checkpoint(tmp_path: Path) -> None:
     clock = frozen()
     async with started(tmp_path, clock, segment_bytes=10_000) as bench:

@@ -278,8 +278,8 @@ async def test_a_failed_write_is_taken_back_and_the_next_one_succeeds(
 
 
 async def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / f"{0:020d}").write_bytes(b"SMPNLOG\x03" + bytes(24))
-    with pytest.raises(StorageError, match="format 1 or 2"):
+    (tmp_path / f"{0:020d}").write_bytes(b"SMPNLOG\x04" + bytes(24))
+    with pytest.raises(StorageError, match="format 1 to 3"):
         Log(tmp_path)
 
 

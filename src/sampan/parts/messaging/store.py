@@ -30,7 +30,7 @@ from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.storage import checkpoint, frames
 from sampan.parts.messaging.storage.index import Entry, Index, Live, Part, key_hash
-from sampan.parts.messaging.storage.log import FRAME_BYTES, SEGMENT_HEADER, CommitLog, Kind
+from sampan.parts.messaging.storage.log import FRAME_BYTES, REPAIR, SEGMENT_HEADER, CommitLog, Kind
 from sampan.parts.messaging.timers import Timers
 from sampan.parts.messaging.topology import GroupConfig, Queue, Topic, TopicConfig
 
@@ -163,16 +163,14 @@ class Store:
                 raise StorageError(f"{self._directory / 'checkpoint'} is missing")
         except StorageError as error:
             if self.log.begin:
-                raise StorageError(
-                    f"{error}, and the log no longer goes back to its beginning; restore a snapshot"
-                ) from error
+                raise StorageError(f"{error}, and the log no longer goes back to its beginning; {REPAIR}") from error
             log.warning("%s; it is made anew from the log", error)
         start = self.log.begin
         if state is not None:
             start = state.position
             self._restore(state)
         if start > self.log.durable:
-            raise StorageError(f"the log in {self._directory} ends before its checkpoint; restore it from a snapshot")
+            raise StorageError(f"the log in {self._directory} ends before its checkpoint; {REPAIR}")
         try:
             self.index.open(start, self.log.begin)
         except (StorageError, ValueError) as error:
@@ -183,17 +181,28 @@ class Store:
             self._replay(position, kind, payload)
             count += 1
         self._frames = count
+        if self.log.begin:
+            self._find_minimums()
         return count
+
+    def _find_minimums(self) -> None:
+        """Have queues begin where the log does: more may have been deleted since the checkpoint."""
+        open_ = {number: queue for number, (_, queue) in self._queues.items() if queue.minimum < queue.maximum}
+        for part in self.index.parts:
+            if not open_:
+                return
+            for number, first, _ in part.queues():
+                queue = open_.pop(number, None)
+                if queue is not None:
+                    queue.minimum = max(queue.minimum, first)
+        for number, queue in open_.items():
+            first_live = self.index.live.first(number)
+            queue.minimum = max(queue.minimum, queue.maximum if first_live is None else first_live)
 
     def _index_again(self, stop: int) -> None:
         """Make the index of the log up to a position anew, a part for each segment."""
         self.index.wipe()
-        gone: dict[str, int] = {}
-        for position, kind, payload in self.log.scan(self.log.begin, stop):
-            if kind == Kind.DEFINE:
-                frame = frames.decode(frames.Define, payload)
-                if frame.kind == "topic" and frame.data is None:
-                    gone[frame.name] = position  # what came before was in queues of an earlier topic of this name
+        gone = self._deletions(stop)
         bases = [base for base in self.log.bases if base < stop]
         due = {number: queue.minimum for number, (_, queue) in self._queues.items()}
         for base, end in zip(bases, [*bases[1:], stop], strict=True):
@@ -215,14 +224,30 @@ class Store:
                 if kind == Kind.MESSAGE:
                     tag_code = record.java_hash(message.tag) if message.tag else 0
                     number = topic.queues[message.queue_id].number
-                    _fill(live, number, due.get(number, message.queue_offset), message.queue_offset, position)
+                    self._fill(live, number, due.get(number, message.queue_offset), message.queue_offset, position)
                     live.add(number, message.queue_offset, position, len(payload), tag_code)
                     due[number] = message.queue_offset + 1
             if end == stop:
                 for number, (_, queue) in self._queues.items():
-                    _fill(live, number, due[number], queue.next, base + SEGMENT_HEADER.size + FRAME_BYTES)
+                    self._fill(live, number, due[number], queue.next, base + SEGMENT_HEADER.size + FRAME_BYTES)
             self.index.parts.append(Part(live.write(self._directory / "index", end)))
         self.index.live = Live(stop)
+
+    def _deletions(self, stop: int) -> dict[str, int]:
+        """Where topics were deleted last before a position: what came before was in queues of an earlier topic of the name."""
+        gone: dict[str, int] = {}
+        for position, kind, payload in self.log.scan(self.log.begin, stop):
+            if kind == Kind.DEFINE:
+                frame = frames.decode(frames.Define, payload)
+                if frame.kind == "topic" and frame.data is None:
+                    gone[frame.name] = position
+        return gone
+
+    def _fill(self, live: Live, queue: int, first: int, stop: int, position: int) -> None:
+        """Have entries for messages that are damaged, since offsets are consecutive: a frame of no bytes, which nobody can read
+        either, so that consumers are told and go on behind it."""
+        for offset in range(first, stop):
+            live.add(queue, offset, position, 0, 0)
 
     def start(self) -> None:
         """Begin to accept changes."""
@@ -564,6 +589,8 @@ class Store:
             if half is not None:
                 half.checks = checked.checks
                 self.postpone(half, checked.due_ms)
+        elif kind == Kind.GAP:
+            raise StorageError(f"a repair gave up what the log had at {position}, and was not finished; {REPAIR}")
 
     def _replay_message(self, position: int, kind: int, payload: bytes) -> None:
         message = record.decode(payload)
@@ -576,10 +603,7 @@ class Store:
             if message.queue_offset != queue.next:
                 return  # of an earlier topic of this name, deleted while it was being written
             queue.next = message.queue_offset + 1
-        if not self._same_segment(position):
-            # a crash came before the checkpoint at the end of that segment was finished: write the part now
-            live, self.index.live = self.index.live, Live(self._boundary(position))
-            self.index.parts.append(Part(live.write(self._directory / "index", self.index.live.start)))
+        self._enter(position)
         tag = message.tag
         due_ms = int(message.properties.get(record.OUT_MS, 0))
         self._take_effect(
@@ -600,6 +624,13 @@ class Store:
         )
         if message.prepared:
             self._replay_close(message.prepared, due_ms)
+
+    def _enter(self, position: int) -> None:
+        """While replaying, write the index part of a segment once a message of the next one comes: a crash came before the
+        checkpoint at that segment's end was finished."""
+        if not self._same_segment(position):
+            live, self.index.live = self.index.live, Live(self._boundary(position))
+            self.index.parts.append(Part(live.write(self._directory / "index", self.index.live.start)))
 
     def _replay_lease(self, lease: frames.Lease) -> None:
         if lease.topic not in self.topics:
@@ -790,13 +821,6 @@ class Store:
         if not self._stopped:
             self.log.sync()
             self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
-
-
-def _fill(live: Live, queue: int, first: int, stop: int, position: int) -> None:
-    """Have entries for messages that are damaged, since offsets are consecutive: a frame of no bytes, which nobody can read
-    either, so that consumers are told and go on behind it."""
-    for offset in range(first, stop):
-        live.add(queue, offset, position, 0, 0)
 
 
 def _hashes(message: Message) -> tuple[int, ...]:

@@ -111,6 +111,11 @@ class Live:
         for index in range(at, min(at + limit, len(run.positions))):
             yield Entry(run.first + index, run.positions[index], run.sizes[index], run.tags[index])
 
+    def first(self, queue: int) -> int | None:
+        """The oldest offset of a queue in this stretch."""
+        run = self.runs.get(queue)
+        return None if run is None else run.first
+
     def find_key(self, hashed: int) -> Iterator[tuple[int, int]]:
         """``(position, size)`` of messages with this hash, newest first."""
         for index in range(self._hashed, len(self._key_hashes)):

@@ -5,7 +5,7 @@ On disk, under ``log/``: one file a segment, named by the position of its first 
 =========  ======  =====================================================================
 bytes      type    segment header (32 bytes)
 =========  ======  =====================================================================
-0..7       bytes   magic ``SMPNLOG`` and the format version, 2 (1 is read too: it knows no flags)
+0..7       bytes   magic ``SMPNLOG`` and the format version, 2 (1 is read too: it knows no flags; 3: has ``GAP`` frames)
 8..15      u64     the segment's base position (equals the file name)
 16..31             zero
 =========  ======  =====================================================================
@@ -34,6 +34,7 @@ everything behind it; the next append starts over.
 Recovery. `CommitLog.replay` reads frames from a position on; the first incomplete or damaged frame of the last segment is
 the torn tail of an interrupted write, which nobody was told about, and is cut off. Damage anywhere else is an error, and so is
 damage before a flagged frame: what comes before that was once whole, so cutting it off would lose acknowledged messages.
+`salvage` puts ``GAP`` frames in the place of what cannot be read.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ from sampan.parts.messaging.errors import StorageError
 log = logging.getLogger(__name__)
 
 MAGIC = b"SMPNLOG\x02"
-READABLE = (MAGIC, b"SMPNLOG\x01")
+MAGIC_UNFLAGGED = b"SMPNLOG\x01"
+MAGIC_GAPS = b"SMPNLOG\x03"
+READABLE = (MAGIC, MAGIC_UNFLAGGED, MAGIC_GAPS)
 SEGMENT_HEADER = struct.Struct("<8sQ16x")
 FRAME = struct.Struct("<IIBBxx")
 FRAME_BYTES = FRAME.size
@@ -70,6 +73,8 @@ MAX_PAYLOAD = 64 << 20
 OPEN_SEGMENTS = 64
 """Segment files kept open for reading."""
 READ_CHUNK = 1 << 20
+REPAIR = "restore a snapshot, or keep what is readable with `sampan mq repair`"
+"""What an operator can do about damage."""
 PREPARE = 256 << 10
 """Bytes of zeros written ahead at a time, in pauses."""
 PREPARE_BELOW = 128 << 10
@@ -101,6 +106,8 @@ class Kind(IntEnum):
     """A topic, group or access rule was created, changed or deleted (JSON)."""
     CHECKED = 10
     """A half message was asked about once more."""
+    GAP = 11
+    """Nothing: a repair put it where the log was damaged."""
 
 
 FIRST = 1
@@ -168,14 +175,19 @@ class CommitLog:
             StorageError: a file is not a segment of this format version, or another process has the log open.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self.lock()
         try:
             self._find_segments()
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self) -> None:
+    def lock(self) -> None:
+        """Keep every other broker from this folder until `close`.
+
+        Raises:
+            StorageError: one has it.
+        """
         self._lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,12 +214,12 @@ class CommitLog:
                 or header[:8] not in READABLE
                 or header[8:16] != base.to_bytes(8, "little")
             ):
-                raise StorageError(f"{self._path(base)} is not a commit log segment of format 1 or 2")
-            if base == self.bases[-1] and header[:8] != MAGIC:
+                raise StorageError(f"{self._path(base)} is not a commit log segment of format 1 to 3; {REPAIR}")
+            if base == self.bases[-1] and header[:8] == MAGIC_UNFLAGGED:
                 self._upgrade(base)
         for base, following in itertools.pairwise(self.bases):
             if self._sizes[base] < following - base:
-                raise StorageError(f"{self._path(base)} is cut short; restore it from a snapshot")
+                raise StorageError(f"{self._path(base)} is cut short; {REPAIR}")
             self._sizes[base] = following - base
         self._current = self.bases[-1]
         self.end = self.durable = self._current + self._sizes[self._current]
@@ -224,13 +236,14 @@ class CommitLog:
             offset = yield from _walk(self._path(base), base, max(SEGMENT_HEADER.size, start - base), size, verify=True)
             if offset < size:
                 if base != self.bases[-1]:
-                    raise StorageError(f"{self._path(base)} is damaged at byte {offset}; restore it from a snapshot")
+                    raise StorageError(f"{self._path(base)} is damaged at byte {offset}; {REPAIR}")
                 torn = self._torn(base, offset, size)
                 if torn:
                     log.warning("cut %d bytes of an interrupted write off %s", torn, self._path(base).name)
                 os.truncate(self._path(base), offset)
                 self._sizes[base] = offset
                 self.end = self.durable = base + offset
+        self.sync_segments()  # a killed process may have written what it did not flush; frames to come say it is on disk
 
     def _torn(self, base: int, offset: int, size: int) -> int:
         """How many bytes from ``offset`` on are an interrupted write; zeros at the end are not.
@@ -248,7 +261,7 @@ class CommitLog:
                     if zlib.crc32(data[begin + FRAME_BYTES : stop], _seed(kind, FIRST, position)) == crc:
                         raise StorageError(
                             f"{self._path(base)} is damaged at byte {offset}, and what was stored later follows at byte "
-                            f"{begin}; restore it from a snapshot"
+                            f"{begin}; {REPAIR}"
                         )
             end = size
             while end > offset:
@@ -268,14 +281,15 @@ class CommitLog:
                 return False
             return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(READ_CHUNK), b""))
 
-    def scan(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
-        """``(position, kind, payload)`` of the durable frames between two positions, unverified. For threads: reads the disk."""
+    def scan(self, start: int, stop: int, *, verify: bool = False) -> Iterator[tuple[int, int, bytes]]:
+        """``(position, kind, payload)`` of the durable frames between two positions, with ``verify`` up to the first that is
+        damaged in a segment. For threads: reads the disk."""
         sizes = dict(self._sizes)
         for base in list(self.bases)[max(0, bisect.bisect_right(self.bases, start) - 1) :]:
             if base >= stop or base not in sizes:
                 return
             size = min(sizes[base], stop - base)
-            yield from _walk(self._path(base), base, max(SEGMENT_HEADER.size, start - base), size, verify=False)
+            yield from _walk(self._path(base), base, max(SEGMENT_HEADER.size, start - base), size, verify=verify)
 
     def start(self) -> None:
         """Begin to accept appends."""
@@ -321,10 +335,9 @@ class CommitLog:
             self._roll()
         position = self.end + FRAME_BYTES
         flags, seed = 0, _SEEDS[kind]
-        if self._first:
+        if self._first and (self._sync or (self.durable == self.end and not self.dirty and not self._busy)):
             self._first = False
-            if self._sync:
-                flags, seed = FIRST, _seed(kind, FIRST, position)
+            flags, seed = FIRST, _seed(kind, FIRST, position)
         self._pending.append((self._current, FRAME.pack(len(payload), zlib.crc32(payload, seed), kind, flags)))
         self._pending.append((self._current, payload))
         self.end += size
@@ -666,6 +679,11 @@ def _checked(frame: bytes | bytearray, position: int) -> bytes:
     if kind not in _SEEDS or flags > FIRST or zlib.crc32(payload, _seed(kind, flags, position)) != crc:
         raise StorageError(f"the message at {position} is damaged on disk")
     return payload
+
+
+def frame_checksum(kind: int, flags: int, position: int, payload: bytes | memoryview) -> int:
+    """The checksum of the frame whose payload begins at a position."""
+    return zlib.crc32(payload, _seed(kind, flags, position))
 
 
 def _seed(kind: int, flags: int, position: int) -> int:
