@@ -13,6 +13,7 @@ from sampan.kernel.tasks import Tasks
 from sampan.kube.control import ControlContext, Controller, EventRecorder, For, Owns, SharedInformers, Source, Watches
 from sampan.kube.control.cluster_roles import ClusterRoleAggregation
 from sampan.kube.control.election import Election, LeadershipLostError
+from sampan.kube.control.events import STEP
 from sampan.kube.control.quota import QuotaController
 from sampan.kube.control.ttl import EventExpiry
 from sampan.kube.objects import Key, Object, Resource
@@ -121,6 +122,9 @@ def about(name: str = "web") -> Object:
 
 
 async def events(cluster: Cluster) -> list[Object]:
+    """What is there once the moment has come at which events are written."""
+    await settle()
+    cluster.clock.jump(2 * STEP)
     await settle()
     return (await cluster.list(EVENTS)).items
 
@@ -133,9 +137,11 @@ async def test_an_event_has_the_fields_describe_shows() -> None:
         (await recorder(cluster, tasks)).event(
             about(), "Warning", "BackOff", "Back-off restarting", action="Restarting"
         )
+        now = clock.time_ns()
+        assert not (await cluster.list(EVENTS)).items
         (event,) = await events(cluster)
     name, _, stamp = event["metadata"]["name"].partition(".")
-    assert name == "web" and 0 <= int(stamp, 16) - clock.time_ns() < 2**20
+    assert name == "web" and 0 <= int(stamp, 16) - now < 2**20
     assert event["involvedObject"]["uid"] == "uid-web" and event["source"] == {"component": "test"}
     assert (event["type"], event["reason"], event["count"]) == ("Warning", "BackOff", 1)
     assert event["firstTimestamp"] == event["lastTimestamp"] and event["action"] == "Restarting"
@@ -151,6 +157,71 @@ async def test_repeats_are_counted_on_one_event() -> None:
             clock.jump(5)
         (event,) = await events(cluster)
     assert event["count"] == 3 and event["lastTimestamp"] > event["firstTimestamp"]
+
+
+async def test_what_is_counted_up_while_it_waits_is_written_once_and_all_at_the_same_moment() -> None:
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+
+    def written() -> list[str]:
+        return [verb for verb, plural in cluster.requests if plural == "events" and verb != "list"]
+
+    async with Tasks(clock) as tasks:
+        source, other = await recorder(cluster, tasks), await recorder(cluster, tasks)
+        source.event(about(), "Normal", "Pulled", "pulled")
+        clock.jump(STEP * 0.4)
+        source.event(about(), "Normal", "Pulled", "pulled")
+        other.event(about("b"), "Normal", "Pulled", "pulled")
+        await settle()
+        assert written() == []
+        found = await events(cluster)
+        assert sorted(event["count"] for event in found) == [1, 2]
+        assert written() == ["create", "create"]
+
+
+async def test_a_platform_that_stands_still_says_what_happens() -> None:
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+    async with Tasks(clock) as tasks:
+        (await recorder(cluster, tasks)).event(about(), "Normal", "Pulled", "pulled")
+        async with asyncio.timeout(30):
+            while not (await cluster.list(EVENTS)).items:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_waits_when_a_component_ends_is_written_first() -> None:
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+    began = asyncio.Event()
+
+    async with Tasks(clock) as tasks:
+        source = await recorder(cluster, tasks)
+        for number in range(5):
+            source.event(about(f"p{number}"), "Normal", "Killing", "stopping")
+        await settle()
+        assert not (await cluster.list(EVENTS)).items
+    assert len((await cluster.list(EVENTS)).items) == 5
+    assert not source.dropped
+
+    async with Tasks(clock) as tasks:
+        source = await recorder(cluster, tasks)
+        source.event(about("late"), "Normal", "Killing", "stopping")
+        await settle()
+
+        def fault(verb: str, resource: Resource) -> None:
+            if verb == "create":
+                began.set()
+                raise unavailable("down")
+
+        cluster.fault = fault
+        clock.jump(2 * STEP)
+        await began.wait()
+        await settle()
+        cluster.fault = lambda verb, resource: None
+    assert len((await cluster.list(EVENTS)).items) == 6, "it was being tried again"
 
 
 async def test_a_counted_event_that_was_deleted_is_made_again() -> None:
@@ -208,8 +279,12 @@ async def test_events_expire_an_hour_after_their_last_write(world: World) -> Non
     source.event(about("a"), "Normal", "A", "a")
     source.event(about("b"), "Normal", "B", "b")
     await world.settle()
+    clock.jump(1)
+    await world.settle()
     clock.jump(3000)
     source.event(about("b"), "Normal", "B", "b")
+    await world.settle()
+    clock.jump(1)
     await world.settle()
     clock.jump(700)
     await world.settle()

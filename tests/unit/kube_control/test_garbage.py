@@ -137,6 +137,8 @@ async def test_an_owner_in_another_namespace_does_not_count_and_is_told(world: W
     await world.create(CONFIG_MAPS, "child", "other", ownerReferences=owned(owner))
     await world.gone(CONFIG_MAPS, "child", "other")
     await world.settle()
+    world.clock.jump(1)
+    await world.settle()
     (event,) = (await world.client.list(EVENTS, "other")).items
     assert (event["reason"], event["type"]) == ("OwnerRefInvalidNamespace", "Warning")
     assert event["involvedObject"]["name"] == "child" and 'does not exist in namespace "other"' in event["message"]

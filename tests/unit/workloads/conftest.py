@@ -21,7 +21,7 @@ from sampan.kube.access.interface import MASTER
 from sampan.kube.access.rbac import AlwaysAllow
 from sampan.kube.client.inprocess import InProcessClient
 from sampan.kube.control import ControlContext, Controller, SharedInformers
-from sampan.kube.control.events import EventRecorder
+from sampan.kube.control.events import STEP, EventRecorder
 from sampan.kube.control.garbage import GarbageCollector
 from sampan.kube.control.local import LocalFeed
 from sampan.kube.control.storage_protection import ClaimProtection, VolumeProtection
@@ -86,7 +86,8 @@ class Cluster:
         return sorted(one["metadata"]["name"] for one in await self.list(resource, selector))
 
     async def events(self, name: str) -> builtins.list[tuple[str, str]]:
-        """(reason, message) of the events about an object, in order."""
+        """(reason, message) of the events about an object, in order, when the moment to write them has come."""
+        await self.pass_time(2 * STEP)
         found = [one for one in await self.list(EVENTS) if one["involvedObject"]["name"] == name]
         found.sort(key=lambda one: int(one["metadata"]["name"].rpartition(".")[2], 16))
         return [(one["reason"], one["message"]) for one in found]

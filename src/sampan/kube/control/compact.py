@@ -56,7 +56,22 @@ class Compactor:
         return small
 
     def _like(self, value: Any, old: Any) -> Any:
-        return old if old is not None and alike(old, value) else self._shared(value)
+        if old is None:
+            return self._shared(value)
+        if alike(old, value):
+            return old
+        kind = type(value)
+        if kind is not type(old) or (kind is not dict and kind is not list):
+            return self._shared(value)
+        if kind is dict:
+            tree: Any = {key: self._like(each, old.get(key)) for key, each in value.items()}
+            identity: tuple[Any, ...] = (dict, *tree, *map(_identity, tree.values()))
+        else:
+            if len(old) < len(value):
+                old = [*old, *(None for _ in range(len(value) - len(old)))]
+            tree = [self._like(each, old[at]) for at, each in enumerate(value)]
+            identity = (list, *map(_identity, tree))
+        return self._trees.setdefault(identity, tree)
 
     def _shared(self, value: Any) -> Any:
         kind = type(value)

@@ -7,15 +7,21 @@ An event passes three steps, all in memory:
 2. *Counting*: an event equal to an earlier one raises the earlier one's ``count`` by a patch.
 3. *Spam filter*: each object has a bucket of 25 events that refills by one every five minutes.
 
-What passes is written by a background task. The caller is never delayed and never fails; what cannot be written within
-bounds is dropped and counted.
+What passes waits a moment (`STEP`), and then all that waits is written at once, by a background task: what an event tells of
+is under way just then, and should not have to share the processor and the disk with it. All recorders of a process write at
+the same moments, so that their events go into one batch of the store. An event that is counted up while it waits is
+written once. The caller is never delayed and never fails; what cannot be written within bounds is dropped and counted. A
+component that ends first writes what waits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -44,6 +50,12 @@ CACHE = 4096
 """Objects and events remembered at most."""
 WAITING = 1000
 """Events waiting to be written at most."""
+STEP = 0.1
+"""Seconds between the moments at which events are written; an event waits for one to two of them."""
+AT_ONCE = 100
+"""Events being written at a time."""
+LAST = 2.0
+"""Seconds that a component which ends may take to write what waits."""
 _OFFSET = secrets.randbits(20)
 """Nanoseconds that set this process's events apart from those of others."""
 _newest: WeakKeyDictionary[Clock, int] = WeakKeyDictionary()
@@ -78,6 +90,12 @@ class _Counted:
     name: str
     first: str
     count: int
+    written: bool = False
+
+
+class _Waiting(NamedTuple):
+    event: Object
+    counted: _Counted
 
 
 class _Cache(OrderedDict[object, V]):
@@ -107,7 +125,9 @@ class EventRecorder:
         self._buckets: _Cache[_Bucket] = _Cache()
         self._similar: _Cache[_Similar] = _Cache()
         self._counted: _Cache[_Counted] = _Cache()
-        self._waiting: deque[Object] = deque()
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        """By the event's name, oldest first."""
+        self._machine = Clock()
         self._sending = False
         self.dropped = 0
         """Events not written: spam, or no server for too long."""
@@ -162,7 +182,8 @@ class EventRecorder:
                 "reportingComponent": self._source["component"],
                 "reportingInstance": self._source.get("host", ""),
             }
-            | ({"action": action} if action else {})
+            | ({"action": action} if action else {}),
+            counted,
         )
 
     def _combine(self, kindred: object, message: str, now: float) -> bool:
@@ -191,11 +212,11 @@ class EventRecorder:
         _newest[self._clock] = stamp
         return stamp
 
-    def _send(self, event: Object) -> None:
-        if len(self._waiting) >= WAITING:
-            self._waiting.popleft()
+    def _send(self, event: Object, counted: _Counted) -> None:
+        if counted.name not in self._waiting and len(self._waiting) >= WAITING:
+            self._waiting.popitem(last=False)
             self.dropped += 1
-        self._waiting.append(event)
+        self._waiting[counted.name] = _Waiting(event, counted)
         if not self._sending:
             self._sending = True
             try:
@@ -208,33 +229,76 @@ class EventRecorder:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                event = self._waiting.popleft()
-                if not await self._written(event):
-                    self.dropped += 1
+                await self._moment()
+                while self._waiting:
+                    batch = [self._waiting.popitem(last=False)[1] for _ in range(min(AT_ONCE, len(self._waiting)))]
+                    await self._write_all(batch)
+        except asyncio.CancelledError:
+            await self._last()
+            raise
         finally:
             self._sending = False
 
-    async def _written(self, event: Object) -> bool:
+    async def _last(self) -> None:
+        """Write what waits, once and quickly."""
+        left = list(self._waiting.values())
+        self._waiting.clear()
+        with suppress(TimeoutError):
+            async with self._clock.patience(LAST):
+                outcomes = await asyncio.gather(*map(self._put, left), return_exceptions=True)
+                self.dropped += sum(1 for outcome in outcomes if outcome is not None)
+
+    async def _moment(self) -> None:
+        """Wait for the next moment at which events are written, by the platform's clock or, should that stand still, the
+        machine's."""
+        now = self._clock.monotonic()
+        due = (math.floor(now / STEP) + 2) * STEP
+        reached = asyncio.Event()
+        timers = self._clock.call_at(due, reached.set), self._machine.call_later(due - now, reached.set)
+        try:
+            await reached.wait()
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    async def _write_all(self, batch: list[_Waiting]) -> None:
+        left = {each.counted.name: each for each in batch}
+
+        async def write(each: _Waiting) -> None:
+            if not await self._written(each):
+                self.dropped += 1
+            del left[each.counted.name]
+
+        try:
+            await asyncio.gather(*map(write, batch))
+        except asyncio.CancelledError:
+            # What was under way may not have arrived; it is written once more with the rest.
+            self._waiting = OrderedDict({**left, **self._waiting})
+            raise
+
+    async def _written(self, waiting: _Waiting) -> bool:
+        name = waiting.counted.name
         for attempt in range(TRIES):
             if attempt:
                 await self._clock.sleep(RETRY_AFTER)
             try:
-                await self._put(event)
+                await self._put(waiting)
             except ApiError as error:
                 if error.code < 500 and error.code != 429:
                     if dig(error.details, "causes", 0, "reason") != "NamespaceTerminating":
-                        log.warning("the server refuses event %s: %s", event["metadata"]["name"], error)
+                        log.warning("the server refuses event %s: %s", name, error)
                     return False
             except Exception:
-                log.exception("cannot write event %s", event["metadata"]["name"])
+                log.exception("cannot write event %s", name)
                 return False
             else:
                 return True
         return False
 
-    async def _put(self, event: Object) -> None:
+    async def _put(self, waiting: _Waiting) -> None:
+        event, counted = waiting
         metadata = event["metadata"]
-        if event["count"] > 1:
+        if counted.written:
             patch = {name: event[name] for name in ("count", "message", "lastTimestamp")}
             try:
                 await self._client.patch(EVENTS, metadata["name"], patch, metadata["namespace"])
@@ -248,3 +312,4 @@ class EventRecorder:
             # An earlier try did arrive.
             if not error.already_exists:
                 raise
+        counted.written = True
