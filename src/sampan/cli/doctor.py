@@ -49,6 +49,7 @@ WHEELS = {
 }
 TIERS = {
     "T1": "an address, files and process ids of its own for each pod",
+    "T1n": "a network namespace, an address, files and process ids of its own for each pod",
     "T2": "files and process ids of its own for each pod, addresses 127.x",
     "T3": "plain processes on addresses 127.x",
 }
@@ -215,8 +216,8 @@ def _privileges(directory: DataDirectory) -> Iterator[Finding]:
     text = f"tier {tier}: {TIERS[tier]}" + (f" ({why})" if why else "")
     if tier == "T3" and _number(f"/proc/sys/kernel/{_RESTRICTED}") == 1:
         text += f"; AppArmor keeps user namespaces from you: `sudo sysctl kernel.{_RESTRICTED}=0` allows tier T2"
-    yield Finding("isolation", "good" if tier == "T1" else "note", text)
-    if tier != "T1" and (shared := _shared_ports()):
+    yield Finding("isolation", "good" if tier in ("T1", "T1n") else "note", text)
+    if tier not in ("T1", "T1n") and (shared := _shared_ports()):
         lowest = _number("/proc/sys/net/ipv4/ip_unprivileged_port_start", 1024)
         low = f" and cannot listen below {lowest}" if lowest and not root else ""
         yield Finding(

@@ -50,7 +50,9 @@ class NetworkSettings(PartSettings, kw_only=True):
     ] = msgspec.field(default_factory=list)
     data_path: Annotated[
         Literal["auto", "ebpf", "forward"],
-        msgspec.Meta(description="how pods reach Services; `auto` is eBPF where the node can, else forwarders"),
+        msgspec.Meta(
+            description="how pods reach Services; `auto` is eBPF where the node can, else forwarders; pods with network namespaces always have nf_tables"
+        ),
     ] = "auto"
     node_port_host: Annotated[str, msgspec.Meta(description="address of this machine that node ports are on")] = (
         "127.0.0.1"
@@ -162,8 +164,9 @@ class MachineNetwork(Part[NetworkSettings]):
         """How Services are reached and how many there are."""
         if self._attachment is None:
             return {}
+        mode = self._attachment.mode or "none (no node)"
         facts = {
-            "data path": self._attachment.mode or "none (no node)",
+            "data path": f"{mode} and nft" if self._attachment.packets is not None and mode != "nft" else mode,
             "frontends": len(self._proxy.frontends),
             "isolated pods": self._policies.isolated,
         }

@@ -28,6 +28,7 @@ from sampan.parts.node.agent.peers import PeerRoutes
 from sampan.parts.node.agent.sources import InformedSources, ReferencedSources
 from sampan.parts.node.agent.worker import PodWorker
 from sampan.parts.node.images.provider import Images
+from sampan.parts.node.runtime.interface import ADDRESSED
 from sampan.parts.node.runtime.process import ProcessRuntime
 
 
@@ -40,7 +41,7 @@ class NodeSettings(PartSettings, kw_only=True):
         "127.0.0.1"
     )
     tier: Annotated[
-        Literal["auto", "T1", "T2", "T3"],
+        Literal["auto", "T1", "T1n", "T2", "T3"],
         msgspec.Meta(description="isolation of pods; `auto` is the best this machine gives"),
     ] = "auto"
     pod_range: Annotated[
@@ -133,7 +134,7 @@ class NodePart(Part[NodeSettings]):
         agent.port = address[1]
         await agent.start()
         await self._serve(agent)
-        if self._runtime.tier == "T1":
+        if self._runtime.tier in ADDRESSED:
             self._routes = PeerRoutes(control, agent.name)
             await self._routes.start()
 

@@ -51,14 +51,19 @@ class NetworkPolicies(Controller):
             for one in policies:
                 self._tell(one)
             return None
-        namespaces = {
-            one["metadata"]["name"]: one["metadata"].get("labels") or {} for one in self.informer(NAMESPACES).objects()
-        }
-        isolated = policy.compile(policies, self.informer(PODS).objects(), namespaces) if policies else {}
+        isolated = self.compiled()
         self._enforce(isolated)
         self._enforced = bool(policies)
         self.isolated = len(isolated)
         return None
+
+    def compiled(self) -> dict[str, Isolation]:
+        """What isolated pods may do now."""
+        policies = self.informer(NETWORK_POLICIES).objects()
+        namespaces = {
+            one["metadata"]["name"]: one["metadata"].get("labels") or {} for one in self.informer(NAMESPACES).objects()
+        }
+        return policy.compile(policies, self.informer(PODS).objects(), namespaces) if policies else {}
 
     def _tell(self, one: Object) -> None:
         uid = one["metadata"]["uid"]
@@ -69,6 +74,6 @@ class NetworkPolicies(Controller):
             one,
             "Warning",
             "PolicyNotEnforced",
-            "pods have no addresses of their own on this node (that needs root and cgroup eBPF, tier T1), "
+            "pods have no addresses of their own on this node (that needs root, tier T1 or T1n), "
             "so nothing tells their connections apart",
         )

@@ -74,6 +74,18 @@ class ServiceProxy(Controller):
                 except OSError:
                     self.queue.add(self._claims[frontend][0])  # its reconcile tells about it
 
+    def wanted(self) -> dict[Frontend, Backends]:
+        """What can be connected to by what is known now, for a path that begins with all of it."""
+        made: dict[Frontend, Backends] = {}
+        for service in self.informer(SERVICES).objects():
+            for frontend, backends in self._frontends(Key.of(service), service).items():
+                made.setdefault(frontend, backends)
+        return {**made, **self.frontends}
+
+    def _frontends(self, key: Key, service: Object) -> dict[Frontend, Backends]:
+        slices = self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key))
+        return frontends(service, self._seen(key, slices), self.node, self.node_addresses)
+
     def leave(self, path: DataPath) -> None:
         """No longer put anything there."""
         self._routes = [route for route in self._routes if route.path is not path]
@@ -87,8 +99,7 @@ class ServiceProxy(Controller):
         service = self.informer(SERVICES).get(key)
         new: dict[Frontend, Backends] = {}
         if service is not None:
-            slices = self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key))
-            new = frontends(service, self._seen(key, slices), self.node, self.node_addresses)
+            new = self._frontends(key, service)
         old = self._wanted.get(key, {})
         for frontend in old.keys() - new.keys():
             self._claims[frontend].remove(key)

@@ -166,6 +166,7 @@ class Programs:
         self._lookup(a, self._pods, _COOKIE)
         a.jump_if_null(R0, "client")
         a.load(4, R1, R0, 0)
+        a.jump_if(R1, "==", 0, "pass")  # a network namespace of its own: its packets are translated
         a.store(4, FP, _CLIENT, R1)
         a.label("client")
 

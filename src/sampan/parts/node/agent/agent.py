@@ -35,7 +35,7 @@ from sampan.parts.node.agent.worker import PodWorker
 from sampan.parts.node.agent.writer import StatusWriter
 from sampan.parts.node.errors import NodeError
 from sampan.parts.node.images.provider import Images
-from sampan.parts.node.runtime.interface import Container
+from sampan.parts.node.runtime.interface import ADDRESSED, Container
 from sampan.parts.node.runtime.process import ProcessRuntime
 
 log = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ class Agent:
         address = str(dig(service, "spec", "clusterIP", default="None"))
         if address == "None":
             return ""
-        return address if self.runtime.tier == "T1" else loopback_address(address)
+        return address if self.runtime.tier in ADDRESSED else loopback_address(address)
 
     def names(self, pod: Object) -> str:
         """Who answers a pod's questions to the machine's name servers; "" where they do, or a resolv.conf says it."""
@@ -300,7 +300,9 @@ class Agent:
     def services(self) -> list[Object]:
         """Services as this node's pods reach them."""
         found = self._services.objects()
-        return found if self.runtime.tier == "T1" else [_on_loopback(service, self._api_server) for service in found]
+        return (
+            found if self.runtime.tier in ADDRESSED else [_on_loopback(service, self._api_server) for service in found]
+        )
 
     async def reclaim_images(self) -> None:
         """Give back the disk of what images can be made from again and no pod uses now."""
@@ -331,7 +333,7 @@ class Agent:
 
     def tier_environment(self, pod: Object, container: Object, address: str) -> dict[str, str]:
         """Where pods have no addresses of their own by force, programs are told where to listen."""
-        if self.runtime.tier == "T1" or pod["spec"].get("hostNetwork"):
+        if self.runtime.tier in ADDRESSED or pod["spec"].get("hostNetwork"):
             return {}
         ports = [port["containerPort"] for port in container.get("ports") or ()]
         told = {"HOST": address, "POD_IP": address}

@@ -14,9 +14,12 @@ from sampan import __version__
 from sampan.kube.objects import Object
 from sampan.kube.server.version import KUBERNETES_VERSION
 from sampan.kube.types.duration import format_time
+from sampan.parts.node.runtime.interface import ADDRESSED
 
 PODS_CGROUP = "sampan.dev/pods-cgroup"
 """Annotation that tells the network part where the pods' sockets can be reached."""
+PODS_TABLE = "sampan.dev/pods-table"
+"""Annotation that names the nf_tables table where the network part serves pods with network namespaces, and the pod range."""
 LEASE_SECONDS = 40
 
 
@@ -48,8 +51,14 @@ def machine(directory: Path) -> dict[str, Any]:
     }
 
 
-def node(name: str, pod_range: str, labels: dict[str, str], facts: dict[str, Any], cgroup: str = "") -> Object:
-    """The object as a node registers it; ``cgroup`` is the directory above all its pods, where Services are attached."""
+def node(
+    name: str, pod_range: str, labels: dict[str, str], facts: dict[str, Any], *, cgroup: str = "", table: str = ""
+) -> Object:
+    """The object as a node registers it.
+
+    ``cgroup`` is the directory above all its pods, where Services are attached; ``table`` is where they are for pods that have
+    network namespaces.
+    """
     own = {
         "beta.kubernetes.io/arch": facts["architecture"],
         "beta.kubernetes.io/os": "linux",
@@ -66,6 +75,7 @@ def node(name: str, pod_range: str, labels: dict[str, str], facts: dict[str, Any
             "annotations": {
                 "volumes.kubernetes.io/controller-managed-attach-detach": "true",
                 PODS_CGROUP: cgroup,
+                PODS_TABLE: table,
             },
         },
         "spec": {"podCIDR": pod_range, "podCIDRs": [pod_range], "providerID": f"sampan://{name}"},
@@ -99,6 +109,7 @@ def status(
     short, full = "MemoryPressure" in pressures, "DiskPressure" in pressures
     private = {
         "T1": "pods have addresses, files and process ids of their own",
+        "T1n": "pods have network interfaces, addresses, files and process ids of their own",
         "T2": "pods have files and process ids of their own; addresses are 127.x.y.z and $PORT",
         "T3": "pods share files and process ids; addresses are 127.x.y.z and $PORT",
     }[tier]
@@ -116,7 +127,7 @@ def status(
             "kubelet has disk pressure" if full else "kubelet has no disk pressure",
         ),
         ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ("PodIsolation", "True" if tier == "T1" else "False", tier, private + (f" ({why})" if why else "")),
+        ("PodIsolation", "True" if tier in ADDRESSED else "False", tier, private + (f" ({why})" if why else "")),
         (
             "Ready",
             "True" if ready else "False",

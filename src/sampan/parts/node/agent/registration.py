@@ -12,6 +12,7 @@ from sampan.kube.resources import LEASES, NODES
 from sampan.kube.status import ApiError
 from sampan.kube.types.duration import format_micro_time
 from sampan.parts.node.agent import node_object
+from sampan.parts.node.runtime.interface import ADDRESSED
 
 if TYPE_CHECKING:
     from sampan.parts.node.agent.agent import Agent
@@ -39,8 +40,15 @@ class Registration:
 
     async def register(self) -> None:
         """Create the Node (or bring it up to date) and post its status. Raises ApiError."""
-        cgroup = self._agent.runtime.cgroup if self._agent.runtime.tier == "T1" else ""
-        wanted = node_object.node(self._agent.name, self._agent.runtime.pod_range, self._labels, self._facts, cgroup)
+        runtime = self._agent.runtime
+        wanted = node_object.node(
+            self._agent.name,
+            runtime.pod_range,
+            self._labels,
+            self._facts,
+            cgroup=runtime.cgroup if runtime.tier == "T1" else "",
+            table=f"{runtime.table} {runtime.pod_range}" if runtime.table and runtime.tier in ADDRESSED else "",
+        )
         try:
             found = await self._agent.client.get(NODES, self._agent.name)
         except ApiError as error:

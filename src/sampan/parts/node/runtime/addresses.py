@@ -29,7 +29,8 @@ from sampan.kernel import bpf
 from sampan.kernel.bpf import FP, R0, R1, R2, R3, R6, R7, R8, Assembler
 
 PODS = "sampan_pods"
-"""The kernel's name of the map from a pod's cgroup id to its addresses (the first four bytes are the pod's IPv4 address)."""
+"""The kernel's name of the map from a pod's cgroup id to its addresses (the first four bytes are the pod's IPv4 address, or zero
+for a pod that has a network namespace)."""
 _LOCALHOST = 0x0100007F
 _POD_VALUE = struct.Struct("=4s4s16s")
 
@@ -92,6 +93,10 @@ class PodAddresses:
         # the inode number of a cgroup v2 directory is its id
         self._pods.update(struct.pack("=Q", cgroup.stat().st_ino), value)
 
+    def leave_alone(self, cgroup: Path) -> None:
+        """Processes in this pod cgroup have a network namespace of their own, where no address needs translating. Raises OSError."""
+        self._pods.update(struct.pack("=Q", cgroup.stat().st_ino), bytes(_POD_VALUE.size))
+
     def remove(self, cgroup: Path) -> None:
         """Forget a pod; call it before its cgroup directory goes."""
         self._pods.delete(struct.pack("=Q", cgroup.stat().st_ino))
@@ -128,6 +133,8 @@ class PodAddresses:
         a.call(bpf.MAP_LOOKUP)
         a.jump_if_null(R0, "pass")
         a.move(R7, R0)
+        a.load(4, R1, R7, _ADDRESS)
+        a.jump_if(R1, "==", 0, "pass")
 
     def _leave(self, a: Assembler) -> None:
         a.label("pass")

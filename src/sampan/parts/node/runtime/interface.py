@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Tier = Literal["T1", "T2", "T3"]
+Tier = Literal["T1", "T1n", "T2", "T3"]
 """What the machine lets the process runtime do; see `tiers`."""
+ADDRESSED: frozenset[Tier] = frozenset(("T1", "T1n"))
+"""The tiers whose pods have addresses of the pod range, where others reach them; else they are loopback ones by convention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class ContainerSpec:
     """The node file behind the termination message, if any."""
     labels: dict[str, str] = field(default_factory=dict)
     """Kept by the runtime and given back by `Runtime.list`."""
+    own_network: bool = False
+    """The sandbox has a network namespace; the runtime knows, and fills it in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import socket
 import stat
 import termios
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from sampan.parts.node.runtime import notification, syscalls
@@ -171,6 +171,7 @@ def _device(path: str, host: str, major: int, minor: int, privileged: bool) -> N
 
 def settle(spec: ContainerSpec, request: Mapping[str, Any], status: int) -> None:
     """The container's root, sockets and privileges, as far as the tier gives them. Raises OSError or LaunchError."""
+    spec = replace(spec, own_network=request["own_network"])
     if request["mounts"]:
         build_root(spec, request["directory"], request["skeleton"], request["devices"])
     if request["sockets"]:

@@ -1,4 +1,4 @@
-"""The few rtnetlink requests a node makes: the pod range's local route, and a veth pair for a pod that wants a namespace.
+"""The few rtnetlink requests a node makes: the pod range's local route, and a veth pair for a pod with a network namespace.
 
 Raw messages over one socket: no ``ip`` commands (2.7 ms each) and no netlink library (a tenth of a second to import).
 """
@@ -15,7 +15,7 @@ from typing import Final
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 17, 20, 24, 25, 26
 _REQUEST, _ACK, _EXCL, _CREATE, _REPLACE = 1, 4, 0x200, 0x400, 0x100
 _TABLE_LOCAL, _TABLE_MAIN = 255, 254
-_LOCAL, _UNICAST = 2, 1
+_LOCAL, _UNICAST, _UNREACHABLE = 2, 1, 7
 _DUMP = 0x300
 _DONE, _ERROR = 3, 2
 _PEERS = 0x73
@@ -53,7 +53,8 @@ def _route(
         body += _attribute(1, parsed.network_address.packed)
     if via:
         body += _attribute(5, ipaddress.ip_address(via).packed)
-    body += _attribute(4, struct.pack("=I", socket.if_nametoindex(device)))
+    if device:
+        body += _attribute(4, struct.pack("=I", socket.if_nametoindex(device)))
     _request(kind, flags, body)
 
 
@@ -75,6 +76,20 @@ def remove_local_route(network: str) -> None:
             raise
 
 
+def add_unreachable(network: str) -> None:
+    """Addresses of a range that have no route of their own lead nowhere, instead of outside. Raises OSError."""
+    _route(_NEWROUTE, _CREATE | _REPLACE, network, "", table=_TABLE_MAIN, scope=0, sort=_UNREACHABLE)
+
+
+def remove_unreachable(network: str) -> None:
+    """Take that back; a missing one is fine. Raises OSError."""
+    try:
+        _route(_DELROUTE, 0, network, "", table=_TABLE_MAIN, scope=255, sort=_UNREACHABLE)
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.ENOENT):
+            raise
+
+
 def add_veth(name: str, peer: str, pid: int) -> None:
     """A veth pair whose peer stands in the network namespace of a process. Raises OSError."""
     other = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + _text(3, peer) + _attribute(19, struct.pack("=I", pid))
@@ -91,7 +106,7 @@ def set_up(name: str) -> None:
 def remove_link(name: str) -> None:
     """Remove an interface; a missing one is fine. Raises OSError."""
     try:
-        _request(_DELLINK, 0, struct.pack("=BBHiII", 0, 0, 0, socket.if_nametoindex(name), 0, 0))
+        _request(_DELLINK, 0, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + _text(3, name))
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise

@@ -69,7 +69,7 @@ DEFAULT_CAPABILITIES = frozenset(
         "AUDIT_WRITE",
     ]
 )
-"""Container runtimes' usual set, less NET_RAW: without a network namespace it would read the host's packets."""
+"""Container runtimes' usual set, less NET_RAW, which only pods with a network namespace have: else it would read the host's packets."""
 
 
 class LaunchError(Exception):
@@ -84,7 +84,7 @@ def _names(spec: ContainerSpec) -> set[str]:
     """The capabilities a container has. Raises LaunchError."""
     if spec.privileged:
         return set(CAPABILITIES)
-    names = set(DEFAULT_CAPABILITIES)
+    names = set(DEFAULT_CAPABILITIES) | ({"NET_RAW"} if spec.own_network else set())
     add = {name.upper().removeprefix("CAP_") for name in spec.capabilities_add}
     drop = {name.upper().removeprefix("CAP_") for name in spec.capabilities_drop}
     if "ALL" in drop:

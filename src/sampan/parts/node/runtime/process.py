@@ -32,7 +32,9 @@ from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.parts.node.errors import NodeError, RuntimeLostError, SandboxError, StartError
+from sampan.parts.node.runtime import links
 from sampan.parts.node.runtime.interface import (
+    ADDRESSED,
     Container,
     ContainerSpec,
     ExecSpec,
@@ -91,6 +93,8 @@ class ProcessRuntime:
         self.controllers: frozenset[str] = frozenset()
         self.cgroup = ""
         """The node's cgroup v2 directory: where the network attaches its programs."""
+        self.table = ""
+        """The nf_tables table that is the node's own; "" where it can have none."""
         self.isolation = "none"
         self._clock = clock
         self._tasks = tasks
@@ -279,10 +283,11 @@ class ProcessRuntime:
                 self._listing[message["list"]][1].append(_container(message["container"]))
             case "hello":
                 self.tier, self.why = message["tier"], message["why"]
-                if self.tier != "T1" and message["sockets"]:
+                if self.tier not in ADDRESSED and message["sockets"]:
                     shared = f"pods share the machine's ports: {message['sockets']}"
                     self.why = "; ".join(filter(None, [self.why, shared]))
                 self.pod_range, self.cgroup = message["pod_range"], message["cgroup"]
+                self.table = message["table"]
                 self.controllers = frozenset(message["controllers"])
                 self.isolation = message["isolation"]
                 self.keeper_pid = message["pid"]
@@ -469,14 +474,18 @@ class ProcessRuntime:
         if found is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "the pod is not running")
         addresses = [found.address] if found.address else ["127.0.0.1"]
-        if found.address and not found.netns:
+        if found.netns:
+            addresses.append("127.0.0.1")
+        elif found.address:
             from sampan.parts.node.runtime.addresses import hidden_address
 
             addresses.append(hidden_address(found.address))
         loop = asyncio.get_running_loop()
         failure: OSError | None = None
         for address in addresses:
-            connection = socket.socket()
+            # the pod's own localhost can only be reached from its namespace
+            apart = found.netns and address == "127.0.0.1"
+            connection = await asyncio.to_thread(_socket_in, found.netns) if apart else socket.socket()
             connection.setblocking(False)
             try:
                 await loop.sock_connect(connection, (address, door(address, port)))
@@ -499,6 +508,16 @@ class ProcessRuntime:
         """End an exec's process."""
         if process.number and not process.done:
             self._request("kill_exec", {"exec": process.number})
+
+
+def _socket_in(netns: str) -> socket.socket:
+    """A socket in another network namespace. Raises OSError."""
+    descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with links.inside(descriptor):
+            return socket.socket()
+    finally:
+        os.close(descriptor)
 
 
 def _container(fields: dict[str, Any]) -> Container:

@@ -70,7 +70,7 @@ def build_root(spec: ContainerSpec, directory: str, skeleton: str, devices: str)
         if os.path.isdir(_OLD + extra):
             os.makedirs(extra, exist_ok=True)
             syscalls.bind(_OLD + extra, extra, read_only=True)
-    _system_mounts(devices, privileged=spec.privileged)
+    _system_mounts(devices, privileged=spec.privileged, own_network=spec.own_network)
     for mount in sorted(spec.mounts, key=lambda mount: mount.target.count("/")):
         _mount(mount)
     if spec.cwd:
@@ -102,7 +102,7 @@ def _pivot(root: str, old: str) -> None:
     os.chdir("/")
 
 
-def _system_mounts(devices: str, *, privileged: bool) -> None:
+def _system_mounts(devices: str, *, privileged: bool, own_network: bool) -> None:
     os.makedirs("/proc", exist_ok=True)
     os.makedirs("/sys", exist_ok=True)
     os.makedirs("/dev", exist_ok=True)
@@ -111,6 +111,14 @@ def _system_mounts(devices: str, *, privileged: bool) -> None:
         syscalls.mount("proc", "/proc", "proc", flags)
     except PermissionError:
         syscalls.bind(f"{_OLD}/proc", "/proc")  # a user namespace under a masked /proc
+    if own_network:
+        # a mount of its own shows the interfaces of this network namespace
+        syscalls.mount("sysfs", "/sys", "sysfs", flags | (0 if privileged else syscalls.MS_RDONLY))
+        if privileged:
+            syscalls.bind(f"{_OLD}/dev", "/dev")
+        else:
+            syscalls.bind(_OLD + devices, "/dev")
+        return
     if privileged:
         syscalls.bind(f"{_OLD}/sys", "/sys")
         syscalls.bind(f"{_OLD}/dev", "/dev")

@@ -1,12 +1,13 @@
 """What this machine lets the node do, found by trying it.
 
-Two questions are asked in throw-away children: can a process get mounts and process ids of its own (as root, through a user
-namespace, or not at all), and can pods have addresses of their own by cgroup eBPF programs?
+Questions are asked in throw-away children: can a process get mounts and process ids of its own (as root, through a user
+namespace, or not at all), can pods have addresses of their own by cgroup eBPF programs, and if not, by network namespaces?
 
 ====  ==================================================  =======================================================
 tier  a pod has                                           and shares with others
 ====  ==================================================  =======================================================
 T1    its own address and localhost, files, process ids   the host's interface list, abstract Unix sockets
+T1n   all that, and network interfaces of its own         nothing of the network
 T2    its own files and process ids                       addresses by convention: 127.x.y.z and ``$PORT``
 T3    its own 127.x.y.z and ``$PORT`` by convention       files, process ids and signals of the same user
 ====  ==================================================  =======================================================
@@ -23,7 +24,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
-from sampan.parts.node.runtime import netlink, syscalls
+from sampan.parts.node.runtime import links, netlink, syscalls
 from sampan.parts.node.runtime.addresses import PodAddresses, address6
 from sampan.parts.node.runtime.cgroups import Cgroups
 from sampan.parts.node.runtime.interface import Tier
@@ -38,6 +39,8 @@ class Ground:
     isolation: Isolation
     addresses: PodAddresses | None
     cgroups: Cgroups
+    links: bool = False
+    """Every pod gets a network namespace."""
     why: str = ""
     """What kept the node from a better tier."""
 
@@ -45,7 +48,9 @@ class Ground:
     def tier(self) -> Tier:
         if self.isolation == "none":
             return "T3"
-        return "T1" if self.addresses is not None and self.isolation == "root" else "T2"
+        if self.isolation == "root" and self.addresses is not None:
+            return "T1"
+        return "T1n" if self.links else "T2"
 
 
 def in_child(work: Callable[[], None]) -> str:
@@ -166,7 +171,13 @@ def probe(name: str, scratch: Path, pod_range: str, networks: list[str], wanted:
             addresses = _try_addresses(cgroups, pod_range, networks)
         except OSError as error:
             why.append(f"pod addresses: {error}")
-    return Ground(isolation, addresses, cgroups, "; ".join(why))
+    linked = False
+    if isolation == "root" and addresses is None and wanted in ("auto", "T1", "T1n"):
+        refused = in_child(lambda: links.probe(pod_range))
+        linked = not refused
+        if refused:
+            why.append(f"pod networks: {refused}")
+    return Ground(isolation, addresses, cgroups, linked, "; ".join(why))
 
 
 def tier_here(scratch: Path) -> tuple[Tier, str]:

@@ -97,6 +97,7 @@ class Containers:
             "root": self._keeper.privileged,
             "rlimits": "pids" not in cgroups.has,
             "sockets": self._keeper.places_sockets(spec.sandbox),
+            "own_network": bool(sandbox.netns),
         }
         status = report.descriptor
         running.forked = zygote is not None and self._start_forked(zygote, entry, settings, streams, status)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,8 @@ class Executions:
         running = self._keeper.containers.held.get(request["container"])
         if running is None or running.state.exit is not None or not running.state.pid:
             raise OSError("container not running")
-        spec, args, tty = running.spec, tuple(request["args"]), bool(request["tty"])
+        own_network = bool(self._keeper.sandboxes.held[running.spec.sandbox].netns)
+        spec, args, tty = replace(running.spec, own_network=own_network), tuple(request["args"]), bool(request["tty"])
         streams = (descriptors[0],) * 3 if tty else (descriptors[0], descriptors[1], descriptors[2])
         self._numbers += 1
         join = running.state.pid if self._keeper.ground.isolation != "none" else 0

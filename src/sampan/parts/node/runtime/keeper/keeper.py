@@ -13,8 +13,9 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from sampan.kernel import nftables
 from sampan.kernel.clock import Clock, Timeline
-from sampan.parts.node.runtime import netlink, syscalls, tiers
+from sampan.parts.node.runtime import links, netlink, syscalls, tiers
 from sampan.parts.node.runtime.keeper.agents import Agents, Operation, Reply, Request
 from sampan.parts.node.runtime.keeper.containers import Containers
 from sampan.parts.node.runtime.keeper.executions import Executions
@@ -100,9 +101,13 @@ class Keeper:
             self.options.name, base / "probe", self.pod_range, self.options.networks, self.options.tier
         )
         self.privileged = os.geteuid() == 0 and self.ground.isolation == "root"
-        if self.ground.addresses is None:
+        if self.ground.links:
+            netlink.add_unreachable(self.pod_range)
+        elif self.ground.addresses is None:
             self.sockets.start([one for one in self.options.networks if not _holds(one, self.pod_range)])
         end_leftovers(self.layout, self.ground.cgroups, self.clock)
+        if self.privileged:
+            links.sweep(self.pod_range)
         self.layout.skeleton.mkdir(exist_ok=True)
         make_skeleton(str(self.layout.skeleton))
         self.sandboxes.write_pause()
@@ -141,6 +146,12 @@ class Keeper:
             for network in (self.pod_range, tiers.range6(self.pod_range)):
                 with contextlib.suppress(OSError):
                     netlink.remove_local_route(network)
+            with contextlib.suppress(OSError):
+                netlink.remove_unreachable(self.pod_range)
+            with contextlib.suppress(OSError):
+                nftables.remove(table_of(self.options.name))
+            with contextlib.suppress(OSError):
+                links.restore_forwarding()
 
     def _look_around(self) -> None:
         if self.agents.connected:
@@ -200,6 +211,7 @@ class Keeper:
             "pod_range": self.pod_range,
             "controllers": sorted(self.ground.cgroups.has),
             "cgroup": str(self.ground.cgroups.unified or ""),
+            "table": table_of(self.options.name) if self.privileged else "",
             "pid": os.getpid(),
         }
 
@@ -272,6 +284,11 @@ class Keeper:
             if sandbox is not None:
                 sandbox.alive = False
                 self.agents.tell({"event": "sandbox-ended", "sandbox": identity})
+
+
+def table_of(name: str) -> str:
+    """The nf_tables table of a node: the network part fills it where pods have network namespaces; it goes with the pods."""
+    return f"sampan-{name}"
 
 
 def _holds(network: str, part: str) -> bool:

@@ -18,7 +18,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampan.parts.node.runtime import launch, netlink, pause, syscalls, tiers
+from sampan.parts.node.runtime import launch, links, pause, syscalls, tiers
 from sampan.parts.node.runtime.interface import Memory, Sandbox, SandboxSpec
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
 from sampan.parts.node.runtime.layout import write_atomically
@@ -61,21 +61,26 @@ class Sandboxes:
         pod = self._keeper.layout.pod(spec.id)
         pod.mkdir(parents=True, exist_ok=True)
         sandbox = Sandbox(spec.id, spec.name, spec.namespace, "", created_at=self._keeper.clock.time())
-        if spec.network == "pod" or (spec.network == "namespace" and self._keeper.privileged):
-            sandbox.address = self._allocate(
-                real=self._keeper.ground.addresses is not None or spec.network == "namespace"
-            )
+        ground = self._keeper.ground
+        if spec.network == "namespace" and not self._keeper.privileged:
+            raise OSError(f"a network namespace of the pod's own needs tier T1 or T1n; this node has {ground.tier}")
+        own_net = spec.network == "namespace" or (spec.network == "pod" and ground.links)
+        if spec.network != "host":
+            sandbox.address = self._allocate(real=own_net or ground.addresses is not None)
         cgroups.create(spec.id, "pause")
         if cgroups.unified is not None:
             sandbox.cgroup = str(cgroups.unified / spec.id)
-        own_net = spec.network == "namespace" and self._keeper.privileged
-        if sandbox.address and self._keeper.ground.addresses is not None and not own_net:
-            self._keeper.ground.addresses.add(Path(sandbox.cgroup), sandbox.address)
+        if sandbox.address and ground.addresses is not None:
+            if own_net:
+                ground.addresses.leave_alone(Path(sandbox.cgroup))
+            else:
+                ground.addresses.add(Path(sandbox.cgroup), sandbox.address)
         try:
-            if self._keeper.ground.isolation != "none":
+            if ground.isolation != "none":
                 self._fork_sandbox(spec, sandbox, own_net)
             if own_net:
-                self._connect_namespace(sandbox)
+                links.connect(sandbox.address, sandbox.pid, spec.sysctls)
+                sandbox.netns = f"/proc/{sandbox.pid}/ns/net"
         except OSError:
             cgroups.kill(spec.id)
             cgroups.remove(spec.id)
@@ -155,29 +160,6 @@ class Sandboxes:
         self._keeper.owners[sandbox.pid] = ("sandbox", spec.id)
         self._keeper.claim(sandbox.pid)
 
-    def _connect_namespace(self, sandbox: Sandbox) -> None:
-        """A veth pair between the host and the sandbox's network namespace, routed. Raises OSError."""
-        host = f"spn{sandbox.id.replace('-', '')[:11]}"
-        sandbox.netns = f"/proc/{sandbox.pid}/ns/net"
-        netlink.remove_link(host) if os.path.exists(f"/sys/class/net/{host}") else None
-        netlink.add_veth(host, "eth0", sandbox.pid)
-        netlink.add_address(host, "169.254.1.1", 32)
-        netlink.set_up(host)
-        # the pod range is a local route: a longer prefix in the same table wins over it
-        netlink.add_host_route(sandbox.address, host)
-
-        def inside() -> None:
-            descriptor = os.pidfd_open(sandbox.pid)
-            syscalls.setns(descriptor, syscalls.CLONE_NEWNET)
-            netlink.set_up("lo")
-            netlink.add_address("eth0", sandbox.address, 32)
-            netlink.set_up("eth0")
-            netlink.add_link_route("169.254.1.1/32", "eth0")
-            netlink.add_default_route("eth0", "169.254.1.1")
-
-        if error := tiers.in_child(inside):
-            raise OSError(error)
-
     def remove_one(self, request: Request, reply: Reply, *_: Any) -> None:
         """End a sandbox and all that runs in it; answers when it is gone."""
         self.remove(request["sandbox"], reply)
@@ -215,6 +197,9 @@ class Sandboxes:
             cgroup = Path(sandbox.cgroup) if sandbox.cgroup else None
             if cgroup is not None and self._keeper.ground.addresses is not None and cgroup.exists():
                 self._keeper.ground.addresses.remove(cgroup)
+            if sandbox.netns:
+                # it goes with the namespace, but not at once
+                links.disconnect(sandbox.address)
         if not self._keeper.ground.cgroups.remove(uid):
             # processes that are dying still count: look again with the next SIGCHLD, or at the next beat
             self._keeper.ground.cgroups.kill(uid)
