@@ -195,6 +195,7 @@ class Watcher:
         self._pipe, theirs = multiprocessing.Pipe()
         self._process = SPAWN.Process(target=_watch, args=(theirs, address), daemon=True)
         self._process.start()
+        self._pipe.recv()
 
     def begin(self, host: str, path: str, body: str) -> None:
         self._pipe.send((host, path, body.encode()))
@@ -214,6 +215,7 @@ class Watcher:
 def _watch(pipe: Connection, address: tuple[str, int]) -> None:
     gc.disable()
     with Browser(address) as browser:
+        pipe.send("ready")
         while True:
             host, path, body = pipe.recv()
             sent = time.perf_counter()
