@@ -272,3 +272,16 @@ def test_openapi_has_the_kind_and_its_list() -> None:
     assert kind["x-kubernetes-group-version-kind"] == [{"group": "example.com", "version": "v1", "kind": "Widget"}]
     with pytest.raises(KeyError):
         openapi_definitions(definition(), "v9")
+
+
+def test_a_new_object_begins_with_the_status_that_the_definition_says() -> None:
+    obj = copy(definition())
+    status = obj["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    status["default"] = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    (kind,) = resource_types(obj)
+    made = {**widget(), "status": {"ready": 5}}
+    kind.strategy.prepare_create(made)
+    assert made["status"] == {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    plain = {**widget(), "status": {"ready": 5}}
+    STRATEGY.prepare_create(plain)
+    assert "status" not in plain

@@ -89,6 +89,7 @@ class CustomStrategy(Strategy):
     def prepare_create(self, obj: Object) -> None:
         if self.has_status:
             obj.pop("status", None)
+            self.default(obj)  # the definition may say what a status begins with
 
     def prepare_update(self, new: Object, old: Object) -> None:
         if self.has_status:
