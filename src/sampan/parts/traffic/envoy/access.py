@@ -17,7 +17,7 @@ FIELDS = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6f+00:00)%",
     "level": "info",
     "logger": LOGGER,
-    "message": "%REQ(:METHOD)% %REQ(:AUTHORITY)%%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %RESPONSE_CODE%",
+    "message": "request",
     "method": "%REQ(:METHOD)%",
     "host": "%REQ(:AUTHORITY)%",
     "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
