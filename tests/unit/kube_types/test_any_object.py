@@ -85,6 +85,13 @@ def test_strategies_take_any_object_of_the_right_shape(kind: ResourceType, seed:
     assert strategy.prune(old) == []
     strategy.default(old)
     assert strategy.prune(old) == [], "defaults are known fields"
+    other = copy(value(source, kind.schema, 0))
+    mixed = copy(old) | {key: other[key] for key in other if source.random() < 0.5} | {"unknown": 1}
+    part, whole = copy(mixed), copy(mixed)
+    assert strategy.prune_change(part, copy(old)) == strategy.prune(whole)
+    strategy.default(part)
+    strategy.default(whole)
+    assert part == whole, "what did not change need not be looked at again"
     strategy.prepare_create(old)
     strategy.validate(old)
     new = copy(value(source, kind.schema, 0)) | {"apiVersion": kind.resource.api_version, "kind": kind.kind}

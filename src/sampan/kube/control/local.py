@@ -24,8 +24,13 @@ class LocalFeed:
         self._store = store
         self._types = types
         self._custom = custom
-        self._last: tuple[Change, Resource, Object] | None = None
-        """The newest change decoded: its followers are told one after the other, so all but the first find it here."""
+        self._newest = _Newest()
+
+    def with_custom(self) -> LocalFeed:
+        """A feed of the same store that also feeds custom kinds, and decodes each change together with this one."""
+        feed = LocalFeed(self._store, self._types, custom=True)
+        feed._newest = self._newest
+        return feed
 
     def follow(self, resource: Resource, sink: Sink) -> bool:
         """Fill the sink and keep it current from now on; False where only a reflector can."""
@@ -36,7 +41,7 @@ class LocalFeed:
 
         def changed(change: Change) -> None:
             event: EventType = "DELETED" if change.deleted else "ADDED" if change.created else "MODIFIED"
-            sink.change(WatchEvent(event, self._decoded(following[0], change)))
+            sink.change(WatchEvent(event, self._newest.decoded(following[0], change)))
 
         def redefined() -> None:
             """What is stored from now on is read by the changed definition."""
@@ -50,7 +55,15 @@ class LocalFeed:
         sink.replace([served_object(kind, entry.value) for entry in self._store.range(prefix)])
         return True
 
-    def _decoded(self, kind: ResourceType, change: Change) -> Object:
+
+class _Newest:
+    """The newest change decoded: its followers are told one after the other, so all but the first find it here."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Change, Resource, Object] | None = None
+
+    def decoded(self, kind: ResourceType, change: Change) -> Object:
+        """The object after a change, or the last before it went; shared."""
         if self._last is None or self._last[0] is not change or self._last[1] != kind.resource:
             encoded = change.previous if change.value is None else change.value
             assert encoded is not None

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sampan.kube.objects import Kind, Object
+from sampan.kube.objects import Kind, Object, alike
 from sampan.kube.status import ApiError, bad_request
 from sampan.kube.types import protobuf, quantity, schemas
 from sampan.kube.types.resource import Schema
@@ -58,6 +58,23 @@ def conform(obj: Object, definition: str, kind: Kind) -> list[str]:
         _conform(obj, schemas.definition(definition), definition, "", "", unknown)
     except _Mismatch as problem:
         raise _unreadable(kind, str(problem)) from None
+    return unknown
+
+
+def conform_change(obj: Object, old: Object, definition: str, kind: Kind) -> list[str]:
+    """`conform` for an object that replaces another: top-level fields that did not change have been through it.
+
+    Raises:
+        ApiError: 400, a value has the wrong type.
+    """
+    changed = {key: value for key, value in obj.items() if key not in old or not alike(value, old[key])}
+    names = list(changed)
+    unknown = conform(changed, definition, kind)
+    for name in names:
+        if name in changed:
+            obj[name] = changed[name]
+        else:
+            del obj[name]
     return unknown
 
 

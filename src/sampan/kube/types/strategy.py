@@ -18,7 +18,7 @@ from sampan.kube.types.duration import age
 from sampan.kube.types.metadata import validate_metadata, validate_metadata_update
 from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import Column, Strategy
-from sampan.kube.types.schema_check import conform
+from sampan.kube.types.schema_check import conform, conform_change
 
 NAME = Column("Name", format="name", description="Name must be unique within a namespace.")
 AGE = Column("Age", description="How long ago the object was created.")
@@ -68,6 +68,9 @@ class BuiltinStrategy(Strategy):
 
     def prune(self, obj: Object) -> list[str]:
         return conform(obj, self.definition, self.kind)
+
+    def prune_change(self, obj: Object, old: Object) -> list[str]:
+        return conform_change(obj, old, self.definition, self.kind)
 
     def prepare_create(self, obj: Object) -> None:
         if self.has_status:
