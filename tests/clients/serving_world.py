@@ -67,10 +67,12 @@ class PodServer:
     most: int = 0
     """The most requests it ever had at once."""
     served: int = 0
+    released: bool = False
+    """Whether requests that are held may go on."""
     stopping: bool = False
 
     def application(self) -> web.Application:
-        """``/`` greets, ``/?seconds=`` waits, ``/headers`` echoes, ``/drip?parts=&pause=`` sends bytes with pauses in between,
+        """``/`` greets, ``/?seconds=`` waits, ``/?held`` waits to be released, ``/headers`` echoes, ``/drip?parts=&pause=`` sends bytes with pauses in between,
         ``/stream`` and ``/ws`` do what they say."""
         made = web.Application(client_max_size=64 << 20)
         made.router.add_get("/ws", self._socket)
@@ -84,6 +86,8 @@ class PodServer:
         self.most = max(self.most, self.now)
         try:
             body = await request.read()
+            while "held" in request.query and not self.released:
+                await asyncio.sleep(0.01)
             if "seconds" in request.query:
                 await asyncio.sleep(float(request.query["seconds"]))
             self.served += 1
@@ -333,7 +337,7 @@ class World:
 
         return self.until(arrived)
 
-    def until(self, truth: Callable[[], Any], seconds: float = 20.0) -> Any:
+    def until(self, truth: Callable[[], Any], seconds: float = 40.0) -> Any:
         """Wait for something to become true; what it was."""
         deadline = time.monotonic() + seconds
         while not (found := truth()):
@@ -347,7 +351,7 @@ class World:
             options.pop("method", "GET"),
             f"http://{self.gateway}{path}",
             headers=headers,
-            timeout=options.pop("timeout", 20),
+            timeout=options.pop("timeout", 40),
             **options,
         )
 
@@ -355,6 +359,11 @@ class World:
         """Servers of a Service's pods that have not been told to stop."""
         found = list(self.player.servers.values())
         return [one for one in found if one.environment.get("K_SERVICE") == service and not one.stopping]
+
+    def release(self, service: str) -> None:
+        """Let the requests go on that a Service's pods hold."""
+        for server in self.servers(service):
+            server.released = True
 
     def pass_time(self, seconds: float, step: float = 2.0) -> None:
         """Let the platform's clock pass in steps, with time in between for what is due."""
@@ -371,7 +380,7 @@ class World:
             self.pass_time(10, 5)
             return not any(self.servers(service) for service in services)
 
-        self.until(gone, 30)
+        self.until(gone, 60)
 
 
 @contextmanager

@@ -385,7 +385,7 @@ def test_bounds_hold(world: World) -> None:
 
 
 def test_of_pods_that_wake_together_only_those_that_listen_are_asked(world: World) -> None:
-    play = {"play/stagger": "1.5", "autoscaling.knative.dev/activation-scale": "4"}
+    play = {"play/stagger": "6", "autoscaling.knative.dev/activation-scale": "4"}
     world.apply(service("choir", annotations=play))
     world.ready("choir")
     world.sleep_to_zero("choir")
@@ -426,7 +426,7 @@ def test_a_smaller_scale_spares_the_pod_that_works(world: World) -> None:
     world.ready("tasks")
     world.until(lambda: len(world.servers("tasks")) == 3)
     with ThreadPoolExecutor(1) as pool:
-        task = pool.submit(world.get, "tasks.default.localhost", "/?seconds=8")
+        task = pool.submit(world.get, "tasks.default.localhost", "/?held", timeout=60)
         world.until(lambda: [one for one in world.servers("tasks") if one.now])
 
         def one_left() -> bool:
@@ -435,6 +435,7 @@ def test_a_smaller_scale_spares_the_pod_that_works(world: World) -> None:
 
         world.until(one_left)
         assert [one.now for one in world.servers("tasks")] == [1]
+        world.release("tasks")
         assert task.result().status_code == 200
 
 
@@ -527,13 +528,14 @@ def test_who_waits_too_long_gets_504(world: World) -> None:
     world.apply(service("full", spec=waits, annotations={"autoscaling.knative.dev/max-scale": "1"}))
     world.ready("full")
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(world.get, "full.default.localhost", "/?seconds=2")
+        first = pool.submit(world.get, "full.default.localhost", "/?held")
         world.until(lambda: sum(one.now for one in world.servers("full")))
         second = pool.submit(world.get, "full.default.localhost", "/")
         world.until(lambda: waiting(world) == 1)
         world.platform.clock.jump(21)
         late = second.result()
         assert (late.status_code, late.text) == (504, "activator request timeout")
+        world.release("full")
         assert first.result().status_code == 200
 
 
