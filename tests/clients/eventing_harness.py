@@ -44,7 +44,7 @@ class Receiver:
         return web.Response(status=202)
 
     async def wait(self, count: int) -> list[CloudEvent]:
-        async with asyncio.timeout(20), self._arrived:
+        async with asyncio.timeout(40), self._arrived:
             await self._arrived.wait_for(lambda: len(self.events) >= count)
         return self.events
 
@@ -67,7 +67,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 async def ready(client: HttpClient, resource: Any, name: str, wanted: str = "True") -> Object:
     """The object once its Ready is as wanted for its present generation."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while True:
             obj = await client.get(resource, name, "default")
             status = obj.get("status") or {}

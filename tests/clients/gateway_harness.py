@@ -23,7 +23,7 @@ from sampan.kube.status import ApiError
 from sampan.parts.traffic import resources
 from sampan.testing import Platform
 
-DEADLINE = 15.0
+DEADLINE = 40.0
 """Seconds anything may take to come about before a test fails."""
 
 GATEWAY_API = "gateway.networking.k8s.io/v1"

@@ -35,7 +35,7 @@ class Bench:
         return self.exits[container]
 
     async def exit(self, container: str) -> ExitRecord:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             record = (await self._future(container)).exit
         assert record is not None
         return record

@@ -192,7 +192,7 @@ def test_a_token_secret_is_filled_and_dies_with_its_account(
     with pytest.raises(ApiException) as refused:
         whoami(lasting)
     assert refused.value.status == 401
-    for _ in range(200):
+    for _ in range(800):
         try:
             core.read_namespaced_secret("lasting-token", "default")
         except ApiException as error:

@@ -59,7 +59,7 @@ def test_a_function_runs_and_is_served_anew_after_a_change(tmp_path: Path) -> No
         fetch(url, until="Welcome you!\n")
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=5)
 

@@ -89,7 +89,7 @@ async def serving(tls: Callable[[], ssl.SSLContext] | None = None, **options: An
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not true():
             await asyncio.sleep(0.01)
 

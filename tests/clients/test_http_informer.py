@@ -14,7 +14,7 @@ from sampan.kube.resources import CONFIG_MAPS
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not condition():
             await asyncio.sleep(0.01)
 

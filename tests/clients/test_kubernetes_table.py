@@ -250,7 +250,7 @@ async def _every_verb(
 
 async def _gone(http: aiohttp.ClientSession, one: str) -> None:
     """Wait for what finalizers hold back for a moment."""
-    for _ in range(500):
+    for _ in range(2000):
         async with http.get(one) as answer:
             if answer.status == 404:
                 return

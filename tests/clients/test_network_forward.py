@@ -134,7 +134,7 @@ async def _datagrams(clock: Clock, path: ForwardPath) -> None:
 
     async def ask(transport: Any, client: _Datagrams, data: bytes) -> None:
         transport.sendto(data)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             seen.append((await server.got.get())[1])
             assert (await client.got.get())[0] == b"re:" + data
 
@@ -193,7 +193,7 @@ def _slice(service: str, *endpoints: Address) -> Object:
 
 
 async def _until(ask: Callable[[], Awaitable[Any]]) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while True:
             try:
                 if found := await ask():
@@ -242,7 +242,7 @@ async def test_a_load_balancer_keeps_strangers_out_and_its_health_is_told() -> N
         await client.patch(SERVICES, "web", {"spec": {"loadBalancerSourceRanges": ["127.0.0.0/8"]}}, "default")
         assert await _until(lambda: _say(given["ip"], port)) == b"hello"
         await client.delete(SERVICES, "web", "default")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while True:
                 try:
                     await _health(check)

@@ -27,7 +27,7 @@ async def test_top_tells_what_pods_and_the_node_use() -> None:
         labels = {"app": "busy"}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "busy", "labels": labels}, "spec": spec}
         await client.create(PODS, pod, "default")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 listed = await client.list(POD_METRICS, "default", label_selector="app=busy")
                 used = [entry["containers"][0]["usage"]["cpu"] for entry in listed.items]

@@ -32,7 +32,7 @@ def stream_into(kubeconfig: str) -> tuple[str, int, bytes]:
         **common,
     )
     executed.write_stdin("abc\n")
-    executed.run_forever(timeout=10)
+    executed.run_forever(timeout=40)
     forwarded = portforward(core.connect_get_namespaced_pod_portforward, "web", "default", ports="80")
     socket = forwarded.socket(80)
     socket.setblocking(True)
@@ -52,7 +52,7 @@ async def test_the_python_client_executes_and_forwards() -> None:
         await client.create(
             PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": spec}, "default"
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 pod = await client.get(PODS, "web", "default")
                 if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ())):

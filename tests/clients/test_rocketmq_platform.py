@@ -35,7 +35,7 @@ spec: {name: Billing_Group, maxRetries: 3, backoff: {delays: [1s, 2m]}}
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
-    for _ in range(200):
+    for _ in range(800):
         if found := condition():
             return found
         time.sleep(0.05)

@@ -321,7 +321,7 @@ async def test_our_client_does_what_eventing_needs(running: Running) -> None:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if condition():
             return
         await asyncio.sleep(0.01)

@@ -28,7 +28,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait for something the broker does on its own."""
-    for _ in range(500):
+    for _ in range(3000):
         if condition():
             return
         time.sleep(0.01)

@@ -17,7 +17,7 @@ PARTS = ["kubernetes", "node"]
 
 
 async def until_running(client: Any, names: list[str]) -> dict[str, Any]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while True:
             pods = {item["metadata"]["name"]: item for item in (await client.list(PODS, "default")).items}
             ready = [
@@ -63,7 +63,7 @@ async def test_running_pods_survive_a_restart_and_gone_ones_are_ended(tmp_path: 
     for process in pod_processes("ends"):
         if process.name() == "sh":
             process.send_signal(signal.SIGUSR1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while pod_processes("ends"):
             await asyncio.sleep(0.05)
     async with Platform(only=PARTS, data_dir=tmp_path) as second:
@@ -90,7 +90,7 @@ async def test_a_killed_keeper_is_replaced_and_its_pods_restarted(tmp_path: Path
         before = containers(await until_running(client, names))
         keeper = int((tmp_path / "parts/node/run/keeper.pid").read_text())
         os.kill(keeper, signal.SIGKILL)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 pods = await until_running(client, names)
                 if all(pod["status"]["containerStatuses"][0]["restartCount"] == 1 for pod in pods.values()):

@@ -35,7 +35,7 @@ class Cluster:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         await self.client.create(PODS, pod, "default")
 
-    async def until(self, name: str, reached: Callable[[Pod], object], seconds: float = 20.0) -> Pod:
+    async def until(self, name: str, reached: Callable[[Pod], object], seconds: float = 40.0) -> Pod:
         ends = time.monotonic() + seconds
         while True:
             pod = await self.client.get(PODS, name, "default")
@@ -45,7 +45,7 @@ class Cluster:
                 pytest.fail(f"{name}: {pod.get('status')}")
             await asyncio.sleep(0.05)
 
-    async def event(self, name: str, reason: str, seconds: float = 10.0) -> str:
+    async def event(self, name: str, reason: str, seconds: float = 30.0) -> str:
         ends = time.monotonic() + seconds
         while True:
             for event in (await self.client.list(EVENTS, "default")).items:
@@ -93,12 +93,14 @@ async def test_a_probe_that_hangs_fails_by_its_timeout(cluster: Cluster) -> None
 
 
 async def test_a_container_that_ignores_sigterm_is_killed_after_its_grace(cluster: Cluster) -> None:
-    await cluster.create("deaf", {"command": ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]})
+    script = "trap '' TERM; touch /tmp/deaf-$HOSTNAME; while :; do sleep 0.1; done"
+    is_deaf = {"exec": {"command": ["sh", "-c", "test -e /tmp/deaf-$HOSTNAME"]}, "periodSeconds": 1}
+    await cluster.create("deaf", {"command": ["sh", "-c", script], "readinessProbe": is_deaf})
     await cluster.until("deaf", ready)
     began = time.monotonic()
     await cluster.client.delete(PODS, "deaf", "default")
     while any(pod["metadata"]["name"] == "deaf" for pod in (await cluster.client.list(PODS, "default")).items):
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 40
         await asyncio.sleep(0.05)
     assert time.monotonic() - began >= 0.9
 

@@ -114,7 +114,7 @@ async def test_a_child_reaches_its_needs_and_is_reached_by_status_clock_and_metr
         assert platform.listeners.address("ship.deck") is not None
         assert "ship_starts_total 1.0" in await platform.metrics_text("ship")
         platform.clock.jump(86400)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while not (await ship(platform)).facts["woke"]:
                 await asyncio.sleep(0.01)
         assert (await ship(platform)).facts["woke"] <= platform.clock.time()
