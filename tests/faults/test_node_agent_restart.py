@@ -60,6 +60,9 @@ async def test_running_pods_survive_a_restart_and_gone_ones_are_ended(tmp_path: 
         await create(client, "stays", node, "sleep", "1000")
         await create(client, "ends", node, "sh", "-c", "trap 'exit 3' USR1; while :; do sleep 0.1; done")
         before = containers(await until_running(client, ["stays", "ends"]))
+    async with asyncio.timeout(40):
+        while not [each for each in pod_processes("ends") if each.name() == "sleep"]:
+            await asyncio.sleep(0.05)  # its trap is not set yet
     for process in pod_processes("ends"):
         if process.name() == "sh":
             process.send_signal(signal.SIGUSR1)
