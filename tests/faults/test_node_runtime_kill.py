@@ -1,6 +1,7 @@
 """kill -9 of everything around a container: nothing is lost, nothing is left over."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
+from sampan.parts.node.runtime.process import ProcessRuntime
 from tests.clients.node_runtime import bench
 
 
@@ -130,3 +135,27 @@ async def test_an_agent_killed_in_mid_flight_many_times_loses_no_exit_status(tmp
         assert all(container.exit for container in containers)
         assert len({container.id for container in containers}) == len(containers)
     assert await dead(watcher.runtime.keeper_pid)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.06, 0.12])
+async def test_a_start_that_was_broken_off_leaves_no_second_keeper(tmp_path: Path, moment: float) -> None:
+    def keepers() -> list[psutil.Process]:
+        lines = ((each, each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"]))
+        return [each for each, line in lines if any(str(tmp_path) in word for word in line)]
+
+    clock = Clock()
+    async with Tasks(clock) as tasks:
+        runtime = ProcessRuntime(tmp_path / "node", clock, tasks, abandon=20)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(moment):
+                await runtime.start(lambda _: None, lambda: None)
+        await runtime.close()
+        await runtime.start(lambda _: None, lambda: None)
+        await runtime.end()
+    assert await dead(runtime.keeper_pid)
+    for _ in range(100):
+        left = await asyncio.to_thread(keepers)
+        if not left:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"keepers are left: {left}")

@@ -119,6 +119,8 @@ class ProcessRuntime:
         self._on_lost: Callable[[], None] = lambda: None
         self._on_sandbox_end: Callable[[str], None] = lambda _: None
         self._hello: asyncio.Future[None] | None = None
+        self._keeper: asyncio.Future[subprocess.Popen[bytes]] | None = None
+        """The keeper that was started last; a start that was cancelled leaves it to the next, which starts no second one."""
         self.keeper_pid = 0
 
     # -- life
@@ -136,11 +138,14 @@ class ProcessRuntime:
         self.layout.pods.mkdir(exist_ok=True)
         machine = Clock()  # the keeper starts however the platform's clock runs
         deadline = machine.monotonic() + START_LIMIT
-        process: subprocess.Popen[bytes] | None = None
+        before = self._keeper
+        if before is not None and before.done() and (before.exception() or before.result().poll() is not None):
+            self._keeper = None
         while not await self._connected():
-            if process is None:
-                process = await asyncio.to_thread(self._spawn)
-            elif process.poll() is not None and process.returncode != 0:
+            if self._keeper is None:
+                self._keeper = asyncio.get_running_loop().run_in_executor(None, self._spawn)
+            process = await asyncio.shield(self._keeper)
+            if process.poll() is not None and process.returncode != 0:
                 words = (self.layout.base / "keeper.log").read_text(errors="replace").strip()[-500:]
                 raise RuntimeLostError(f"the node's keeper ended at its start: {words}")
             if machine.monotonic() > deadline:
