@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sampan.cli.mq import command
 from sampan.kernel.clock import Clock
 from sampan.parts.messaging import record
 from sampan.parts.messaging.errors import StorageError
@@ -369,3 +372,31 @@ async def test_a_broker_does_not_start_from_a_half_repaired_log(tmp_path: Path) 
     assert sum(lost.end - lost.begin for lost in report.lost) == 1
     async with started(tmp_path, frozen()) as bench:
         assert sorted(body for body in entries(bench).values() if body) == [b"0" * 100, b"2" * 100]
+
+
+def test_the_command_tells_what_is_gone(tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(command, ["--data-dir", str(tmp_path), "repair", *arguments], catch_exceptions=True)
+        return result.output if result.exception is None else f"{type(result.exception).__name__}: {result.exception}"
+
+    assert run().startswith("StorageError") and "has no commit log" in run()
+    folder = tmp_path / "parts" / "messaging"
+
+    async def fill() -> None:
+        async with started(folder, frozen()) as bench:
+            bench.core.broker.create_topic(TopicConfig("t", queues=1))
+            for number in range(5):
+                await bench.send("t", b"%d" % number * 100)
+
+    asyncio.run(fill())
+    assert run() == "nothing is damaged\n"
+    path = min((folder / "log").iterdir())
+    path.write_bytes(path.read_bytes().replace(b"2" * 100, b"?" * 100).replace(b"3" * 100, b"?" * 100))
+    looked = run("--dry-run")
+    assert f"{path.name}: " in looked and "bytes are damaged" in looked and "keeps everything else" in looked
+    assert run("--dry-run") == looked
+    told = run()
+    assert "gone: t queue 0 offset 2 to 3\n" in told
+    assert f"kept in {folder / 'damaged'}" in told
+    assert told.endswith("3 messages can be read\n")
+    assert json.loads(run("--json"))["repaired"] is False
