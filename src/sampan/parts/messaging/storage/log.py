@@ -55,6 +55,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 from sampan.parts.messaging.errors import StorageError
@@ -76,9 +77,11 @@ READ_CHUNK = 1 << 20
 REPAIR = "restore a snapshot, or keep what is readable with `sampan mq repair`"
 """What an operator can do about damage."""
 PREPARE = 256 << 10
-"""Bytes of zeros written ahead at a time, in pauses."""
-PREPARE_BELOW = 128 << 10
-"""Prepare more when less is left."""
+"""Bytes of zeros written ahead at a time at most, in pauses."""
+PREPARE_LEAST = 64 << 10
+"""As many behind small batches: the next batch waits while they are written, and then many small waits are better than a long one."""
+PREPARE_BATCHES = 8
+"""Prepare for at least so many batches like the last."""
 PREPARE_BATCH = 64 << 10
 """No preparing behind larger batches: their fsync is shared by many, and zeros would halve what the disk can take."""
 
@@ -149,6 +152,7 @@ class CommitLog:
         self._busy = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: asyncio.Future[None] | None = None
+        self._syncing: asyncio.Future[None] | None = None
         self._jobs: queue.SimpleQueue[tuple[list[tuple[int, bytes]], int, int, bool] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._readers: OrderedDict[int, int] = OrderedDict()
@@ -308,6 +312,10 @@ class CommitLog:
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
+        if self._syncing is not None:
+            await asyncio.wait([self._syncing])
+        if self.dirty:
+            await asyncio.to_thread(self.sync_segments)
         self.close()
 
     def close(self) -> None:
@@ -362,15 +370,27 @@ class CommitLog:
             self._kick()
 
     def sync(self) -> None:
-        """fsync what was written without (asynchronous flush)."""
-        if self.dirty and not self._busy:
-            self._busy = True
-            self._jobs.put(([], self.durable, self.durable, True))
+        """fsync what was written without (asynchronous flush). Appends go on meanwhile."""
+        if self.dirty and self._syncing is None:
+            assert self._loop is not None
+            self._syncing = self._loop.run_in_executor(None, self.sync_segments)
+            self._syncing.add_done_callback(partial(self._synced, self.durable))
+
+    def _synced(self, upto: int, syncing: asyncio.Future[None]) -> None:
+        self._syncing = None
+        error = syncing.exception()
+        if error is not None:
+            log.error("the commit log could not be flushed, and is flushed again: %s", error)
+        elif self.durable == upto and not self._busy:
+            self.dirty = False
 
     def sync_segments(self) -> None:
         """fsync the newest segments, for a checkpoint under asynchronous flush: it must not be ahead of the log. For threads."""
         for base in list(self.bases)[-2:]:
-            fd = os.open(self._path(base), os.O_RDONLY)
+            try:
+                fd = os.open(self._path(base), os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # it was deleted meanwhile, or is not written yet
             try:
                 os.fdatasync(fd)
             finally:
@@ -436,7 +456,7 @@ class CommitLog:
                 self._undo(batch)
             loop.call_soon_threadsafe(self._done, end, error)
             if error is None and self._sync and end - begin <= PREPARE_BATCH:
-                self._prepare(end)
+                self._prepare(end, end - begin)
 
     def _write(self, batch: list[tuple[int, bytes]], begin: int, sync: bool) -> None:
         """Write a batch whose first byte has the position ``begin``."""
@@ -487,16 +507,18 @@ class CommitLog:
         finally:
             os.close(fd)
 
-    def _prepare(self, end: int) -> None:
-        """Have zeros on disk behind the position ``end``, unless something is to be written."""
+    def _prepare(self, end: int, batch: int) -> None:
+        """Have zeros on disk behind the position ``end``, where a batch of so many bytes ends, unless something is to be
+        written."""
         if self._writer is None or not self._jobs.empty():
             return
         base, fd = self._writer
+        wanted = min(PREPARE, max(PREPARE_LEAST, PREPARE_BATCHES * batch))
         room = self._segment_bytes - self._prepared
-        if self._prepared - (end - base) >= PREPARE_BELOW or room <= 0:
+        if self._prepared - (end - base) >= wanted // 2 or room <= 0:
             return
         try:
-            os.pwrite(fd, _ZEROS[:room], self._prepared)
+            os.pwrite(fd, memoryview(_ZEROS)[: min(room, wanted)], self._prepared)
             self._prepared = os.fstat(fd).st_size
             os.fdatasync(fd)
         except OSError as error:  # without, the next batch is appended, and tells its senders if it cannot be
