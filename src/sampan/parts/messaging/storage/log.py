@@ -455,7 +455,7 @@ class CommitLog:
                 error = OSError(errno.EIO, str(failure))
                 self._undo(batch)
             loop.call_soon_threadsafe(self._done, end, error)
-            if error is None and self._sync and end - begin <= PREPARE_BATCH:
+            if error is None and self._sync and not self._pending and end - begin <= PREPARE_BATCH:
                 self._prepare(end, end - begin)
 
     def _write(self, batch: list[tuple[int, bytes]], begin: int, sync: bool) -> None:
@@ -509,7 +509,7 @@ class CommitLog:
 
     def _prepare(self, end: int, batch: int) -> None:
         """Have zeros on disk behind the position ``end``, where a batch of so many bytes ends, unless something is to be
-        written."""
+        written: behind a slow write there is, and what waited for that is not to wait for this too."""
         if self._writer is None or not self._jobs.empty():
             return
         base, fd = self._writer
