@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from sampan.kube.objects import Object
+from sampan.parts.traffic.xds import server
 from tests.clients.certificates_made import MadeAuthority
 from tests.clients.gateway_harness import KINDS, Bench, bench, conditions, gateway, http_listener, reasons, route, to
 
@@ -116,6 +118,30 @@ def test_a_backend_comes_changes_and_goes(gw: Bench) -> None:
     gw.until(lambda: gw.ask(address).backend == "v1")
     gw.delete("Service", "v1", ns)
     gw.until(lambda: (gw.ask(address).status, resolved()) == (500, "False BackendNotFound"))
+
+
+def test_a_cluster_that_nothing_refers_to_lingers_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LINGER", 0.5)
+    with bench() as gw:
+        ns = gw.namespace("lingering")
+        for name in ("old", "new"):
+            gw.service(ns, name)
+        address = gw.gateway(ns, "gw")
+        host, _, port = gw.platform.address("gateway.metrics").rpartition(":")
+
+        def clusters() -> set[str]:
+            text = gw.ask(host, path="/metrics", port=int(port)).body.decode()
+            found = re.findall(r'envoy_cluster_membership_total{envoy_cluster_name="(.+?)"}', text)
+            return {one for one in found if one.startswith(ns)}
+
+        def switch(backend: str) -> None:
+            gw.route(route(ns, "r", "gw", [{"backendRefs": to(backend)}]))
+            gw.until(lambda: gw.ask(address).backend == backend)
+
+        for backend in ("old", "new", "old", "new"):
+            switch(backend)
+        gw.until(lambda: clusters() == {"lingering/new/8080"})
+        switch("old")
 
 
 def test_listeners_come_and_go_beside_others(gw: Bench) -> None:

@@ -110,7 +110,8 @@ class TrafficPart(Part[TrafficSettings]):
             sockets=context.sockets,
             outlive=settings.outlive,
         )
-        self._access_log = AccessLog(context.root / "logs" / "gateway.jsonl", context.clock, self._envoy.reopen_logs)
+        log_file = context.root / "logs" / "gateway.jsonl"  # written by a process of the machine's, likewise
+        self._access_log = AccessLog(log_file, Clock(), self._envoy.reopen_logs)
         self._access_log.path.parent.mkdir(parents=True, exist_ok=True)
         if (traces := context.find(Traces)) is not None and settings.access_log:
             traces.ask(self.name, GatewaySpans(self._access_log.path, context.clock).find)
@@ -174,7 +175,7 @@ class TrafficPart(Part[TrafficSettings]):
         await self._publisher.published()
         if await self._has_knative():
             try:
-                async with self.context.clock.timeout(KNATIVE_WAIT):
+                async with self.context.clock.patience(KNATIVE_WAIT):
                     await self._publisher.knative_followed.wait()
             except TimeoutError:
                 log.warning("Knative's Ingresses are not served: the serving part did not come up")

@@ -177,14 +177,13 @@ class Publisher:
             key = Key.of(one)
             if new is not None:
                 objects[key] = new
-                self._writer.look(resource, key)
-                # our own status writes come back as changes of the same generation
-                if old is not None and _same_wish(old, new):
-                    return
             else:
                 objects.pop(key, None)
-            if self._world.note(name, key):
+            # our own status writes come back as changes of the same generation
+            if not (old is not None and new is not None and _same_wish(old, new)) and self._world.note(name, key):
                 self._dirty.set()
+            if new is not None:
+                self._writer.look(resource, key)  # after that, so that traffic has its turn first
 
         return changed
 

@@ -17,6 +17,8 @@ from sampan.parts.traffic.sources.gateway_api import CONTROLLER, Statuses
 
 log = logging.getLogger(__name__)
 
+AGAIN = 2.0
+"""Seconds until a status is written again that the API could not take."""
 SHARED_LISTS = {"parents": "parentRef", "ancestors": "ancestorRef"}
 """Lists in which every controller has entries, and what an entry is about."""
 
@@ -71,7 +73,10 @@ class StatusWriter:
                 resource, key.name, {"status": wanted}, key.namespace or None, subresource="status"
             )
         except ApiError as error:
-            if not (error.not_found or error.conflict):
+            if error.code == 429 or error.code >= 500:
+                log.warning("status of %s %s is written again in %.0f s: %s", resource, key, AGAIN, error.message)
+                self._context.clock.call_later(AGAIN, self.look, resource, key)
+            elif not (error.not_found or error.conflict):
                 log.warning("status of %s %s: %s", resource, key, error.message)
 
 
