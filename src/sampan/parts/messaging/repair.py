@@ -92,7 +92,7 @@ class Report(msgspec.Struct):
         lines = [f"{name}: its header is damaged" for name in self.headers]
         lines += [
             f"{one.file}: {one.end - one.begin:,} bytes are {'missing' if one.missing else 'damaged'}, "
-            f"positions {one.begin} to {one.end}"
+            f"positions {one.begin} to {one.end}" + (f"; it looks like {one.looks_like}" if one.looks_like else "")
             for one in self.damages
         ]
         if not self.repaired:

@@ -28,6 +28,7 @@ from typing import BinaryIO
 import msgspec
 
 from sampan.kernel.files import sync_folder
+from sampan.parts.messaging import record
 from sampan.parts.messaging.storage.log import (
     FIRST,
     FRAME,
@@ -60,6 +61,8 @@ class Damage(msgspec.Struct, frozen=True):
     """The position of the next whole frame."""
     missing: bool = False
     """The file ended before, or there was none: nothing to look at."""
+    looks_like: str = ""
+    """The message it seems to have been, as far as it can be read: not to be relied on."""
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -117,8 +120,23 @@ def find_damage(path: Path, base: int, size: int) -> tuple[list[Damage], int]:
             found = _next(data, base, offset, size)
             if found is None:
                 return damages, offset
-            damages.append(Damage(path.name, base + offset, base + found))
+            damages.append(Damage(path.name, base + offset, base + found, looks_like=_guess(data, offset, found)))
             offset = found
+
+
+def _guess(data: mmap.mmap, offset: int, stop: int) -> str:
+    """What the first damaged frame says about itself, if it says anything."""
+    length, _, kind, _ = FRAME.unpack_from(data, offset)
+    if kind not in _MESSAGES or length > min(MAX_PAYLOAD, stop - offset - FRAME_BYTES):
+        return ""
+    try:
+        message = record.decode(data[offset + FRAME_BYTES : offset + FRAME_BYTES + length])
+    except (ValueError, OverflowError, struct.error):
+        return ""
+    place = f"queue {message.queue_id}" + (f" offset {message.queue_offset}" if kind == Kind.MESSAGE else "")
+    keys = f", keys {' '.join(message.keys)}" if message.keys else ""
+    text = f"message {message.id} of {message.topic} {place}{keys}"
+    return text if text.isprintable() else ""
 
 
 def _frame(data: mmap.mmap, base: int, offset: int, size: int) -> int | None:
