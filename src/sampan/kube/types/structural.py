@@ -10,7 +10,7 @@ both walks leave out what equals it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sampan.kube.objects import Kind, Object, copy
@@ -79,47 +79,82 @@ def _prune(
 
 
 def apply_defaults(value: Any, schema: Schema, old: Any = None) -> None:
-    """Fill the schema's defaults, in place.
+    """Fill the schema's defaults, in place; for repeated use keep the closure of `compile_defaults`."""
+    compile_defaults(schema)(value, old)
+
+
+Defaulter = Callable[[Any, Any], None]
+"""Fills the defaults of a value, in place; the second argument is the state before, with its defaults, or None."""
+
+
+def compile_defaults(schema: Schema) -> Defaulter:
+    """One closure for a schema node and all below it.
 
     A key that is missing, or null where null is not allowed, takes the default; a null without a default is dropped. A
-    default inside an absent object does not create the object. ``old``: the state before, with its defaults.
+    default inside an absent object does not create the object.
     """
-    if isinstance(value, dict):
+    properties: Mapping[str, Schema] = schema.get("properties") or {}
+    fields = {name: _Field(field) for name, field in properties.items()}
+    given = [(name, field["default"]) for name, field in properties.items() if "default" in field]
+    extra = schema.get("additionalProperties")
+    others = _Field(extra) if isinstance(extra, Mapping) else None
+    items = schema.get("items")
+    item = _Field(items) if isinstance(items, Mapping) else None
+
+    def fill_object(value: dict[str, Any], old: Any) -> None:
+        for name, default in given:
+            if name not in value:
+                value[name] = copy(default)
         known = old if isinstance(old, dict) else _NOTHING
-        properties: Mapping[str, Schema] = schema.get("properties") or {}
-        for key, field in properties.items():
-            if key not in value:
-                if "default" in field:
-                    value[key] = copy(field["default"])
-            elif value[key] is None and not field.get("nullable"):
-                if "default" in field:
-                    value[key] = copy(field["default"])
-                else:
-                    del value[key]
+        gone = None
+        for key, entry in value.items():
+            field = fields.get(key, others)
+            if field is None:
+                continue
+            if entry is None and not field.nullable:
+                if not field.has_default:
+                    gone = [key] if gone is None else [*gone, key]
                     continue
-            item = value.get(key)
-            if isinstance(item, (dict, list)) and item != known.get(key):
-                apply_defaults(item, field, known.get(key))
-        others = schema.get("additionalProperties")
-        if isinstance(others, Mapping):
-            for key in [key for key in value if key not in properties]:
-                if value[key] is None and not others.get("nullable"):
-                    if "default" in others:
-                        value[key] = copy(others["default"])
-                    else:
-                        del value[key]
-                        continue
-                if isinstance(value[key], (dict, list)) and value[key] != known.get(key):
-                    apply_defaults(value[key], others, known.get(key))
-    elif isinstance(value, list):
-        items = schema.get("items")
-        if isinstance(items, Mapping):
+                entry = value[key] = copy(field.default)
+            if isinstance(entry, (dict, list)):
+                before = known.get(key)
+                if entry != before:
+                    field.fill(entry, before)
+        if gone is not None:
+            for key in gone:
+                del value[key]
+
+    def fill(value: Any, old: Any) -> None:
+        if isinstance(value, dict):
+            fill_object(value, old)
+        elif isinstance(value, list) and item is not None:
             before = beside(value, old)
-            for index, item in enumerate(value):
-                if item is None and not items.get("nullable") and "default" in items:
-                    value[index] = copy(items["default"])
-                if isinstance(value[index], (dict, list)) and value[index] != before[index]:
-                    apply_defaults(value[index], items, before[index])
+            for index, entry in enumerate(value):
+                if entry is None and not item.nullable and item.has_default:
+                    entry = value[index] = copy(item.default)
+                if isinstance(entry, (dict, list)) and entry != before[index]:
+                    item.fill(entry, before[index])
+
+    return fill
+
+
+class _Field:
+    """What defaulting needs to know of a property, of other keys, or of items; what is below is compiled at first use."""
+
+    __slots__ = ("_fill", "_schema", "default", "has_default", "nullable")
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._fill: Defaulter | None = None
+        self.nullable = bool(schema.get("nullable"))
+        self.has_default = "default" in schema
+        self.default = schema.get("default")
+
+    def fill(self, value: Any, old: Any) -> None:
+        """Fill the defaults below."""
+        if self._fill is None:
+            self._fill = compile_defaults(self._schema)
+        self._fill(value, old)
 
 
 _NOTHING: Mapping[str, Any] = {}

@@ -23,7 +23,7 @@ from sampan.kube.types.custom.rules import Rules
 from sampan.kube.types.metadata import validate_metadata, validate_metadata_update
 from sampan.kube.types.problems import Problems
 from sampan.kube.types.resource import Column, Schema, Strategy
-from sampan.kube.types.structural import apply_defaults, prune
+from sampan.kube.types.structural import Defaulter, compile_defaults, prune
 from sampan.kube.types.structural_validation import MISSING, Validator, compile_schema
 
 VETTED = 10_000
@@ -65,6 +65,10 @@ class CustomStrategy(Strategy):
         return compile_schema(self._schema)
 
     @cached_property
+    def _defaulter(self) -> Defaulter:
+        return compile_defaults(self._schema)
+
+    @cached_property
     def _columns(self) -> Sequence[Mapping[str, Any]]:
         return self._version.get("additionalPrinterColumns") or columns.AGE_ONLY
 
@@ -78,13 +82,13 @@ class CustomStrategy(Strategy):
         return prune(obj, self._schema, self._kind)
 
     def default(self, obj: Object) -> None:
-        apply_defaults(obj, self._schema)
+        self._defaulter(obj, None)
 
     def prune_change(self, obj: Object, old: Object) -> list[str]:
         return prune(obj, self._schema, self._kind, old)
 
     def default_change(self, obj: Object, old: Object) -> None:
-        apply_defaults(obj, self._schema, old)
+        self._defaulter(obj, old)
 
     def prepare_create(self, obj: Object) -> None:
         if self.has_status:
