@@ -327,10 +327,11 @@ async def woken_gate(
 async def test_a_pod_is_let_through_to_before_its_status_has_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     listens: list[str] = []
     gate, plane, told, addresses = await woken_gate(monkeypatch, listens)
-    addresses.tell(pod(), "10.0.0.7")
+    addresses.tell(pod(), "10.0.0.7", False)
     await settled(lambda: plane.told == {("10.0.0.7", 3000)})
     assert told == []
     listens.append("10.0.0.7")
+    addresses.tell(pod(), "10.0.0.7", True)
     await settled(lambda: told == [200])
     gate._pod_changed(pod(), pod(podIP="10.0.0.7", phase="Running"))
     assert gate._revisions[Key("default", "r")].early == {}
@@ -343,7 +344,7 @@ async def test_a_pod_that_goes_before_its_status_had_an_address_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     gate, plane, told, addresses = await woken_gate(monkeypatch, [])
-    addresses.tell(pod(), "10.0.0.7")
+    addresses.tell(pod(), "10.0.0.7", False)
     await settled(lambda: plane.told != frozenset())
     gone = pod(phase="Failed" if end == "failed" else "Pending")
     if end == "ending":
@@ -359,9 +360,9 @@ async def test_a_pod_whose_sandbox_is_made_again_is_looked_for_at_its_new_addres
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate, plane, told, addresses = await woken_gate(monkeypatch, ["10.0.0.8"])
-    addresses.tell(pod(), "10.0.0.7")
+    addresses.tell(pod(), "10.0.0.7", False)
     await settled(lambda: plane.told == {("10.0.0.7", 3000)})
-    addresses.tell(pod(), "10.0.0.8")
+    addresses.tell(pod(), "10.0.0.8", False)
     await settled(lambda: told == [200])
     assert plane.told == {("10.0.0.8", 3000)}
     assert gate._revisions[Key("default", "r")].alive == {"10.0.0.8:3000"}

@@ -16,6 +16,10 @@ class ImageDigests(Protocol):
         """``repository@sha256:...`` of what a name stands for at the moment; empty where the node's store has no such image."""
 
 
+OnAddress = Callable[[Object, str, bool], None]
+"""``on_address(pod, address, runs)``: a pod has its address and nothing of it runs yet; then, a container of it has begun."""
+
+
 class PodAddresses:
     """Tells the addresses of this node's pods as soon as they have them, some time before their statuses say so.
 
@@ -23,17 +27,17 @@ class PodAddresses:
     """
 
     def __init__(self) -> None:
-        self._listeners: list[Callable[[Object, str], None]] = []
+        self._listeners: list[OnAddress] = []
 
-    def subscribe(self, listener: Callable[[Object, str], None]) -> Callable[[], None]:
-        """Call ``listener(pod, address)`` when a pod has its address and nothing of it runs yet; returns what ends it."""
+    def subscribe(self, listener: OnAddress) -> Callable[[], None]:
+        """Call ``listener`` from now on; returns what ends it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def tell(self, pod: Object, address: str) -> None:
-        """A pod has its address."""
+    def tell(self, pod: Object, address: str, runs: bool) -> None:
+        """A pod has its address, or a container of it has begun."""
         for listener in list(self._listeners):
-            listener(pod, address)
+            listener(pod, address, runs)
 
 
 def tier_here(scratch: Path) -> tuple[str, str]:

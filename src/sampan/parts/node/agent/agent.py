@@ -20,6 +20,7 @@ from sampan.kube.control.interface import Informer, Informers
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.resources import ENDPOINT_SLICES, PODS, SERVICES
 from sampan.parts.network import loopback_address
+from sampan.parts.node import OnAddress
 from sampan.parts.node.agent import launching
 from sampan.parts.node.agent.adoption import adopt
 from sampan.parts.node.agent.eviction import NOTHING_RESERVED, Eviction, Reserve
@@ -66,10 +67,10 @@ class Agent:
         api_server: tuple[str, int] | None = None,
         reserve: Reserve = NOTHING_RESERVED,
         housekeeping: float = 10.0,
-        on_address: Callable[[Object, str], None] = lambda pod, address: None,
+        on_address: OnAddress = lambda pod, address, runs: None,
     ) -> None:
         """``sources`` finds what pods refer to (default: by the informers); ``api_server`` is where this machine reaches the
-        API, if not on its own loopback; ``on_address(pod, address)`` is called when a pod has its address."""
+        API, if not on its own loopback; ``on_address`` is called when a pod has its address, and when a container has begun."""
         self.name = name
         self.client = client
         self.clock = clock

@@ -64,6 +64,7 @@ class Starting:
         finally:
             state.busy = ""
             self._worker.wake()
+        agent.on_address(self._worker.pod, self._worker.state.address, True)
         self._worker.event("Normal", "Started", f"Started container {state.name}", state.name)
         state.started = started.started_at
         if started.exit is not None and state.running:

@@ -248,7 +248,7 @@ class PodWorker:
             )
             # hostNetwork pods have the node's address
             state.address = sandbox.address or agent.host_address
-            agent.on_address(self.pod, state.address)
+            agent.on_address(self.pod, state.address, False)
             facts = await agent.facts(self.pod, state.address)
             self.volumes = await asyncio.to_thread(self._write_files, facts)
             for name, image in self.volumes.images.items():

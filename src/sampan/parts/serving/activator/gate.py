@@ -16,6 +16,7 @@ pod, for `AUDIT_ROUNDS` reports on end, is free.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -52,7 +53,9 @@ PROBE_LATER = 0.05
 PROBE_PATIENCE = 2.0
 PROBE_TIMEOUT = 0.3
 EARLY_REST = 0.008
-"""Seconds in which nothing of a pod that has just got its address can listen yet; its node needs the loop to start it."""
+"""Seconds after a pod got its address until Envoy is told: its node needs the loop to start it."""
+PROBE_EARLY = 0.05
+"""Seconds between questions to a pod of which nothing runs yet, as far as its node has told."""
 REPORT_EVERY = 0.5
 """Seconds between reports of waiting requests to the autoscaler."""
 AUDIT_ROUNDS = 6
@@ -77,6 +80,8 @@ class _Revision:
     """Those of the announced that have not answered yet."""
     early: dict[str, str] = field(default_factory=dict)
     """Addresses by pod uid that the node has told and the pods' statuses have not."""
+    begins: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Those of them at which nothing runs yet; set once something does."""
     alive: set[str] = field(default_factory=set)
     """Pods that have an address and are not on their way out."""
     ready: set[str] = field(default_factory=set)
@@ -334,16 +339,21 @@ class Gate:
             self._addresses = found
             self._followed.append(found.subscribe(self._addressed))
 
-    def _addressed(self, pod: Object, address: str) -> None:
-        """A pod has its address, and is about to be started."""
+    def _addressed(self, pod: Object, address: str, runs: bool) -> None:
+        """A pod has its address and is about to be started, or a container of it has begun."""
         revision = self._of_pod(pod)
         if revision is None:
             return
         uid, told = pod["metadata"]["uid"], f"{address}:{door(address, revision.port)}"
+        if runs:
+            if told in revision.begins:
+                revision.begins[told].set()
+            return
         before = revision.early.pop(uid, told)
         if before != told:  # its sandbox had to be made again
             self._gone(revision, before)
         revision.early[uid] = told
+        revision.begins[told] = asyncio.Event()
         self._pod_changed(None, pod)
 
     def _of_pod(self, pod: Object) -> _Revision | None:
@@ -360,13 +370,13 @@ class Gate:
             return
         address, uid = _address(pod, revision.port), pod["metadata"]["uid"]
         if address:
-            revision.early.pop(uid, None)
+            self._no_longer_early(revision, uid)
         address = address or revision.early.get(uid, "")
         if not address:
             return
         ready = _is_ready(pod)
         if new is None or pod["metadata"].get("deletionTimestamp") or not _runs(pod):
-            revision.early.pop(uid, None)
+            self._no_longer_early(revision, uid)
             self._gone(revision, address)
             return
         revision.alive.add(address)
@@ -382,7 +392,7 @@ class Gate:
     async def _until_reachable(self, revision: _Revision, address: str, known_ready: bool) -> None:
         """Ask until the pod takes requests, tell Envoy its address, then let requests go there."""
         try:
-            if address in revision.early.values():
+            if address in revision.begins:
                 await Clock().sleep(EARLY_REST)
                 if not self._stands(revision, address):
                     return
@@ -413,30 +423,40 @@ class Gate:
         # programs start on the machine's time, also while the platform's is frozen
         machine = Clock()
         began = machine.monotonic()
-        self._probes += 1
-        try:
-            while self._stands(revision, address):
-                if address in revision.ready:
-                    return True
-                try:
-                    async with self._clock.patience(PROBE_TIMEOUT):
-                        if await answers(revision.question, host):
-                            return True
-                except TimeoutError:
-                    continue
+        while self._stands(revision, address):
+            if address in revision.ready:
+                return True
+            begins = revision.begins.get(address)
+            if begins is not None and not begins.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with machine.timeout(PROBE_EARLY):
+                        await begins.wait()
+            self._probes += 1
+            try:
+                async with self._clock.patience(PROBE_TIMEOUT):
+                    if await answers(revision.question, host):
+                        return True
                 late = machine.monotonic() - began > PROBE_PATIENCE
                 await machine.sleep(PROBE_LATER if late else max(PROBE_EVERY, self._probes / PROBES_A_SECOND))
-        finally:
-            self._probes -= 1
+            except TimeoutError:
+                continue
+            finally:
+                self._probes -= 1
         return False
 
     def _stands(self, revision: _Revision, address: str) -> bool:
         return address in revision.alive and self._revisions.get(revision.key) is revision
 
+    def _no_longer_early(self, revision: _Revision, uid: str) -> None:
+        begins = revision.begins.pop(revision.early.pop(uid, ""), None)
+        if begins is not None:
+            begins.set()
+
     def _gone(self, revision: _Revision, address: str) -> None:
         """There is no pod at this address any more, or will not be for long."""
         revision.alive.discard(address)
         revision.ready.discard(address)
+        revision.begins.pop(address, None)
         self._take_out(revision, address)
 
     def _take_out(self, revision: _Revision, address: str) -> None:
