@@ -1,6 +1,7 @@
 """The process runtime against real processes, in every tier the machine can give."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sampan.parts.node.runtime import syscalls
 from sampan.parts.node.runtime.interface import ExecSpec, Limits, Memory, Mount, Root
 from sampan.parts.node.runtime.process import LaunchFailedError
 from tests.clients.node_runtime import Bench, bench
@@ -351,6 +353,77 @@ async def test_a_pod_may_ask_for_a_network_namespace(best: Bench) -> None:
     connection.close()
 
 
+def _is_first(pid: int) -> bool:
+    """The process is the first of a pid namespace."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return re.search(r"^NSpid:\t\d+\t1$", status, re.MULTILINE) is not None
+
+
+async def ahead(node: Bench) -> psutil.Process:
+    """The process that waits for the next sandbox, a fork of the keeper, once the first pod's is a program of its own."""
+    keeper = psutil.Process(node.runtime.keeper_pid)
+    for _ in range(500):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = keeper.children()
+            forks = [one for one in children if one.cmdline() == keeper.cmdline() and _is_first(one.pid)]
+            if forks and any(one.name() == "pause" for one in children):
+                return forks[0]
+        await asyncio.sleep(0.02)
+    raise AssertionError("no process is ahead")
+
+
+async def test_a_sandbox_that_was_prepared_is_like_any_other(node: Bench) -> None:
+    if node.runtime.isolation == "none":
+        pytest.skip("sandboxes have no process here")
+    await node.pod("first")
+    prepared = await ahead(node)
+    await node.pod("second")
+    for _ in range(500):
+        if prepared.name() == "pause":
+            break
+        await asyncio.sleep(0.02)
+    assert prepared.name() == "pause"
+    await node.run("c", "sh", "-c", "hostname; echo $$; ls -d /dev/shm", pod="second")
+    assert (await node.exit("c")).code == 0
+    assert node.log("c", "second").splitlines()[0] == "second"
+    await node.runtime.remove_sandbox("second")
+    assert not prepared.is_running()
+
+
+@root
+async def test_a_prepared_sandbox_shows_what_was_mounted_meanwhile(best: Bench, tmp_path: Path) -> None:
+    if best.runtime.isolation != "root":
+        pytest.skip("mounts need root")
+    await best.pod("first")
+    await ahead(best)
+    place = tmp_path / "late"
+    place.mkdir()
+    await asyncio.to_thread(syscalls.mount, "tmpfs", str(place), "tmpfs")
+    try:
+        (place / "file").write_text("mounted later")
+        await best.pod("second")
+        await best.run("c", "cat", "/late/file", pod="second", mounts=(Mount(str(place), "/late"),))
+        assert (await best.exit("c")).code == 0
+        assert best.log("c", "second") == "mounted later"
+        await best.runtime.remove_sandbox("second")
+    finally:
+        await asyncio.to_thread(syscalls.umount, str(place))
+
+
+async def test_a_prepared_process_that_is_killed_is_not_missed(node: Bench) -> None:
+    if node.runtime.isolation == "none":
+        pytest.skip("sandboxes have no process here")
+    await node.pod("first")
+    (await ahead(node)).kill()
+    await node.pod("second")
+    await node.run("c", "echo", "here", pod="second")
+    assert (await node.exit("c")).code == 0
+    assert node.log("c", "second") == "here"
+
+
 @root
 async def test_limits_hold(best: Bench) -> None:
     await best.pod()
@@ -365,9 +438,13 @@ async def test_limits_hold(best: Bench) -> None:
         assert (await best.exit("bomb")).code == 0
         assert best.log("bomb") == "11"
     await best.run("s", "sleep", "100")
-    usage = await best.runtime.usage(["s", "gone"])
-    assert list(usage) == ["s"]
-    assert usage["s"].pids == 1
+    for _ in range(500):
+        usage = await best.runtime.usage(["s", "gone"])
+        assert list(usage) == ["s"]
+        if usage["s"].pids == 1:  # what brought the program there has ended too
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(usage)
 
 
 async def test_a_flood_of_logs_stays_bounded(node: Bench) -> None:

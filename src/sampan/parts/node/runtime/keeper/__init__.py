@@ -14,6 +14,7 @@ is taken to be gone for good: the keeper ends everything and leaves.
     agents        the socket and its messages
     inheritance   what it takes over at its start
     sandboxes     what a pod's containers share
+    blanks        sandboxes' first processes, forked ahead
     containers    starting, signalling, and how they end
     start_report  what a fork says while it becomes one of their processes
     sockets       where pods' sockets go, in tiers without addresses

@@ -126,16 +126,18 @@ class Keeper:
         try:
             while not (self.leaving and not self.containers.held and not self.sandboxes.held):
                 timeout = None if self.agents.connected and not self.leaving else 0.25 if self.leaving else 1.0
-                for key, _events in self.selector.select(timeout):
+                for key, _events in self.selector.select(self.sandboxes.blanks.wait(timeout)):
                     # an earlier callback of this round may have closed it, and the number may stand for another file now
                     if self.selector.get_map().get(key.fd) is key:
                         key.data()
                 self._look_around()
+                self.sandboxes.blanks.look_ahead()
         finally:
             self._end(listener)
 
     def _end(self, listener: socket.socket) -> None:
         self.zygotes.end()
+        self.sandboxes.blanks.end()
         with contextlib.suppress(OSError):
             os.unlink(self.layout.socket)
         listener.close()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sampan.parts.node.runtime import launch, links, pause, syscalls, tiers
 from sampan.parts.node.runtime.interface import Memory, Sandbox, SandboxSpec
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
+from sampan.parts.node.runtime.keeper.blanks import Blanks
 from sampan.parts.node.runtime.layout import write_atomically
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Sandboxes:
 
     def __init__(self, keeper: Keeper) -> None:
         self.held: dict[str, Sandbox] = {}
+        self.blanks = Blanks()
         self._keeper = keeper
         self._specs: dict[str, SandboxSpec] = {}
         self._removing: dict[str, list[Reply]] = {}
@@ -48,6 +50,7 @@ class Sandboxes:
             self._pause_args = (place,)
         except KeyError:
             self._pause_args = ("/bin/sleep", "infinity")
+        self.blanks.start(self._keeper.ground.isolation, self._pause_args, privileged=self._keeper.privileged)
 
     def create(self, request: Request, reply: Reply, *_: Any) -> None:
         """Make a sandbox; one that is there already is given back."""
@@ -123,12 +126,17 @@ class Sandboxes:
             flags &= ~syscalls.CLONE_NEWPID
         if own_net:
             flags |= syscalls.CLONE_NEWNET
+        groups = self._keeper.ground.cgroups.members(spec.id, "pause")
+        blank = self.blanks.take() if flags == tiers.namespaces(self._keeper.ground.isolation) else None
+        if blank is not None and blank.become(spec, str(devices), groups):
+            self._own(blank.pid, sandbox)
+            return
         reader, writer = os.pipe2(os.O_CLOEXEC)
         uid, gid = os.getuid(), os.getgid()
         child = os.fork()
         if child == 0:
             try:
-                for path in self._keeper.ground.cgroups.members(spec.id, "pause"):
+                for path in groups:
                     Path(path).write_text("0")
                 launch.reset_signals()
                 os.setsid()
@@ -156,9 +164,13 @@ class Sandboxes:
             fields = json.loads(line)
             if "error" in fields:
                 raise OSError(fields["error"])
-            sandbox.pid = fields["pid"]
-        self._keeper.owners[sandbox.pid] = ("sandbox", spec.id)
-        self._keeper.claim(sandbox.pid)
+            self._own(fields["pid"], sandbox)
+
+    def _own(self, pid: int, sandbox: Sandbox) -> None:
+        """This is the sandbox's first process."""
+        sandbox.pid = pid
+        self._keeper.owners[pid] = ("sandbox", sandbox.id)
+        self._keeper.claim(pid)
 
     def remove_one(self, request: Request, reply: Reply, *_: Any) -> None:
         """End a sandbox and all that runs in it; answers when it is gone."""
