@@ -2,11 +2,16 @@
 
 What is taken follows from the Services in the store (the allocator listens to it), plus what writes under way have reserved;
 so nothing has to be stored or repaired.
+
+Each platform begins at a place of its own, drawn at its start, and goes on from there: node ports (and, where forwarders listen for
+them, addresses) are the machine's, on which there may be further platforms that begin with nothing taken, too.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +25,8 @@ from sampan.kube.types.resource import ResourceType
 
 SERVICE_RANGE = "10.96.0.0/16"
 NODE_PORTS = range(30000, 32768)
+CHOSEN_BY_HAND = 86
+"""Node ports at the low end that are given out last, as upstream's are: they are for those who name one."""
 SERVICES = "/registry/core/services/"
 
 _WITH_ADDRESS = ("", "ClusterIP", "NodePort", "LoadBalancer")
@@ -80,8 +87,8 @@ class ServiceAllocator:
         # Static choices are made by hand from the low end, so automatic ones start above it, as upstream's do.
         size = self._network.num_addresses
         self._low = min(max(16, size // 16), 256) if size > 32 else 1
-        self._next_ip = self._low
-        self._next_port = NODE_PORTS.start + 86
+        self._next_ip = self._low + secrets.randbelow(max(size - 1 - self._low, 1))
+        self._next_port = secrets.choice(NODE_PORTS[CHOSEN_BY_HAND:])
         for entry in store.range(SERVICES):
             for held in _taken(entry.value):
                 self._holders[held] = entry.key
@@ -248,9 +255,10 @@ class ServiceAllocator:
         spec["healthCheckNodePort"] = wanted
 
     def _choose_port(self, protocol: str, chosen: Mapping[int, set[str]]) -> int | None:
-        count = len(NODE_PORTS)
-        for offset in range(count):
-            port = NODE_PORTS.start + (self._next_port - NODE_PORTS.start + offset) % count
+        automatic = NODE_PORTS[CHOSEN_BY_HAND:]
+        first = self._next_port if self._next_port in automatic else automatic.start
+        last = NODE_PORTS[:CHOSEN_BY_HAND]
+        for port in itertools.chain(range(first, automatic.stop), range(automatic.start, first), last):
             taken = {(port, "TCP"), (port, "UDP"), (port, "SCTP")}
             if port not in chosen and not taken & self._reserved and not any(item in self._holders for item in taken):
                 self._next_port = port + 1
