@@ -365,6 +365,7 @@ async def test_a_trigger_waits_for_what_it_refers_to(platform: Platform) -> None
 async def test_a_ping_source_rings_when_the_clock_says_so() -> None:
     with Platform(only=["eventing"]) as platform:
         async with platform.client() as client, receiver() as sink:
+            platform.clock.jump(86_400 - platform.clock.time() % 86_400)  # midnight of UTC: eight in Shanghai
             spec = {"schedule": "0 9 * * *", "timezone": "Asia/Shanghai", "data": '{"good": "morning"}'}
             await make(client, PING_SOURCES, "PingSource", "morning", **spec, sink={"uri": sink.url})
             await ready(client, PING_SOURCES, "morning")
