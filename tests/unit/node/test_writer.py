@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
-from sampan.kube.objects import Object
+from sampan.kube.objects import Object, dig
 from sampan.parts.node.agent.worker import PodWorker
 from sampan.parts.node.agent.writer import RETRY, StatusWriter
 
@@ -80,3 +81,37 @@ async def test_a_node_that_is_in_no_state_to_tell_does_not() -> None:
         assert await world.seen(world.stored("False")) == 0
         world.agent.runtime_up = True
         assert await world.seen(world.pod) == 1
+
+
+async def test_a_pod_that_becomes_ready_at_once_is_told_of_once() -> None:
+    async with Tasks(Clock()) as tasks:
+        world = World(tasks)
+        world.worker.pod = {**world.pod, "status": {"phase": "Pending"}}
+        world.worker.status = world.readiness("False")
+        world.writer.write(world.worker)
+        world.worker.status = world.readiness("True")
+        world.writer.write(world.worker)
+        await world.writer.flush(world.worker)
+        assert [dig(one, "status", "conditions", 0, "status") for one in world.patches] == ["True"]
+
+
+async def test_a_pod_that_takes_its_time_is_told_of_also_while_the_clock_stands_still() -> None:
+    async with Tasks(Clock()) as tasks:
+        world = World(tasks)
+        world.worker.pod = {**world.pod, "status": {"phase": "Pending"}}
+        world.worker.status = world.readiness("False")
+        world.writer.write(world.worker)
+        while not world.patches:
+            await asyncio.sleep(0.005)
+        assert dig(world.patches[0], "status", "phase") == "Running"
+
+
+async def test_a_pod_that_is_no_longer_ready_is_told_of_at_once() -> None:
+    async with Tasks(Clock()) as tasks:
+        world = World(tasks)
+        world.worker.pod = world.stored("True")
+        world.worker.status = world.readiness("False")
+        world.writer.write(world.worker)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(world.patches) == 1

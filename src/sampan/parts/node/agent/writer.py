@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from sampan.kernel.clock import Clock
 from sampan.kube.objects import Object
 from sampan.kube.resources import PODS
 from sampan.kube.status import ApiError
@@ -36,8 +37,11 @@ def _with_nulls(status: Object, told: set[str]) -> Object:
     return {**gone, **status, "conditions": conditions}
 
 
-def _passing(status: Object | None) -> bool:
-    """Nothing is told but that containers are being created."""
+def _passing(pod: Object, status: Object | None) -> bool:
+    """Nothing is told but that containers are being created, or have just begun and are not ready yet."""
+    if status is not None and status.get("phase") == "Running" and (pod.get("status") or {}).get("phase") != "Running":
+        entries = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+        return _readiness(status) == "False" and not any(entry["restartCount"] for entry in entries)
     if status is None or status.get("phase") != "Pending":
         return False
     waiting = [entry["state"].get("waiting", {}).get("reason") for entry in status.get("containerStatuses") or ()]
@@ -63,11 +67,16 @@ class StatusWriter:
         self._dirty.add(worker)
         if worker in self._writing:
             return
-        if _passing(worker.status):
+        if _passing(worker.pod, worker.status):
             # a pod on its way up is usually there before anybody could look
-            self._agent.after(PASSING, self._begin, worker)
+            self._agent.tasks.start(f"{worker.key}/status-later", self._later(worker))
         else:
             self._begin(worker)
+
+    async def _later(self, worker: PodWorker) -> None:
+        # programs start on the machine's time, also while the platform's is frozen
+        await Clock().sleep(PASSING)
+        self._begin(worker)
 
     def _begin(self, worker: PodWorker) -> None:
         if worker in self._dirty and worker not in self._writing:
