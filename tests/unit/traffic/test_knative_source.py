@@ -213,3 +213,18 @@ def test_an_announced_address_translates_nothing_anew() -> None:
     assert states[0] == states[1] == states[2]
     result = followed.translate(made.world, made.backends)
     assert states[2] != state(result)
+
+
+def test_the_secret_of_another_namespace_is_not_served_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_certificate", lambda key, secret: Certificate(str(key), b"", b""))
+    made = MadeWorld()
+    made.service("hello", 80)
+    for key in (Key("default", "own"), Key("bank", "own")):
+        made.world.secrets[key] = {"data": {}}
+    for namespace, served_hosts in (("default", {"hello.example.com"}), ("bank", set())):
+        tls = [{"hosts": ["hello.example.com"], "secretName": "own", "secretNamespace": namespace}]
+        one = ingress("one", {**GOOD, "tls": tls})
+        made.world.knative_ingresses = {Key.of(one): one}
+        result = source(lambda: 0.0).translate(made.world, made.backends)
+        assert served(result, SECURE) == served_hosts
+        assert served(result, PUBLIC) == {"hello.example.com"}

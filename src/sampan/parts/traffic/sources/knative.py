@@ -287,8 +287,14 @@ def _certificates(world: World, ingress: Object) -> tuple[dict[str, Certificate]
     """Certificates by host, and whether all that are asked for are there."""
     found: dict[str, Certificate] = {}
     complete = True
+    own = ingress["metadata"]["namespace"]
     for entry in ingress["spec"].get("tls") or ():
-        key = Key(entry.get("secretNamespace") or ingress["metadata"]["namespace"], entry["secretName"])
+        key = Key(entry.get("secretNamespace") or own, entry["secretName"])
+        if key.namespace != own:
+            # whoever may write Ingresses in one namespace must not serve with the keys of another
+            complete = False
+            log.warning("Ingress %s of Knative names Secret %s of another namespace: refused", Key.of(ingress), key)
+            continue
         secret = world.secret(key)
         read = read_certificate(key, secret) if secret is not None else None
         if isinstance(read, Certificate):
