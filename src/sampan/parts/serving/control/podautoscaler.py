@@ -29,8 +29,9 @@ ACTIVATION_GRACE = 30.0
 """Seconds beyond the progress deadline that an activation may take before it is given up."""
 DEPLOYMENT_SOON = 0.05
 """Seconds until a Deployment that was just created is looked for again."""
-STATUS_LATER = 0.05
-"""Seconds by which statuses stand back when a revision wakes: their writes would only delay those that lead to a pod."""
+STATUS_LATER = 0.2
+"""Seconds by which statuses stand back when a revision wakes: their writes would only delay those that lead to a pod, and by then
+most have nothing but the outcome to tell."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 TIMESERIES = "alicloud.autoscaling.service.knative.dev/timeseries"
 """On a Service: the ConfigMap with its time series."""

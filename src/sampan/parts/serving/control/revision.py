@@ -20,7 +20,7 @@ from sampan.parts.serving.resources import IMAGES, POD_AUTOSCALERS, REVISIONS
 
 USER_PORT = "user-port"
 DEFAULT_PORT = 8080
-STATUS_LATER = 0.05
+STATUS_LATER = 0.2
 """Seconds until what pods say of themselves is looked at."""
 DRAIN_SECONDS = 1
 """Between a pod's removal from the endpoints and its SIGTERM."""
