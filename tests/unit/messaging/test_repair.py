@@ -374,6 +374,30 @@ async def test_a_broker_does_not_start_from_a_half_repaired_log(tmp_path: Path) 
         assert sorted(body for body in entries(bench).values() if body) == [b"0" * 100, b"2" * 100]
 
 
+def test_a_broker_that_lost_its_whole_log_goes_on_behind_it(tmp_path: Path) -> None:
+    async def fill() -> None:
+        async with started(tmp_path, frozen()) as bench:
+            bench.core.broker.create_topic(TopicConfig("t", queues=1))
+            for number in range(5):
+                await bench.send("t", b"%d" % number)
+            bench.core.store._begin_checkpoint(bench.core.store.log.durable)
+            await bench.settle(lambda: not bench.core.store._checkpointing)
+
+    async def check() -> None:
+        async with started(tmp_path, frozen()) as bench:
+            assert entries(bench) == {}
+            assert await bench.bodies("t") == []
+            assert (await bench.send("t", b"new")).queue_offset == 5
+            assert await bench.bodies("t") == [b"new"]
+
+    asyncio.run(fill())
+    for path in (tmp_path / "log").iterdir():
+        path.unlink()
+    assert [(lost.begin, lost.end) for lost in repair(tmp_path).lost] == [(0, 5)]
+    asyncio.run(check())
+    assert not repair(tmp_path).repaired
+
+
 def test_the_command_tells_what_is_gone(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         result = CliRunner().invoke(command, ["--data-dir", str(tmp_path), "repair", *arguments], catch_exceptions=True)

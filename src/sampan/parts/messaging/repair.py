@@ -145,11 +145,14 @@ def repair(directory: Path) -> Report:
             left.unlink()
         segments = _survey(directory)
         report = _report(segments)
+        if not segments and (position := _known_end(directory)):
+            salvage.begin(directory / "log", position)
+            report.definitions = True
         broken = [segment for segment in segments if segment.damages or not segment.header]
         for segment in broken:
             salvage.mend(directory / "log", segment, directory / "damaged")
             report.aside = str(directory / "damaged")
-    if not broken and _whole(directory):
+    if segments and not broken and _whole(directory):
         return report
     report.repaired = True
     store = _Salvaged(directory, report)
@@ -175,11 +178,16 @@ class _Locked:
 
 
 def _survey(directory: Path) -> list[Segment]:
+    return salvage.survey(directory / "log", _known_end(directory))
+
+
+def _known_end(directory: Path) -> int:
+    """How far the log goes at least, as the checkpoint has it."""
     try:
         state = checkpoint.read(directory)
     except StorageError:
-        state = None
-    return salvage.survey(directory / "log", state.position if state is not None else 0)
+        return 0
+    return 0 if state is None else state.position
 
 
 def _report(segments: list[Segment]) -> Report:

@@ -22,12 +22,13 @@ import shutil
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from sampan.kernel.files import sync_folder
+from sampan.kernel.files import sync_folder, write_private
 from sampan.parts.messaging import record
 from sampan.parts.messaging.storage.log import (
     FIRST,
@@ -88,7 +89,9 @@ def survey(directory: Path, least_end: int = 0) -> list[Segment]:
     """
     bases = sorted(int(path.name) for path in directory.iterdir() if re.fullmatch(r"[0-9]{20}", path.name))
     return [
-        _look(directory, base, following, least_end) for base, following in zip(bases, [*bases[1:], None], strict=True)
+        _look(directory, base, following, least_end)
+        for base, following in zip_longest(bases, bases[1:], fillvalue=None)
+        if base is not None
     ]
 
 
@@ -209,6 +212,15 @@ def mend(directory: Path, segment: Segment, aside: Path) -> None:
     _keep(path, aside)
     temporary.replace(path)
     sync_folder(directory)
+
+
+def begin(directory: Path, position: int) -> None:
+    """Begin a log of which nothing is left at the position up to which its checkpoint knows it.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    write_private(directory / f"{position:020d}", SEGMENT_HEADER.pack(MAGIC_GAPS, position))
 
 
 def _keep(path: Path, aside: Path) -> None:
