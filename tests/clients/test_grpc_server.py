@@ -66,6 +66,7 @@ async def serving(tls: Callable[[], ssl.SSLContext] | None = None, **options: An
         call.end()
 
     async def mirror(payloads: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        served.calls.append(call)
         try:
             async for payload in payloads:
                 yield payload[::-1]
@@ -108,6 +109,16 @@ async def test_every_kind_of_call() -> None:
         await conversation.done_writing()
         assert await conversation.read() is aio.EOF  # type: ignore[attr-defined]
         assert await conversation.code() == grpc.StatusCode.OK
+
+
+async def test_a_call_that_the_server_aborts_ends_for_its_handler_too() -> None:
+    async with serving() as served, aio.insecure_channel(served.address) as channel:
+        conversation = channel.stream_stream("/t/Mirror", None, None)(None)
+        await conversation.write(b"ab")
+        assert await conversation.read() == b"ba"
+        served.calls[0].abort(grpc.StatusCode.UNAVAILABLE.value[0], "said nothing for long")
+        assert await conversation.code() == grpc.StatusCode.UNAVAILABLE
+        await until(lambda: served.cancelled == ["/t/Mirror"])
 
 
 async def test_large_messages_go_both_ways() -> None:
@@ -274,11 +285,11 @@ async def test_stopping_answers_what_is_under_way_and_ends_the_rest() -> None:
         await waiting.write(b"a")
         assert await waiting.read() == b"a"
         slow = asyncio.ensure_future(channel.unary_unary("/t/Never", None, None)(b""))
-        await until(lambda: len(served.calls) == 1)
+        await until(lambda: len(served.calls) == 2)
         stopping = asyncio.ensure_future(served.server.stop(grace=5))
         await asyncio.sleep(0.05)
         assert not stopping.done()
-        served.calls[0].respond(b"just in time")
+        served.calls[1].respond(b"just in time")
         assert await slow == b"just in time"
         await stopping
         assert await waiting.code() == grpc.StatusCode.UNAVAILABLE

@@ -155,6 +155,13 @@ class Call:
         if self._open:
             self._finish(_status(code, message, alone=not self._started))
 
+    def abort(self, code: int, message: str) -> None:
+        """`fail` a call that is under way, and stop its handler as if the client had gone."""
+        cancel = self.on_cancel
+        self.fail(code, message)
+        if cancel is not None:
+            cancel()
+
     async def drained(self) -> None:
         """Wait until the client is no longer far behind, or gone."""
         while self._open and self.congested:
@@ -486,10 +493,7 @@ class _Connection(asyncio.Protocol):
         for stream in list(self.http2.streams.values()):
             call = stream.owner
             if call is not None and call._open:
-                cancel = call.on_cancel
-                call.fail(UNAVAILABLE, "the server is shutting down")
-                if cancel is not None:
-                    cancel()
+                call.abort(UNAVAILABLE, "the server is shutting down")
         self.http2.closed = True
         self.flush()
 

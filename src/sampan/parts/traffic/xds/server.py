@@ -82,10 +82,8 @@ class _Connection:
 
     def hang_up(self) -> None:
         """End the stream."""
-        self._call.fail(UNAVAILABLE, "the configuration was not acknowledged")
+        self._call.abort(UNAVAILABLE, "the configuration was not acknowledged")
         self._call.flush()
-        if self._call.on_cancel is not None:
-            self._call.on_cancel()
 
 
 class ControlPlane:
