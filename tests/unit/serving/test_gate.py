@@ -367,3 +367,24 @@ async def test_a_pod_whose_sandbox_is_made_again_is_looked_for_at_its_new_addres
     assert plane.told == {("10.0.0.8", 3000)}
     assert gate._revisions[Key("default", "r")].alive == {"10.0.0.8:3000"}
     await gate._context.tasks.cancel()
+
+
+async def test_a_pod_that_was_let_through_to_is_not_looked_for_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address may be another revision's next."""
+    listens = ["10.0.0.7"]
+    gate, plane, told, _ = await woken_gate(monkeypatch, listens)
+    first = pod(podIP="10.0.0.7", phase="Running")
+    gate._pod_changed(pod(), first)
+    await settled(lambda: told == [200])
+    lost = pod(podIP="10.0.0.7", phase="Running", conditions=[{"type": "Ready", "status": "False"}])
+    ready = pod(podIP="10.0.0.7", phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    gate._pod_changed(first, ready)
+    gate._pod_changed(ready, lost)
+    gate._ask("/default/r", lambda status, *_: told.append(status))
+    listens.clear()
+    gate._pod_changed(lost, pod(podIP="10.0.0.8", phase="Running"))
+    listens += ["10.0.0.7", "10.0.0.8"]
+    await settled(lambda: told == [200, 200])
+    assert plane.told == {("10.0.0.8", 3000)}
+    assert gate._revisions[Key("default", "r")].alive == {"10.0.0.8:3000"}
+    await gate._context.tasks.cancel()

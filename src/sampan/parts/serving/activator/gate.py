@@ -369,6 +369,9 @@ class Gate:
         if pod is None or revision is None:
             return
         address, uid = _address(pod, revision.port), pod["metadata"]["uid"]
+        before = _address(old, revision.port) if old is not None else ""
+        if before not in ("", address) and not self._is_of_another(revision, before, uid):
+            self._gone(revision, before)  # its sandbox was lost, and it has another address now
         if address:
             self._no_longer_early(revision, uid)
         address = address or revision.early.get(uid, "")
@@ -446,6 +449,11 @@ class Gate:
 
     def _stands(self, revision: _Revision, address: str) -> bool:
         return address in revision.alive and self._revisions.get(revision.key) is revision
+
+    def _is_of_another(self, revision: _Revision, address: str, uid: str) -> bool:
+        """Whether another pod of the revision has got the address meanwhile."""
+        pods = self._context.informers.informer(PODS).indexed("revision", revision.uid)
+        return any(_address(one, revision.port) == address and one["metadata"]["uid"] != uid for one in pods)
 
     def _no_longer_early(self, revision: _Revision, uid: str) -> None:
         begins = revision.begins.pop(revision.early.pop(uid, ""), None)
