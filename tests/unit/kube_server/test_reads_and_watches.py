@@ -284,3 +284,37 @@ def test_the_first_acceptable_clause_decides(accept: str, shape: str, yaml: bool
 def test_nothing_acceptable_is_406() -> None:
     with pytest.raises(ApiError, match="only the following media types are accepted"):
         negotiate("text/html, image/png")
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one step", "one by one"])
+@pytest.mark.parametrize("remembered", [500, 1, 0])
+async def test_a_watch_of_a_field_follows_objects_in_and_out(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, together: bool, remembered: int
+) -> None:
+    monkeypatch.setattr(watches, "SEEN", remembered)
+    since = str(cluster.store.revision)
+    expected = []
+    async with cluster.client.watch(EVENTS, revision=since, field_selector="reason=Wanted") as events:
+
+        async def write(name: str, reason: str, kind: str) -> None:
+            metadata = {"name": name, "namespace": "default"}
+            about = {"kind": "Pod", "name": "p", "namespace": "default"}
+            await cluster.client.update(EVENTS, {"metadata": metadata, "involvedObject": about, "reason": reason})
+            if kind:
+                expected.append((kind, name))
+            if not together:
+                await asyncio.sleep(0.001)
+
+        for name in ("a", "b"):
+            await write(name, "Other", "")
+            await write(name, "Wanted", "ADDED")
+        for name in ("a", "b"):
+            await write(name, "Other", "DELETED")
+            await write(name, "Another", "")
+            await write(name, "Wanted", "ADDED")
+            await cluster.client.patch(EVENTS, name, {"message": "changed"}, "default")
+            expected.append(("MODIFIED", name))
+            await cluster.client.delete(EVENTS, name, "default")
+            expected.append(("DELETED", name))
+            await write(name, "Wanted", "ADDED")
+        assert told(await take(events, len(expected))) == expected

@@ -13,6 +13,7 @@ watch; it never slows the others.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Protocol
@@ -35,19 +36,42 @@ PENDING_LIMIT = 20_000
 """Changes that may queue up for a watch whose initial events are still being sent."""
 FUTURE_WAIT = 3.0
 """Seconds to wait for a revision that the store has not reached."""
+SEEN = 500
+"""Objects whose fields are remembered."""
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 REGISTRY = "/registry/"
 
 
+class SeenFields:
+    """The selectable fields of objects that changed lately: what was new in one change is old in the next, and an object that
+    is only asked for its fields need not be decoded for that."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[ResourceType, str], tuple[bytes, Mapping[str, str]]] = OrderedDict()
+
+    def recall(self, type: ResourceType, key: str, stored: bytes) -> Mapping[str, str] | None:
+        """The fields of what is stored under a key; None: not known."""
+        known = self._known.get((type, key))
+        return known[1] if known is not None and known[0] is stored else None
+
+    def keep(self, type: ResourceType, key: str, stored: bytes, fields: Mapping[str, str]) -> None:
+        """Remember the fields of what is stored under a key."""
+        self._known[type, key] = stored, fields
+        self._known.move_to_end((type, key))
+        if len(self._known) > SEEN:
+            self._known.popitem(last=False)
+
+
 class Event:
     """One change as all watchers of one served type see it; everything derived is computed at most once."""
 
-    __slots__ = ("_chunks", "_fields", "_labels", "_new", "_objects", "_old", "change", "type")
+    __slots__ = ("_chunks", "_fields", "_labels", "_new", "_objects", "_old", "_seen", "change", "type")
 
-    def __init__(self, type: ResourceType, change: Change) -> None:
+    def __init__(self, type: ResourceType, change: Change, seen: SeenFields | None = None) -> None:
         self.type = type
         self.change = change
+        self._seen = seen
         self._new: bytes | None = None
         self._old: bytes | None = None
         self._labels: dict[bool, Mapping[str, str]] = {}
@@ -83,10 +107,21 @@ class Event:
         if selection.fields is not None:
             fields = self._fields.get(new)
             if fields is None:
-                fields = self._fields[new] = self.type.strategy.fields(self._decoded(new, value))
+                fields = self._fields[new] = self._selectable(new, value)
             if not selection.fields.matches(fields):
                 return False
         return True
+
+    def _selectable(self, new: bool, value: bytes) -> Mapping[str, str]:
+        stored = self.change.value if new else self.change.previous
+        if self._seen is None or stored is None:
+            return self.type.strategy.fields(self._decoded(new, value))
+        fields = self._seen.recall(self.type, self.change.key, stored)
+        if fields is None:
+            fields = self.type.strategy.fields(self._decoded(new, value))
+            if new:
+                self._seen.keep(self.type, self.change.key, stored, fields)
+        return fields
 
     def _decoded(self, new: bool, value: bytes) -> Object:
         obj = self._objects.get(new)
@@ -306,6 +341,7 @@ class WatchHub:
         self._clock = clock
         self._collections: dict[str, _Collection] = {}
         self._changes: list[Change] = []
+        self._seen = SeenFields()
         self._bookmarks: Timer | None = None
         self._waiting: set[asyncio.Event] = set()
         self.count = 0
@@ -443,7 +479,7 @@ class WatchHub:
             for watch in collection.of(namespace, name):
                 event = events.get(id(watch.type))
                 if event is None:
-                    event = events[id(watch.type)] = Event(watch.type, change)
+                    event = events[id(watch.type)] = Event(watch.type, change, self._seen)
                 kind = event.kind_for(watch.selection)
                 if kind is not None:
                     due.setdefault(watch, []).append((kind, event))
