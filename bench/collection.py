@@ -12,15 +12,20 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from asyncio.subprocess import DEVNULL
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
-import aiohttp
-import kube
 import uvloop
+
+from sampan.kube.client.config import from_kubeconfig
+from sampan.kube.client.http import HttpClient
+from sampan.kube.objects import Object
+from sampan.kube.resources import CONFIG_MAPS, PODS
 
 COUNTING = """
 import gc, json, os, threading, time
@@ -45,40 +50,46 @@ Row = tuple[float, int, float, int]
 """When a collection ended, of which generation, its milliseconds, what it found."""
 
 
-class Platform(kube.Platform):
-    """A platform that writes down its collections."""
-
-    def __init__(self, folder: Path, rows: Path) -> None:
-        arguments = ["up", "--data-dir", str(folder), "--ports", "auto", "--only", "kubernetes,workloads"]
-        environment = {**os.environ, "COLLECTIONS": str(rows)}
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", COUNTING, *arguments], stdout=subprocess.DEVNULL, env=environment
-        )
+POD = {"containers": [{"name": "c", "image": "nginx:1.27", "ports": [{"containerPort": 80}], "env": [{"name": "A"}]}]}
 
 
-async def load(session: aiohttp.ClientSession, url: str, pods: int, seconds: float) -> list[float]:
+async def started(data: Path, record: Path) -> tuple[asyncio.subprocess.Process, HttpClient]:
+    """A platform that writes down its collections, and a client of it."""
+    arguments = ["up", "--data-dir", str(data), "--ports", "auto", "--only", "kubernetes,workloads"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", COUNTING, *arguments, stdout=DEVNULL, env={**os.environ, "COLLECTIONS": str(record)}
+    )
+    for _ in range(200):
+        await asyncio.sleep(0.1)
+        if (data / "kubeconfig").exists():
+            break
+    await asyncio.sleep(1.0)
+    return process, HttpClient.from_config(from_kubeconfig(data / "kubeconfig"))
+
+
+def pod(number: int) -> Object:
+    return {"metadata": {"name": f"p-{number}", "namespace": "default", "labels": {"app": "web"}}, "spec": POD}
+
+
+async def load(client: HttpClient, pods: int, seconds: float) -> list[float]:
     """Milliseconds of patches, 200 a second, beside 30 creates a second."""
     taken: list[float] = []
     begin = time.perf_counter()
-    merge = {"Content-Type": "application/merge-patch+json"}
 
     async def patch(number: int) -> None:
-        body = json.dumps({"metadata": {"labels": {"number": str(number)}}})
         began = time.perf_counter()
-        async with session.patch(f"{url}/pods/p-{number * 37 % pods}", data=body, headers=merge) as answer:
-            await answer.read()
+        labels = {"number": str(number)}
+        await client.patch(PODS, f"p-{number * 37 % pods}", {"metadata": {"labels": labels}}, "default")
         taken.append((time.perf_counter() - began) * 1000)
 
     async def create(number: int) -> None:
-        async with session.post(f"{url}/configmaps", data=kube.config_map(number)) as answer:
-            await answer.read()
+        await client.create(CONFIG_MAPS, {"metadata": {"name": f"c-{number}"}, "data": {"key": "v" * 200}}, "default")
 
-    async def paced(work: object, rate: int) -> None:
+    async def paced(work: Callable[[int], Coroutine[Any, Any, None]], rate: int) -> None:
         under_way: set[asyncio.Task[None]] = set()
         for number in range(int(seconds * rate)):
             await asyncio.sleep(max(0.0, begin + number / rate - time.perf_counter()))
-            task = asyncio.get_running_loop().create_task(work(number))  # type: ignore[operator]
+            task = asyncio.get_running_loop().create_task(work(number))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         await asyncio.gather(*under_way)
@@ -102,30 +113,26 @@ def told(label: str, rows: list[Row]) -> None:
 async def measure(pods: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         record = Path(name) / "collections"
-        platform = Platform(Path(name) / "data", record)
+        process, client = await started(Path(name) / "data", record)
         try:
-            url, context = platform.connect()
-            collection = f"{url}/api/v1/namespaces/default"
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16, ssl=context)) as session:
-                await asyncio.sleep(1.5)
+            async with client:
                 numbers = iter(range(pods))
 
                 async def make() -> None:
                     for number in numbers:
-                        async with session.post(f"{collection}/pods", data=kube.pod(number)) as answer:
-                            if answer.status != 201:
-                                raise SystemExit(await answer.text())
+                        await client.create(PODS, pod(number), "default")
 
                 marks = [time.time()]
                 await asyncio.gather(*(make() for _ in range(8)))
                 marks.append(time.time())
-                taken = await load(session, collection, pods, seconds)
+                taken = await load(client, pods, seconds)
                 marks.append(time.time())
                 await asyncio.sleep(12)
                 marks.append(time.time())
         finally:
-            platform.stop()
-        rows = [tuple(json.loads(line)) for line in record.read_text().splitlines()]
+            process.terminate()
+            await process.wait()
+        rows: list[Row] = [tuple(json.loads(line)) for line in record.read_text().splitlines()]
     labels = (f"while {pods:,} pods are made", "under load", "left alone")
     for label, since, until in zip(labels, marks, marks[1:], strict=False):
         told(label, [row for row in rows if since <= row[0] < until])

@@ -161,13 +161,18 @@ def _compile_struct(properties: Mapping[str, Schema], omitted: frozenset[str]) -
             leaf = leaf_of(key)
             if leaf is not None:
                 if type(item) is not leaf:
-                    raise _Anomaly
-                if not item and key in omitted:
+                    if item is not None:
+                        raise _Anomaly
+                    gone = [key] if gone is None else [*gone, key]
+                elif not item and key in omitted:
                     gone = [key] if gone is None else [*gone, key]
                 continue
             node = node_of(key)
             if node is None:
                 raise _Anomaly
+            if item is None:
+                gone = [key] if gone is None else [*gone, key]
+                continue
             fresh = node(item)
             if not fresh and key in omitted:
                 gone = [key] if gone is None else [*gone, key]
