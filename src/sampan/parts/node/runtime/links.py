@@ -65,8 +65,8 @@ def inside(descriptor: int) -> Iterator[None]:
         os.close(own)
 
 
-def connect(address: str, pid: int, sysctls: Mapping[str, str]) -> None:
-    """Join the network namespace of a process with the host; the pod has this address. Raises OSError."""
+def connect(address: str, pid: int, sysctls: Mapping[str, str], folder: Path = Path("/run/sampan")) -> None:
+    """Join the network namespace of a process with the host; the pod has this address. ``folder`` is for notes. Raises OSError."""
     host = name_of(address)
     netlink.remove_link(host)
     netlink.add_veth(host, INSIDE, pid)
@@ -84,7 +84,7 @@ def connect(address: str, pid: int, sysctls: Mapping[str, str]) -> None:
             os.close(descriptor)
         # last: nobody reaches the pod before it can answer
         netlink.add_host_route(address, host)
-        forward()
+        forward(folder)
     except OSError:
         netlink.remove_link(host)
         raise
@@ -136,8 +136,11 @@ def sweep(pod_range: str) -> None:
 
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-_NOTE = "forwards"
-"""The file that tells that this machine did not forward before."""
+
+
+def _note(folder: Path) -> Path:
+    """The file that tells that this machine (this network namespace) did not forward before."""
+    return folder / f"forwards-{os.stat('/proc/thread-self/ns/net').st_ino}"
 
 
 @contextlib.contextmanager
@@ -156,7 +159,7 @@ def forward(folder: Path = Path("/run/sampan")) -> None:
     """Have the machine forward, so that pods reach each other and other networks. Raises OSError."""
     with _alone(folder):
         if _FORWARDING.read_text().strip() != "1":
-            (folder / _NOTE).touch()
+            _note(folder).touch()
             _FORWARDING.write_text("1")
 
 
@@ -166,14 +169,14 @@ def restore_forwarding(folder: Path = Path("/run/sampan")) -> None:
     Somebody else may have come to rely on it: where there are bridges (of other containers, of virtual machines) it stays.
     Raises OSError.
     """
-    if not (folder / _NOTE).exists():
+    if not _note(folder).exists():
         return
     with _alone(folder):
         if present():
             return
         if not any((device / "bridge").exists() for device in Path("/sys/class/net").iterdir()):
             _FORWARDING.write_text("0")
-        (folder / _NOTE).unlink(missing_ok=True)
+        _note(folder).unlink(missing_ok=True)
 
 
 # -- may it be had?
