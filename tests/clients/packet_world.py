@@ -211,7 +211,7 @@ def changes(world: World) -> int:
         return None if chance.random() < 0.3 else tuple(allowance() for _ in range(chance.randint(0, 4)))
 
     done = 0
-    for _ in range(300):
+    for _ in range(120):
         frontend = Frontend(f"10.96.0.{chance.randint(1, 5)}", chance.choice([80, 443]), chance.choice(["TCP", "UDP"]))
         endpoints = tuple((pod, chance.choice([80, 81])) for pod in chance.sample(pods, chance.randint(0, 4)))
         backends = Backends(endpoints, affinity=chance.choice([0, 60]), drop=chance.random() < 0.2)

@@ -50,7 +50,7 @@ def test_pods_speak_from_their_address_and_not_to_the_machines_localhost() -> No
 
 
 def test_the_kernel_takes_every_change() -> None:
-    assert _seen("changes") == 300
+    assert _seen("changes") == 120
 
 
 def test_a_table_is_replaced_and_taken_away() -> None:

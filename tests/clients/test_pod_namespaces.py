@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -18,8 +19,9 @@ import sampan.testing
 from sampan.kernel import nftables
 from sampan.kube.client.http import HttpClient
 from sampan.kube.objects import Object
-from sampan.kube.resources import ENDPOINT_SLICES, NETWORK_POLICIES, NODES, PODS, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, EVENTS, INGRESSES, NETWORK_POLICIES, NODES, PODS, SERVICES
 from sampan.parts.node.runtime import links
+from tests.clients.kubectl import kubectl
 
 pytestmark = [
     pytest.mark.root,
@@ -108,6 +110,24 @@ while True:
 with open("/dev/termination-log", "w") as file:
     file.write(found)
 os._exit(0)
+"""
+
+# one page, at a port of the pod and at one of its localhost
+PAGE = """
+import http.server, threading
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"page")
+serve = lambda *where: http.server.ThreadingHTTPServer(where, Page).serve_forever()
+threading.Thread(target=serve, args=("127.0.0.1", 9000)).start()
+serve("0.0.0.0", 8080)
+"""
+SHOW = """
+import json, os, socket
+print(json.dumps([sorted(os.listdir("/sys/class/net")), socket.gethostbyname(socket.gethostname()), open("/etc/resolv.conf").read().split()]))
 """
 
 
@@ -322,10 +342,10 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
             "default",
         )
         for annotations in (NAMESPACE, {}):
-            asked = (f"tcp {plain} 8080", f"tcp {apart} 8080", "tcp web 80")
-            await world.settled([LATE] * 3, *asked, annotations=annotations)
+            asked = (f"tcp {plain} 8080", f"tcp {apart} 8080")
+            await world.settled([LATE] * 2, *asked, annotations=annotations)
             found = await world.ask(*asked, app="friend", annotations=annotations)
-            assert [one.split()[0] for one in found[:2]] == ["web-plain", "web-apart"]
+            assert [one.split()[0] for one in found] == ["web-plain", "web-apart"]
         assert await _host(apart, 8080) == f"web-apart {links.GATEWAY}"
         await world.client.delete(NETWORK_POLICIES, "friends", "default")
         await world.settled(["web-apart"], f"tcp {apart} 8080", annotations=NAMESPACE, words=1)
@@ -357,3 +377,101 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
             while world.table in nftables.tables():
                 await asyncio.sleep(0.05)
         assert (await world.ask("names web 80 5")) == [["web-plain"]]
+
+
+async def test_a_pod_that_can_have_no_namespace_is_not_started() -> None:
+    async with (
+        sampan.testing.Platform(only=ONLY, settings={**SETTINGS, "node.tier": "T2"}) as platform,
+        platform.client() as client,
+    ):
+        await client.create(PODS, _pod("apart", "pass", annotations=NAMESPACE), "default")
+        async with asyncio.timeout(20):
+            while not (
+                told := [
+                    one["message"]
+                    for one in (await client.list(EVENTS, "default")).items
+                    if one["reason"] == "FailedCreatePodSandBox"
+                ]
+            ):
+                await asyncio.sleep(0.05)
+        assert "a network namespace of the pod's own needs tier T1 or T1n; this node has T" in told[0]
+
+
+async def test_kubectl_probes_and_the_gateway_reach_pods_with_namespaces() -> None:
+    parts = [*ONLY, "traffic"]
+    async with (
+        sampan.testing.Platform(only=parts, settings={**SETTINGS, "node.tier": "T1n"}) as platform,
+        platform.client() as client,
+    ):
+        node = (await client.list(NODES)).items[0]
+        if not any(one["reason"] == "T1n" for one in node["status"]["conditions"]):
+            pytest.skip("no namespaces with nf_tables here")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            host_port = free.getsockname()[1]
+        page = _pod("page", PAGE)
+        page["spec"]["containers"][0] |= {
+            "ports": [{"containerPort": 8080, "hostPort": host_port}],
+            "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
+            "livenessProbe": {"tcpSocket": {"port": 8080}},
+            "startupProbe": {"exec": {"command": ["true"]}},
+        }
+        await client.create(PODS, page, "default")
+        ports = [{"port": 80, "targetPort": 8080}]
+        await client.create(
+            SERVICES, {"metadata": {"name": "page"}, "spec": {"selector": {"app": "page"}, "ports": ports}}, "default"
+        )
+        backend = {"service": {"name": "page", "port": {"number": 80}}}
+        path = {"path": "/", "pathType": "Prefix", "backend": backend}
+        await client.create(
+            INGRESSES,
+            {"metadata": {"name": "page"}, "spec": {"rules": [{"host": "page.test", "http": {"paths": [path]}}]}},
+            "default",
+        )
+
+        async def kubectl_run(*arguments: str) -> str:
+            process = await _kubectl(platform, *arguments)
+            async with asyncio.timeout(40):
+                out, err = await process.communicate()
+            assert process.returncode == 0, err.decode()
+            return out.decode()
+
+        await kubectl_run("wait", "--for=condition=Ready", "pod/page", "--timeout=30s")
+        address = (await client.get(PODS, "page", "default"))["status"]["podIP"]
+        shown = json.loads(await kubectl_run("exec", "page", "--", "python", "-c", SHOW))
+        assert shown[:2] == [["eth0", "lo"], address]
+        assert shown[2][shown[2].index("nameserver") + 1] == "10.96.0.10"
+        assert "GET / " in await kubectl_run("logs", "page")
+
+        forwarding = await _kubectl(platform, "port-forward", "pod/page", ":9000")  # its localhost only
+        assert forwarding.stdout is not None
+        async with asyncio.timeout(30):
+            line = (await forwarding.stdout.readline()).decode()
+        assert await _page("127.0.0.1", int(line.split("127.0.0.1:")[1].split(" ")[0])) == "page"
+        forwarding.terminate()
+        await forwarding.wait()
+
+        gateway = int(platform.address("gateway").rpartition(":")[2])
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(OSError, AssertionError):
+                    if await _page("127.0.0.1", gateway, host="page.test") == "page":
+                        break
+                await asyncio.sleep(0.05)
+        assert await _page("127.0.0.1", host_port) == "page"
+
+
+async def _kubectl(platform: sampan.testing.Platform, *arguments: str) -> asyncio.subprocess.Process:
+    environment = {**os.environ, "KUBECONFIG": str(platform.kubeconfig)}
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(str(kubectl()), *arguments, stdout=pipe, stderr=pipe, env=environment)
+
+
+async def _page(address: str, port: int, host: str = "page") -> str:
+    """The last line of what a server answers, which must be well."""
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(address, port)
+        writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = (await reader.read()).decode()
+        writer.close()
+    assert answer.split(" ", 2)[1] == "200", answer
+    return answer.rpartition("\n")[2]

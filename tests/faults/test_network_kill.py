@@ -10,18 +10,20 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from sampan.kernel import detached
+from sampan.kernel import detached, nftables
 from sampan.kernel.folder import DataDirectory
+from sampan.parts.node.runtime import links
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: Services by eBPF"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: Services by eBPF or nf_tables"),
 ]
 
 ONLY = "kubernetes,workloads,node,network"
@@ -45,8 +47,13 @@ def _pod(name: str, command: str, **spec: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container], **spec}}
 
 
+@pytest.fixture(params=["T1", "T1n"])
+def tier(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def sampan(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def sampan(tmp_path: Path, tier: str) -> Iterator[Callable[..., str]]:
     data = tmp_path / "data"
 
     def run(*arguments: str, stdin: str = "") -> str:
@@ -54,6 +61,7 @@ def sampan(tmp_path: Path) -> Iterator[Callable[..., str]]:
             **os.environ,
             "SAMPAN_DATA_DIR": str(data),
             "SAMPAN_PLATFORM_PORTS": "auto",
+            "SAMPAN_NODE_TIER": tier,
             "KUBECONFIG": str(data / "kubeconfig"),
         }
         if arguments[0] == "kubectl":
@@ -81,11 +89,23 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_connections_through_a_service_outlive_the_platform(sampan: Callable[..., str], tmp_path: Path) -> None:
+def _node(sampan: Callable[..., str], tier: str) -> tuple[str, IPv4Network]:
+    """The node's table and pod range."""
+    [node] = json.loads(sampan("kubectl", "get", "nodes", "-o", "json"))["items"]
+    if not any(one["reason"] == tier for one in node["status"]["conditions"]):
+        pytest.skip(f"no tier {tier} here")
+    table, pod_range = node["metadata"]["annotations"]["sampan.dev/pods-table"].split()
+    return table, IPv4Network(pod_range)
+
+
+def test_connections_through_a_service_outlive_the_platform(
+    sampan: Callable[..., str], tmp_path: Path, tier: str
+) -> None:
     results = tmp_path / "results"
     results.mkdir()
     up = ["up", "--detach", "--only", ONLY]
     sampan(*up)
+    table, pod_range = _node(sampan, tier)
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -115,3 +135,37 @@ def test_connections_through_a_service_outlive_the_platform(sampan: Callable[...
     _until(lambda: len(lines()) > alive + 20)
     told = lines()
     assert set(told[told.index("200") :]) == {"200"}  # the Service has its endpoint a moment after the pod is ready
+    sampan("down")
+    assert table not in nftables.tables()
+    assert not links.present(pod_range)
+
+
+@pytest.mark.parametrize("tier", ["T1n"], indirect=True)
+def test_the_start_after_everything_was_killed_begins_with_a_clean_network(
+    sampan: Callable[..., str], tmp_path: Path, tier: str
+) -> None:
+    up = ["up", "--detach", "--only", ONLY]
+    sampan(*up)
+    table, pod_range = _node(sampan, tier)
+    for name in ("stays", "goes"):
+        sampan("kubectl", "apply", "-f", "-", stdin=json.dumps(_pod(name, "import time; time.sleep(1000)")))
+    sampan("kubectl", "wait", "--for=condition=Ready", "pod/stays", "pod/goes", "--timeout=30s")
+    before = links.present(pod_range)
+    assert len(before) == 2
+    os.kill(json.loads(sampan("status", "--json"))["pid"], signal.SIGKILL)
+    os.kill(int((tmp_path / "data/parts/node/run/keeper.pid").read_text()), signal.SIGKILL)
+    sampan(*up)
+    sampan("kubectl", "delete", "pod", "goes", "--now")
+
+    def restarted() -> bool:
+        [pod] = json.loads(sampan("kubectl", "get", "pods", "-o", "json"))["items"]
+        [status] = pod["status"]["containerStatuses"]
+        return bool(
+            status["restartCount"] == 1 and status["ready"] and links.present(pod_range) == [pod["status"]["podIP"]]
+        )
+
+    _until(restarted)
+    assert table in nftables.tables()
+    sampan("down")
+    assert table not in nftables.tables()
+    assert not links.present(pod_range)
