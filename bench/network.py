@@ -1,6 +1,7 @@
 """What a Service costs: DNS answers by CPU time, connections through a ClusterIP beside plain loopback.
 
-    python bench/network.py            # root for the eBPF part
+    python bench/network.py            # root for the eBPF and nf_tables parts
+    python bench/network.py dns | programs | packets
 
 The connection figures need root and a cgroup v2 tree; the variants take turns in one process (client and server) on one CPU.
 CPU time is counted, the best of several rounds: a neighbour's load is not what is measured.
@@ -10,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import struct
+import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -26,12 +31,14 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.objects import Object
 from sampan.parts.network.datapath.kernel import KernelPath, level_of
+from sampan.parts.network.datapath.packets import PacketPath
 from sampan.parts.network.dns import message
 from sampan.parts.network.dns.server import NameServer
 from sampan.parts.network.dns.upstream import Upstream
 from sampan.parts.network.dns.zone import Zone
 from sampan.parts.network.records import ServiceRecords, service_records
 from sampan.parts.network.services import Backends, Frontend
+from sampan.parts.node.runtime import links, netlink, syscalls
 
 ROUNDS = 15
 BATCH = 400
@@ -169,6 +176,104 @@ def connections() -> None:
             groups.destroy()
 
 
+# -- pods with network namespaces
+
+POD_RANGE = "10.244.9.0/24"
+SERVER, CLIENT = "10.244.9.2", "10.244.9.3"
+
+
+def _pod(address: str, notes: Path) -> int:
+    """A process with a network namespace and a link."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        os.write(writer, b".")
+        while True:
+            signal.pause()
+    os.read(reader, 1)
+    links.connect(address, pid, {}, notes)
+    return pid
+
+
+def _services(count: int) -> dict[Frontend, Backends]:
+    backends = Backends(((SERVER, 8080), (CLIENT, 8080)))
+    return {Frontend(f"10.97.{n // 250}.{n % 250 + 1}", 80, "TCP"): backends for n in range(count)}
+
+
+def packets() -> None:
+    """All in a network namespace of its own: nothing of the machine's is touched. By the clock: the kernel's work for packets
+    is not counted as this process's."""
+    if os.geteuid() != 0:
+        print("packets: needs root")
+        return
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    netlink.set_up("lo")
+    path = PacketPath("sampan-bench", POD_RANGE, host=False)
+    ranges = [IPv4Network(POD_RANGE)]
+    began = time.perf_counter()
+    path.begin(_services(1000), {}, ranges)
+    at_once = time.perf_counter() - began
+    path.begin({}, {}, ranges)
+    began = time.perf_counter()
+    for frontend, backends in _services(1000).items():
+        path.set(frontend, backends)
+    singly = time.perf_counter() - began
+    path.remove()
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        pids = {address: _pod(address, Path(folder)) for address in (SERVER, CLIENT)}
+        pod_cost = (time.perf_counter() - began) / 2
+        try:
+            results = _packet_rounds(path, pids)
+        finally:
+            for pid in pids.values():
+                os.kill(pid, signal.SIGKILL)
+    print(f"\n{'one connection set up and closed, one CPU':54}{'us':>8}{'x loopback':>12}")
+    base = next(iter(results.values()))
+    for name, value in results.items():
+        print(f"{name:54}{value:8.1f}{value / base:12.3f}")
+    print(f"{'1,000 Services of two endpoints: in one transaction':54}{at_once * 1e3:8.1f} ms")
+    print(f"{'the same one by one':54}{singly * 1e3:8.1f} ms")
+    print(f"{'a namespace with its link, address and routes':54}{pod_cost * 1e3:8.1f} ms")
+
+
+def _packet_rounds(path: PacketPath, pids: dict[str, int]) -> dict[str, float]:
+    descriptors = {address: os.pidfd_open(pid) for address, pid in pids.items()}
+    local = socket.create_server(("127.0.0.1", 0))
+    with links.inside(descriptors[SERVER]):
+        apart = socket.create_server(("0.0.0.0", 8080))
+    results: dict[str, float] = {}
+    frontends = {Frontend("10.96.7.7", 80, "TCP"): Backends(((SERVER, 8080),))}
+
+    def measure(name: str, target: tuple[str, int], listener: socket.socket) -> None:
+        began = time.perf_counter()
+        for _ in range(BATCH // 4):
+            _connect(target, listener)
+        results[name] = min(results.get(name, 1e9), (time.perf_counter() - began) / (BATCH // 4) * 1e6)
+
+    for _ in range(ROUNDS * 2):
+        measure("plain loopback", local.getsockname(), local)
+        with links.inside(descriptors[CLIENT]):
+            measure("pod to pod by its address, without Services", (SERVER, 8080), apart)
+        for count in (1, 5000):
+            path.begin({**frontends, **_services(count - 1)}, {}, [IPv4Network(POD_RANGE)])
+            with links.inside(descriptors[CLIENT]):
+                measure(f"ClusterIP among {count:,} by nf_tables", ("10.96.7.7", 80), apart)
+        with links.inside(descriptors[CLIENT]):
+            measure("pod to pod by its address, connections tracked", (SERVER, 8080), apart)
+        measure("plain loopback beside the table", local.getsockname(), local)
+        path.remove()
+    return results
+
+
 if __name__ == "__main__":
-    asyncio.run(dns())
-    connections()
+    wanted = sys.argv[1:] or ["dns", "programs", "packets"]
+    if "dns" in wanted:
+        asyncio.run(dns())
+    if "programs" in wanted:
+        connections()
+    if "packets" in wanted:
+        packets()

@@ -280,10 +280,10 @@ async def test_in_tier_t1n_every_pod_has_a_network_of_its_own() -> None:
         assert {found[3], found[4]} <= {f"web-1 {me}", f"web-2 {me}"}
 
         # every endpoint, or always the same; refusals; names; the API server
-        found = await world.ask("names web 80 40", "names sticky 80 20")
-        assert found[0] == ["web-1", "web-2"]
-        assert found[1] in (["web-1"], ["web-2"])
-        assert await world.ask(f"tcp {service} 81", f"tcp {nobody} 80", f"udp {nobody} 80") == [REFUSED] * 3
+        await world.settled([["web-1", "web-2"]], "names web 80 40")
+        [found] = await world.ask("names sticky 80 20")
+        assert found in (["web-1"], ["web-2"])
+        await world.settled([REFUSED] * 3, f"tcp {service} 81", f"tcp {nobody} 80", f"udp {nobody} 80")
         names = ("resolve kubernetes.default.svc.cluster.local", "resolve absent.default", "handshake kubernetes 443")
         assert await world.ask(*names) == [["10.96.0.1"], "gaierror", "TLS"]
         assert await world.ask("tcp 127.0.0.1 10250", f"tcp {links.GATEWAY} 10250") == [REFUSED, REFUSED]
@@ -321,6 +321,7 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
         assert world.table in nftables.tables()
         service = await world.address(_service("web"))
         await world.behind("web", 2)
+        await world.settled([["web-apart", "web-plain"]], "names web 80 40")
         both = (f"tcp {plain} 8080", f"udp {plain} 8080", f"tcp {apart} 8080", f"udp {apart} 8080")
         more = ("names web 80 40", "resolve web", "handshake kubernetes 443", f"tcp {service} 81")
         for annotations in ({}, NAMESPACE):
@@ -344,8 +345,7 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
         for annotations in (NAMESPACE, {}):
             asked = (f"tcp {plain} 8080", f"tcp {apart} 8080")
             await world.settled([LATE] * 2, *asked, annotations=annotations)
-            found = await world.ask(*asked, app="friend", annotations=annotations)
-            assert [one.split()[0] for one in found] == ["web-plain", "web-apart"]
+            await world.settled(["web-plain", "web-apart"], *asked, app="friend", annotations=annotations, words=1)
         assert await _host(apart, 8080) == f"web-apart {links.GATEWAY}"
         await world.client.delete(NETWORK_POLICIES, "friends", "default")
         await world.settled(["web-apart"], f"tcp {apart} 8080", annotations=NAMESPACE, words=1)

@@ -15,7 +15,8 @@ keep Services and policies for it. One table a node; its maps are looked up once
 Chains are shared: one for each number of endpoints (``pick-3``), and for each timeout beside it (``stay-10800-3``), so adding a
 Service adds entries and hardly ever a rule. Refusals are at once (a reset, or ICMP's "port unreachable"), as kube-proxy's
 REJECT; what a policy forbids is dropped in silence, as network plugins do. What pods send to networks outside seems to come
-from the machine. Connections between pods without namespaces (tier T1) are not tracked: they cost what they did.
+from the machine. Connections over loopback (between pods without namespaces, of the machine with itself) are not tracked: they
+cost what they did, and do not fill the kernel's table of connections.
 """
 
 from __future__ import annotations
@@ -281,10 +282,13 @@ def _lay_out_policy(batch: Batch, pod_range: IPv4Network) -> None:
 
 
 def _lay_out_exceptions(batch: Batch, pod_range: IPv4Network) -> None:
-    both = _from(pod_range) + _to(pod_range) + nft.untracked()
-    batch.add_chain("before", "filter", nft.PREROUTING, nft.RAW)
-    batch.add_rule("before", _device(nft.INPUT_DEVICE, _LOOPBACK), both)
+    # neither pods without namespaces among each other nor the machine's own loopback need tracking
+    for chain, hook, key in (
+        ("before", nft.PREROUTING, nft.INPUT_DEVICE),
+        ("before-out", nft.OUTPUT, nft.OUTPUT_DEVICE),
+    ):
+        batch.add_chain(chain, "filter", hook, nft.RAW)
+        for network in (pod_range, _LOCALHOST):
+            batch.add_rule(chain, _device(key, _LOOPBACK), _from(network), _to(network), nft.untracked())
     # links may deliver to 127.0.0.1 for the sake of Services; nobody is to ask for it himself
     batch.add_rule("before", _device(nft.INPUT_DEVICE, LINKS), _to(_LOCALHOST), nft.verdict(nft.DROP))
-    batch.add_chain("before-out", "filter", nft.OUTPUT, nft.RAW)
-    batch.add_rule("before-out", _device(nft.OUTPUT_DEVICE, _LOOPBACK), both)
