@@ -368,8 +368,8 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
             },
             "default",
         )
-        asked = (f"tcp {plain} 8080", f"tcp {apart} 8080", "resolve web")
-        await world.settled([LATE, "web-apart", service], *asked, app="quiet", annotations=NAMESPACE, words=1)
+        told = (f"tcp {plain} 8080", f"tcp {apart} 8080", "resolve web")
+        await world.settled([LATE, "web-apart", service], *told, app="quiet", annotations=NAMESPACE, words=1)
 
         # the table is there only as long as somebody needs it
         await world.client.delete(PODS, "web-apart", "default")
