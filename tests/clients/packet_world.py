@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -221,6 +222,29 @@ def changes(world: World) -> int:
     return done
 
 
+def slipped(world: World) -> list[str]:
+    """A connection whose first packet no rule translated leads to its Service all the same, and not outside."""
+    world.neighbour()
+    netlink.add_default_route("wire", OUTSIDE)
+    world.pod(FIRST)
+    world.pod(SECOND)
+    with world.at(SECOND):
+        server = socket.create_server(("0.0.0.0", 8080))
+    with world.at(FIRST):
+        client = socket.socket()
+    frontends = {WEB: Backends(((SECOND, 8080),))}
+    world.path.begin(frontends, {}, [IPv4Network(RANGE)])
+    batch = nftables.Batch("sampan-test")
+    batch.flush("services")
+    batch.commit()
+    client.setblocking(False)
+    client.connect_ex((WEB.address, WEB.port))
+    seen = [str(select.select([], [client], [], 0.2)[1])]
+    world.path.begin(frontends, {}, [IPv4Network(RANGE)])
+    server.settimeout(PATIENCE * 2)
+    return [*seen, server.accept()[1][0]]
+
+
 def twice(world: World) -> list[bool]:
     """A table is replaced whole, and taken away twice."""
     again = PacketPath("sampan-test", RANGE, host=False)
@@ -229,10 +253,12 @@ def twice(world: World) -> list[bool]:
     again.remove()
     found.append(again.stands())
     again.remove()
-    return [*found, "sampan-test" in nftables.tables()]
+    return [*found, nftables.exists("sampan-test")]
 
 
-SCENARIOS: dict[str, Callable[[World], Any]] = {one.__name__: one for one in (flows, outside, forged, changes, twice)}
+SCENARIOS: dict[str, Callable[[World], Any]] = {
+    one.__name__: one for one in (flows, outside, forged, changes, slipped, twice)
+}
 
 
 def main() -> None:

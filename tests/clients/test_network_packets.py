@@ -49,6 +49,10 @@ def test_pods_speak_from_their_address_and_not_to_the_machines_localhost() -> No
     assert _seen("forged") == {"pod": ["own"], "localhost": ["service", "unguarded"]}
 
 
+def test_a_packet_between_two_transactions_does_not_lose_its_connection() -> None:
+    assert _seen("slipped") == ["[]", FIRST]
+
+
 def test_the_kernel_takes_every_change() -> None:
     assert _seen("changes") == 120
 

@@ -234,7 +234,7 @@ async def _world(**settings: Any) -> AsyncIterator[World]:
             pytest.skip("no namespaces with nf_tables here")
         world = World(client, node)
         yield world
-    assert world.table not in nftables.tables()
+    assert not nftables.exists(world.table)
     assert not links.present(IPv4Network(world.pod_range))
     packed = socket.inet_aton(world.pod_range.partition("/")[0])
     routes = await asyncio.to_thread(Path("/proc/net/route").read_text)
@@ -315,10 +315,10 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
     async with _world() as world:
         if not any(one["reason"] == "T1" for one in world.node["status"]["conditions"]):
             pytest.skip("no cgroup eBPF here")
-        assert world.table not in nftables.tables()
+        assert not nftables.exists(world.table)
         plain = await world.serve("web-plain")
         apart = await world.serve("web-apart", NAMESPACE)
-        assert world.table in nftables.tables()
+        assert nftables.exists(world.table)
         service = await world.address(_service("web"))
         await world.behind("web", 2)
         await world.settled([["web-apart", "web-plain"]], "names web 80 40")
@@ -374,7 +374,7 @@ async def test_pods_with_and_without_namespaces_on_one_node() -> None:
         # the table is there only as long as somebody needs it
         await world.client.delete(PODS, "web-apart", "default")
         async with asyncio.timeout(20):
-            while world.table in nftables.tables():
+            while nftables.exists(world.table):
                 await asyncio.sleep(0.05)
         assert (await world.ask("names web 80 5")) == [["web-plain"]]
 

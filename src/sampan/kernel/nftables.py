@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 _NETFILTER: Final = 12
 _SUBSYSTEM: Final = 10
 _BEGIN, _END = 0x10, 0x11
-_REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 1, 4, 0x300, 0x400, 0x800
-_ERROR, _DONE = 2, 3
+_REQUEST, _CREATE, _APPEND = 1, 0x400, 0x800
+_ERROR = 2
 _IPV4: Final = 2
 _NEW_TABLE, _GET_TABLE, _DEL_TABLE, _NEW_CHAIN, _DEL_CHAIN, _NEW_RULE, _DEL_RULE = 0, 1, 2, 3, 5, 6, 8
 _NEW_SET, _NEW_ELEMENTS, _DEL_ELEMENTS = 9, 12, 14
@@ -400,23 +400,17 @@ def _length(fields: Sequence[int]) -> int:
     return sum((_SIZES[one] + 3) & ~3 for one in fields)
 
 
-def tables() -> list[str]:
-    """The IPv4 tables there are, of everybody. Raises OSError."""
-    found: list[str] = []
+def exists(table: str) -> bool:
+    """There is such a table. Raises OSError."""
     with _netfilter() as link:
-        body = struct.pack(">BBH", _IPV4, 0, 0)
-        link.send(_message(_SUBSYSTEM << 8 | _GET_TABLE, _DUMP, 1, body))
-        while True:
-            answer, offset = link.recv(1 << 18), 0
-            while offset + 16 <= len(answer):
-                length, kind = struct.unpack_from("=IH", answer, offset)
-                if kind == _DONE:
-                    return found
-                if kind == _ERROR:
-                    code = -struct.unpack_from("=i", answer, offset + 16)[0]
-                    raise OSError(code, f"nf_tables: {os.strerror(code)}")
-                found.append(attributes(answer[offset + 20 : offset + length])[1].rstrip(b"\0").decode())
-                offset += (length + 3) & ~3
+        body = struct.pack(">BBH", _IPV4, 0, 0) + _text(1, table)
+        # asked for by its name: a list would miss tables while others change theirs
+        link.send(_message(_SUBSYSTEM << 8 | _GET_TABLE, 0, 1, body))
+        answer = link.recv(1 << 16)
+    code = _failure(answer)
+    if code not in (0, errno.ENOENT):
+        raise OSError(code, f"nf_tables: {os.strerror(code)}")
+    return not code
 
 
 def attributes(data: bytes) -> dict[int, bytes]:

@@ -272,6 +272,15 @@ def _lay_out_policy(batch: Batch, pod_range: IPv4Network) -> None:
         )
     judged = nft.verdict(nft.JUMP, "policy")
     batch.add_chain("between-pods", "filter", nft.FORWARD, nft.FILTER)
+    # a first packet that slipped between two transactions: dropped here its connection is not known yet, and the client's next
+    # attempt is served; sent on it would be lost outside, and all after it
+    batch.add_rule(
+        "between-pods",
+        _device(nft.INPUT_DEVICE, LINKS),
+        nft.destination_address(0),
+        nft.listed("addresses", 0),
+        nft.verdict(nft.DROP),
+    )
     batch.add_rule("between-pods", _device(nft.INPUT_DEVICE, LINKS), nft.verdict(nft.GOTO, "policy"))
     batch.add_rule("between-pods", _device(nft.OUTPUT_DEVICE, LINKS), judged)
     batch.add_chain("to-processes", "filter", nft.INPUT, nft.FILTER)

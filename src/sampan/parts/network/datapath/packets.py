@@ -61,7 +61,7 @@ class PacketPath:
 
     def stands(self) -> bool:
         """The table is there. Raises OSError."""
-        return self.table in nftables.tables()
+        return nftables.exists(self.table)
 
     def remove(self) -> None:
         """Take the table away. Raises OSError."""

@@ -153,6 +153,8 @@ class Keeper:
             with contextlib.suppress(OSError):
                 nftables.remove(table_of(self.options.name))
             with contextlib.suppress(OSError):
+                links.sweep(self.pod_range)
+            with contextlib.suppress(OSError):
                 links.restore_forwarding()
 
     def _look_around(self) -> None:

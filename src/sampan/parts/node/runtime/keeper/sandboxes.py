@@ -209,9 +209,6 @@ class Sandboxes:
             cgroup = Path(sandbox.cgroup) if sandbox.cgroup else None
             if cgroup is not None and self._keeper.ground.addresses is not None and cgroup.exists():
                 self._keeper.ground.addresses.remove(cgroup)
-            if sandbox.netns:
-                # it goes with the namespace, but not at once
-                links.disconnect(sandbox.address)
         if not self._keeper.ground.cgroups.remove(uid):
             # processes that are dying still count: look again with the next SIGCHLD, or at the next beat
             self._keeper.ground.cgroups.kill(uid)
