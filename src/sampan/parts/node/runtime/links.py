@@ -145,6 +145,7 @@ def sweep(pod_range: str) -> None:
 
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_DEVICES = Path("/sys/class/net")
 
 
 def _note(folder: Path) -> Path:
@@ -183,7 +184,7 @@ def restore_forwarding(folder: Path = Path("/run/sampan")) -> None:
     with _alone(folder):
         if present():
             return
-        if not any((device / "bridge").exists() for device in Path("/sys/class/net").iterdir()):
+        if not any((device / "bridge").exists() for device in _DEVICES.iterdir()):
             _FORWARDING.write_text("0")
         _note(folder).unlink(missing_ok=True)
 
