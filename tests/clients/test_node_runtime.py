@@ -362,6 +362,10 @@ def _is_first(pid: int) -> bool:
     return re.search(r"^NSpid:\t\d+\t1$", status, re.MULTILINE) is not None
 
 
+def _open_files(pid: int) -> set[str]:
+    return {str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()}
+
+
 async def ahead(node: Bench) -> psutil.Process:
     """The process that waits for the next sandbox, a fork of the keeper, once the first pod's is a program of its own."""
     keeper = psutil.Process(node.runtime.keeper_pid)
@@ -422,6 +426,22 @@ async def test_a_prepared_process_that_is_killed_is_not_missed(node: Bench) -> N
     await node.run("c", "echo", "here", pod="second")
     assert (await node.exit("c")).code == 0
     assert node.log("c", "second") == "here"
+
+
+async def test_a_prepared_process_keeps_nothing_of_others_open(node: Bench) -> None:
+    if node.runtime.isolation == "none":
+        pytest.skip("sandboxes have no process here")
+    await node.pod()
+    await node.run("c", "cat", stdin=True, stdin_once=True)
+    process = await node.runtime.attach("c", stdin=True, stdout=True, stderr=True)
+    prepared = await ahead(node)
+    opened = _open_files(prepared.pid) - {"/dev/null"}
+    assert len(opened) == 1, opened
+    assert process.stdin is not None
+    os.close(process.stdin)
+    process.stdin = None
+    assert (await node.exit("c")).code == 0
+    process.close()
 
 
 @root

@@ -25,6 +25,8 @@ REST = 0.3
 PATIENCE = 5.0
 """Seconds a waiting process may take to become its sandbox."""
 LONGEST = 1 << 16
+DESCRIPTORS = 1 << 20
+"""Above any number of an open file."""
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +122,12 @@ class Blanks:
         child = os.fork()
         if child == 0:
             try:
-                ours.close()
+                # it stays while containers come and go: nothing of theirs, nor the keeper's lock, may stay open with it
+                kept = theirs.fileno()
+                os.closerange(3, kept)
+                os.closerange(kept + 1, DESCRIPTORS)
+                ours.detach()
+                signal.set_wakeup_fd(-1)
                 launch.reset_signals()
                 os.setsid()
                 syscalls.unshare(self._flags)
