@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from sampan.kube.resources import CONFIG_MAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, SERVICES
+from sampan.kube.control.compact import Compactor
+from sampan.kube.resources import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, SERVICES
+from sampan.kube.server.sizes import DEEPEST
 from sampan.kube.status import ApiError
 
 from .conftest import Cluster
@@ -66,6 +68,24 @@ async def test_a_second_creation_is_refused(cluster: Cluster) -> None:
     with pytest.raises(ApiError) as raised:
         await cluster.client.create(CONFIG_MAPS, config_map())
     assert (raised.value.code, raised.value.message) == (409, 'configmaps "a" already exists')
+
+
+def nested(levels: int) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        whole = {"in": whole}
+    return whole
+
+
+@pytest.mark.parametrize("levels", [DEEPEST, 600, 900])
+async def test_what_is_nested_too_deep_for_its_readers_is_refused(cluster: Cluster, levels: int) -> None:
+    given = {"metadata": {"name": "a", "namespace": "default"}, "revision": 1}
+    with pytest.raises(ApiError, match="exceeded max depth") as refused:
+        await cluster.client.create(CONTROLLER_REVISIONS, {**given, "data": nested(levels)})
+    assert refused.value.code == 400
+    await cluster.client.create(CONTROLLER_REVISIONS, {**given, "data": nested(DEEPEST - 10)})
+    found = await cluster.client.list(CONTROLLER_REVISIONS)
+    assert [Compactor().compact(one)["data"] for one in found.items] == [nested(DEEPEST - 10)]
 
 
 async def test_an_update_that_changes_nothing_keeps_the_revision(cluster: Cluster) -> None:
