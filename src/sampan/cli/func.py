@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -66,7 +67,7 @@ def new_command(directory: Path, for_events: bool) -> None:
         raise SampanError(f"{target} exists already")
     directory.mkdir(parents=True, exist_ok=True)
     target.write_text(_EVENT if for_events else _HTTP)
-    click.echo(f"wrote {target}; try it with `sampan func run {directory}`")
+    click.echo(f"wrote {target}; try it with `sampan func run {shlex.quote(str(directory))}`")
 
 
 @command.command("run")
@@ -172,6 +173,9 @@ def deploy_command(
     chosen = name or re.sub(r"[^a-z0-9-]+", "-", directory.resolve().name.lower()).strip("-")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", chosen):
         raise SampanError(f"{chosen!r} cannot name a Service; give --name")
+    for one in env:
+        if not one.partition("=")[0] or "=" not in one:
+            raise SampanError(f"--env {shlex.quote(one)}: write NAME=VALUE")
     pairs = [one.partition("=") for one in env]
     _check_module(directory.resolve(), module)
     kubeconfig = DataDirectory(data_dir).kubeconfig
