@@ -13,7 +13,7 @@ def named(kind: str, name: str, uid: str, **spec: object) -> Object:
 
 def test_only_topics_and_groups_of_ours_without_an_object_are_left_over() -> None:
     broker, gone = named("Broker", "b", "1-1"), named("Broker", "b", "2-2")
-    channel = named("InMemoryChannel", "c", "3-3", subscribers=[{"uid": "4-4"}])
+    channel = named("InMemoryChannel", "c", "3-3", subscribers=[{"uid": "4-4"}, {}])
     closed = named("InMemoryChannel", "d", "5-5")
     trigger, former = named("Trigger", "t", "6-6"), named("Trigger", "t", "7-7")
     topics = [*map(topic_of, (broker, gone, channel, closed)), "orders", "knative-sources"]

@@ -121,6 +121,9 @@ class InMemoryChannelController(Controller):
         rows = []
         wanted: set[str] = set()
         for one in (channel.get("spec") or {}).get("subscribers") or ():
+            if not one.get("uid"):  # written by hand: nothing tells it from others
+                rows.append({"ready": "False", "message": "the subscriber has no uid"})
+                continue
             group = subscriber_group(one["uid"])
             wanted.add(group)
             if group not in before:
@@ -267,7 +270,7 @@ class SubscriptionController(Controller):
                 await self._write(backing, subscription, physical)
             uid, generation = subscription["metadata"]["uid"], subscription["metadata"].get("generation", 1)
             rows = dig(backing, "status", "subscribers", default=[])
-            if any(row["uid"] == uid and row.get("observedGeneration") == generation for row in rows):
+            if any(row.get("uid") == uid and row.get("observedGeneration") == generation for row in rows):
                 conditions.true("AddedToChannel")
             else:
                 conditions.unknown(
@@ -304,7 +307,7 @@ class SubscriptionController(Controller):
         """Bring the channel's list of subscribers in line; None takes this one out."""
         metadata = subscription["metadata"]
         before: list[Object] = dig(backing, "spec", "subscribers", default=[])
-        after = [one for one in before if one["uid"] != metadata["uid"]]
+        after = [one for one in before if one.get("uid") != metadata["uid"]]
         if physical is not None:
             entry: Object = {
                 "uid": metadata["uid"],
@@ -320,8 +323,8 @@ class SubscriptionController(Controller):
             if delivery:
                 entry["delivery"] = delivery
             after.append(entry)
-            after.sort(key=lambda one: str(one["uid"]))
-        if sorted(before, key=lambda one: str(one["uid"])) == after:
+            after.sort(key=lambda one: str(one.get("uid")))
+        if sorted(before, key=lambda one: str(one.get("uid"))) == after:
             return
         changed: Object = copy(backing)
         changed.setdefault("spec", {})["subscribers"] = after

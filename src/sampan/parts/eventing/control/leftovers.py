@@ -44,9 +44,8 @@ def leftovers(
     used = {topic_of({**one, "kind": "Broker"}) for one in brokers}
     used |= {topic_of({**one, "kind": "InMemoryChannel"}) for one in channels}
     used |= {group_of({**one, "kind": "Trigger"}) for one in triggers}
-    used |= {
-        subscriber_group(row["uid"]) for one in channels for row in (one.get("spec") or {}).get("subscribers") or ()
-    }
+    rows = [row for one in channels for row in (one.get("spec") or {}).get("subscribers") or ()]
+    used |= {subscriber_group(row["uid"]) for row in rows if row.get("uid")}
     return Leftovers(
         sorted(one for one in topics if one.startswith(OWN_TOPICS) and one not in used),
         sorted(one for one in groups if one.startswith(OWN_GROUPS) and one not in used),
