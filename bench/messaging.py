@@ -480,8 +480,9 @@ def latency() -> None:
         output, _ = process.communicate()
         return [(float(line.split()[0]), float(line.split()[1])) for line in output.splitlines()]
 
-    def load(broker: Broker, path: str, seconds: float) -> dict[str, list[float]]:
+    def load(broker: Broker, path: str, seconds: float, *, beside: bool = False) -> dict[str, list[float]]:
         broker.call("/bench/Inside")
+        writer = run("--disk", str(seconds)) if beside else None
         watchers = [run("--watch", str(core), str(seconds + 0.8)) for core in range(os.cpu_count() or 1)]
         calls = spans(run("--pace", str(broker.port), path, str(seconds)))
         inside = [float(one) for one in broker.call("/bench/Inside").split()]
@@ -490,55 +491,60 @@ def latency() -> None:
         undisturbed = [
             end - begin for begin, end in calls if not any(one < end and begin < other for one, other in stalls)
         ]
+        written = spans(writer) if writer is not None else []
         return {
+            "disk": sorted(1000 * (end - begin) for begin, end in written),
             "outside": sorted(1000 * (end - begin) for begin, end in calls),
             "undisturbed": sorted(1000 * one for one in undisturbed),
             "inside": sorted(1000 * one for one in inside),
             "looks": sorted(1000 * (now - due) for due, now in looks),
         }
 
-    def measured(name: str, flush: str, path: str, goal: str = "") -> None:
+    def measured(name: str, flush: str, path: str, goal: str = "", *, beside: bool = False) -> None:
         with Broker(flush) as broker:
             load(broker, path, 0.5)
-            runs = [load(broker, path, 2) for _ in range(5)]
+            runs = [load(broker, path, 2, beside=beside) for _ in range(5)]
+        tails = sorted(at(found["outside"], 0.999) for found in runs)
         for what, label in (
             ("outside", name),
             ("undisturbed", "  calls during which the machine did not stall"),
             ("inside", "  inside the server, from the request read to the answer"),
             ("looks", "  the machine alone: a process that sleeps 0.5 ms, late by"),
+            ("disk", "  the disk beside it: pwrite + fdatasync at that pace"),
         ):
+            if not runs[0][what]:
+                continue
             best = min((found[what] for found in runs), key=lambda times: at(times, 0.999))
             share = f" of {len(best) / len(runs[0]['outside']):.0%} of them" if what == "undisturbed" else ""
             row(
                 label,
                 f"{at(best, 0.999):.2f} ms",
-                f"p50 {at(best, 0.5):.2f}, p99 {at(best, 0.99):.2f}{share}{goal if what == 'outside' else ''}",
+                f"p50 {at(best, 0.5):.2f}, p99 {at(best, 0.99):.2f}{share}"
+                + (f"{goal}; each run {', '.join(f'{one:.2f}' for one in tails)}" if what == "outside" else ""),
             )
 
     measured("gRPC: write latency at 2,000 msg/s, p99.9", "sync", SERVICE + "SendMessage", "; goal < 2 ms")
     measured("gRPC: the same, asynchronous flush", "async", SERVICE + "SendMessage", "; goal < 2 ms")
-    measured("gRPC: an empty handler on the same server", "sync", "/bench/Empty")
-    floor = min((disk_latency() for _ in range(3)), key=lambda times: at(times, 0.999))
-    row(
-        "the disk alone: write + fdatasync at that pace",
-        f"{at(floor, 0.999):.2f} ms",
-        f"p50 {at(floor, 0.5):.2f}, p99 {at(floor, 0.99):.2f}",
-    )
+    measured("gRPC: an empty handler on the same server", "sync", "/bench/Empty", beside=True)
 
 
-def disk_latency() -> list[float]:
-    """Milliseconds of a durable append of one message, 2,000 a second for two seconds."""
-    times = []
-    with folder() as path, (Path(path) / "x").open("ab", buffering=0) as file:
+def disk(seconds: float) -> None:
+    """Durable writes of one message each `PACE` seconds into prepared space, as the log makes them, and nothing else. Prints begin
+    and end of each."""
+    gc.disable()
+    with folder() as path, (Path(path) / "x").open("wb", buffering=0) as file:
+        file.write(bytes(int(seconds / PACE) * len(BODY)))
+        os.fsync(file.fileno())
+        spans = []
         following = time.perf_counter()
-        for _ in range(4000):
-            following += 0.0005
+        for number in range(int(seconds / PACE)):
+            following += PACE
             time.sleep(max(0.0, following - time.perf_counter()))
             began = time.perf_counter()
-            file.write(BODY)
+            os.pwrite(file.fileno(), BODY, number * len(BODY))
             os.fdatasync(file.fileno())
-            times.append((time.perf_counter() - began) * 1000)
-    return sorted(times)
+            spans.append((began, time.perf_counter()))
+    print(*(f"{began:.6f} {end:.6f}" for began, end in spans), sep="\n")
 
 
 OFFICIAL = """
@@ -727,6 +733,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["--pace"]:
         pace(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+        return
+    if sys.argv[1:2] == ["--disk"]:
+        disk(float(sys.argv[2]))
         return
     if sys.argv[1:2] == ["--watch"]:
         watch(int(sys.argv[2]), float(sys.argv[3]))
