@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sampan.kube.objects import copy, encode
@@ -126,19 +126,21 @@ def told(problems: Any) -> list[tuple[str, str, str]]:
     return sorted((problem.field, problem.reason, problem.message) for problem in problems)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_change_is_pruned_defaulted_and_judged_as_the_whole_would_be(data: st.DataObject) -> None:
     old = written(data.draw(specs))
     spec = data.draw(changed(old["spec"]))
     new = written(spec, copy(old))
     assert encode(new, 1) == encode(written(spec), 1)
-    assume(not STRATEGY._judged(old, None, False))
+    if STRATEGY._judged(old, None, False):
+        return  # never stored: nothing is taken for granted of it
     before, after = encode(old, 1), encode(new, 1)
     assert told(STRATEGY._judged(new, old, True)) == told(STRATEGY._judged(new, old, False))
     assert (encode(old, 1), encode(new, 1)) == (before, after)
 
 
+@settings(max_examples=50)
 @given(st.lists(specs, min_size=1, max_size=5))
 @example([{"one": {"a": 1, "b": "x"}}, {"one": {"a": True, "b": "x"}}])
 @example([{"plain": [{"a": 1, "b": "x"}]}, {"plain": [{"a": True, "b": "x"}]}])
@@ -147,9 +149,8 @@ def test_one_write_after_the_other_is_judged_as_by_a_strategy_without_memory(sta
     old: dict[str, Any] | None = None
     for revision, spec in enumerate(states, 1):
         new = written(spec)
-        fresh = strategy()
         mine = remembering.validate(new) if old is None else remembering.validate_change(new, old)
-        theirs = fresh.validate(new) if old is None else fresh.validate_change(new, old)
+        theirs = STRATEGY.validate(new) if old is None else STRATEGY.validate_change(new, old)
         assert told(mine) == told(theirs)
         if not mine:
             remembering.stored(new, old, revision)
