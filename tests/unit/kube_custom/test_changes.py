@@ -126,7 +126,7 @@ def told(problems: Any) -> list[tuple[str, str, str]]:
     return sorted((problem.field, problem.reason, problem.message) for problem in problems)
 
 
-@settings(max_examples=150)
+@settings(max_examples=400)
 @given(st.data())
 def test_a_change_is_pruned_defaulted_and_judged_as_the_whole_would_be(data: st.DataObject) -> None:
     old = written(data.draw(specs))

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from sampan.kube.control.compact import Compactor
+from sampan.kube.objects import Resource
 from sampan.kube.resources import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, SERVICES
 from sampan.kube.server.sizes import DEEPEST
 from sampan.kube.status import ApiError
+from sampan.kube.types.custom import resource_types
+from tests.unit.kube_custom.widgets import definition, widget
 
 from .conftest import Cluster
 
@@ -263,3 +266,33 @@ async def test_namespaces_can_be_finalized_only_through_their_subresource(cluste
     with pytest.raises(ApiError) as raised:
         await cluster.client.get(NAMESPACES, "n")
     assert raised.value.not_found
+
+
+async def test_one_and_true_are_two_values_however_python_sees_it(cluster: Cluster) -> None:
+    given = definition()
+    cluster.types.add(resource_types(given))
+    widgets = Resource("example.com", "v1", "widgets")
+    made = await cluster.client.create(widgets, widget(any={"x": 1}))
+    with pytest.raises(ApiError, match="must be of type integer"):
+        await cluster.client.patch(widgets, "w", {"spec": {"size": True}}, "ns")
+    changed = await cluster.client.patch(widgets, "w", {"spec": {"any": {"x": True}}}, "ns")
+    assert changed["spec"]["any"]["x"] is True
+    assert changed["metadata"]["resourceVersion"] != made["metadata"]["resourceVersion"]
+    assert (await cluster.client.get(widgets, "w", "ns"))["spec"]["any"]["x"] is True
+
+
+async def test_a_transition_rule_holds_for_every_write_of_an_object_known_to_be_valid(cluster: Cluster) -> None:
+    cluster.types.add(resource_types(definition()))
+    widgets = Resource("example.com", "v1", "widgets")
+    await cluster.client.create(widgets, widget(color="red", ports=[{"port": 1, "count": 5}]))
+    for size in range(3):
+        await cluster.client.patch(widgets, "w", {"spec": {"size": size}}, "ns")
+    with pytest.raises(ApiError, match="color is immutable"):
+        await cluster.client.patch(widgets, "w", {"spec": {"color": "blue"}}, "ns")
+    with pytest.raises(ApiError, match="4 is below 5"):
+        await cluster.client.patch(widgets, "w", {"spec": {"ports": [{"port": 1, "count": 4}]}}, "ns")
+    with pytest.raises(ApiError, match="size may not exceed max"):
+        await cluster.client.patch(widgets, "w", {"spec": {"max": 1}}, "ns")
+    await cluster.client.patch(widgets, "w", {"status": {"ready": 1}}, "ns", subresource="status")
+    with pytest.raises(ApiError, match=r"status\.ready"):
+        await cluster.client.patch(widgets, "w", {"status": {"ready": "x"}}, "ns", subresource="status")
