@@ -10,6 +10,7 @@ import pytest
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
+from sampan.parts.traffic.envoy import process
 from sampan.parts.traffic.envoy.process import FIRST_TRIES, Envoy, EnvoyError
 
 
@@ -97,6 +98,24 @@ async def test_an_envoy_that_cannot_be_replaced_under_way_is_started_anew(
         assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
         assert "cannot be replaced under way" in caplog.text
         await second.stop()
+
+
+async def test_an_envoy_that_hangs_is_ended_and_not_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_TIMEOUT", 0.3)
+    first = stumbling(tmp_path, 0)
+    await first.find()
+    async with Tasks(Clock(), "test") as tasks:
+        await first.start(tasks)
+        monkeypatch.setattr(process, "ADMIN_TIMEOUT", 0.3)
+        hung = psutil.Process(first.pid)
+        hung.suspend()
+        await first.drain(1)
+        await first.detach()
+    second = Envoy(tmp_path / "envoy", Clock(), run=tmp_path / "run", node_id="node", concurrency=1, outlive=False)
+    await second.find()
+    assert not second.adopted
+    await asyncio.to_thread(hung.wait, 20)
+    await second.detach()
 
 
 async def test_an_envoy_that_was_killed_leaves_no_memory_behind(tmp_path: Path) -> None:

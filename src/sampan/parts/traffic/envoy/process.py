@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT = 20.0
 """Seconds a fresh Envoy has to answer on its admin socket."""
+ADMIN_TIMEOUT = 5.0
+"""Seconds Envoy has for an answer on its admin socket: one that hangs must not keep the platform from starting or stopping."""
+END_TIMEOUT = 5.0
+"""Seconds Envoy has to end before it is killed."""
 RESTART_FIRST, RESTART_LIMIT = 0.05, 5.0
 """Seconds between restarts of an Envoy that keeps dying: the first and the longest wait."""
 FIRST_TRIES = 3
@@ -406,7 +410,7 @@ class Envoy:
             except psutil.NoSuchProcess:
                 return
             try:
-                async with self._clock.patience(5.0):
+                async with self._clock.patience(END_TIMEOUT):
                     await self._gone(process)
                     return
             except TimeoutError:
@@ -467,8 +471,13 @@ class Envoy:
         """
         assert self._session is not None
         try:
-            async with self._session.request(method, f"http://envoy{path}") as response:
+            async with (
+                self._clock.patience(ADMIN_TIMEOUT),
+                self._session.request(method, f"http://envoy{path}") as response,
+            ):
                 text = await response.text()
+        except TimeoutError:
+            raise EnvoyError(f"Envoy's admin socket does not answer within {ADMIN_TIMEOUT:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise EnvoyError(f"Envoy's admin socket does not answer: {error}") from error
         if response.status != 200:
