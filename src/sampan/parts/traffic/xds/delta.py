@@ -174,6 +174,8 @@ class Stream:
 
     def _catch_up(self) -> list[Response]:
         """What waited for answers and may go now: what others refer to, then what refers to it, then the removals."""
+        if not self._late:
+            return []
         for group in (REFERRED, REFERRING):
             busy = {one.type_url for one in self._pending.values()}
             waiting = [type_url for type_url in group if type_url in self._late and type_url not in busy]
