@@ -17,18 +17,20 @@ def apply(doc: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(patch, dict):
         raise bad_request("error decoding patch: a merge patch is an object")
-    return _merged(doc, patch)
-
-
-def _merged(doc: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    if isinstance(doc, dict):
-        for key, value in doc.items():
-            if key not in patch:
-                result[key] = copy(value)
-            elif (change := patch[key]) is not None:
-                result[key] = _merged(value, change) if isinstance(change, dict) else copy(change)
-    for key, change in patch.items():
-        if change is not None and key not in result:
-            result[key] = _merged(None, change) if isinstance(change, dict) else copy(change)
+    result: dict[str, Any] = copy(dict(doc))
+    _merge(result, patch)
     return result
+
+
+def _merge(target: dict[str, Any], patch: Mapping[str, Any]) -> None:
+    """Merge a patch into a document of one's own."""
+    for key, change in patch.items():
+        if change is None:
+            target.pop(key, None)
+        elif isinstance(change, dict):
+            below = target.get(key)
+            if not isinstance(below, dict):
+                below = target[key] = {}
+            _merge(below, change)
+        else:
+            target[key] = copy(change)
