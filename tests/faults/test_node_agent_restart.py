@@ -105,3 +105,19 @@ async def test_a_killed_keeper_is_replaced_and_its_pods_restarted(tmp_path: Path
         assert (last["exitCode"], last["reason"]) == (137, "ContainerStatusUnknown")
         sleeping = [process for name in names for process in pod_processes(name)]
         assert len(sleeping) == len(names)
+
+
+async def test_pods_end_also_when_that_takes_longer_than_the_platform_waits(tmp_path: Path) -> None:
+    def keepers() -> list[psutil.Process]:
+        lines = ((each, each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"]))
+        return [each for each, line in lines if any(str(tmp_path) in word for word in line)]
+
+    async with Platform(only=PARTS, data_dir=tmp_path, settings={"platform.drain_seconds": 0.0}) as platform:
+        client = platform.client()
+        node = (await client.list(NODES)).items[0]["metadata"]["name"]
+        await create(client, "endless", node, "sleep", "1000")
+        await until_running(client, ["endless"])
+        assert keepers()
+    async with asyncio.timeout(40):
+        while pod_processes("endless") or await asyncio.to_thread(keepers):
+            await asyncio.sleep(0.05)

@@ -83,6 +83,8 @@ class NodePart(Part[NodeSettings]):
     _listener: socket.socket | None = None
     _kubelet: Any = None
     _routes: PeerRoutes | None = None
+    _ending = False
+    """The pods are being ended, for the platform goes down."""
 
     async def provision(self) -> None:
         """Open the image store and bind the kubelet's port."""
@@ -173,15 +175,19 @@ class NodePart(Part[NodeSettings]):
             await self._kubelet.stop()
             self._kubelet = None
         if self._agent is not None and self._runtime is not None and not self.context.settings.keep_pods:
+            self._ending = True
             await self._agent.close()
             await self._runtime.start(lambda _: None, lambda: None)
             await self._runtime.end()
             if self._routes is not None:
                 await self._routes.clear()
-            self._agent = None
+            self._agent, self._ending = None, False
 
     async def stop(self) -> None:
-        """Let go of everything; what still runs goes on."""
+        """Let go of everything; what still runs goes on, but for pods whose ending took longer than a drain may."""
+        if self._ending and self._runtime is not None:
+            self.context.log.warning("the pods have not ended yet: their keeper goes on with that, and ends then")
+            await asyncio.to_thread(self._runtime.dismiss)
         if self._kubelet is not None:
             await self._kubelet.stop()
         if self._agent is not None:
