@@ -39,7 +39,7 @@ def containers(pods: dict[str, Any]) -> dict[str, str]:
 
 def pod_processes(name: str) -> list[psutil.Process]:
     """The processes of a pod, wherever they hang now."""
-    found = psutil.process_iter(["environ"])
+    found = psutil.process_iter(["environ", "name"])
     return [each for each in found if (each.info["environ"] or {}).get("HOSTNAME") == name]
 
 
@@ -61,10 +61,10 @@ async def test_running_pods_survive_a_restart_and_gone_ones_are_ended(tmp_path: 
         await create(client, "ends", node, "sh", "-c", "trap 'exit 3' USR1; while :; do sleep 0.1; done")
         before = containers(await until_running(client, ["stays", "ends"]))
     async with asyncio.timeout(40):
-        while not [each for each in pod_processes("ends") if each.name() == "sleep"]:
+        while not [each for each in pod_processes("ends") if each.info["name"] == "sleep"]:
             await asyncio.sleep(0.05)  # its trap is not set yet
     for process in pod_processes("ends"):
-        if process.name() == "sh":
+        if process.info["name"] == "sh":
             process.send_signal(signal.SIGUSR1)
     async with asyncio.timeout(40):
         while pod_processes("ends"):
