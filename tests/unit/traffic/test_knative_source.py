@@ -54,6 +54,7 @@ GOOD = splits_to("hello")
     [
         {"tls": [{"hosts": ["a.example.com"]}]},
         {"tls": "all"},
+        {"tls": [{"secretName": "x", "secretNamespace": ["default"]}]},
         {"rules": 3},
         {"rules": [3]},
         {"rules": [{"hosts": "a.example.com", "http": {"paths": []}}]},

@@ -268,11 +268,9 @@ def _asked_secrets(ingress: Object) -> list[Key]:
     if not isinstance(entries, list):
         return []
     namespace = ingress["metadata"]["namespace"]
-    return [
-        Key(one.get("secretNamespace") or namespace, one["secretName"])
-        for one in entries
-        if isinstance(one, dict) and isinstance(one.get("secretName"), str)
-    ]
+    entries = [one for one in entries if isinstance(one, dict)]
+    named = [(one.get("secretNamespace") or namespace, one.get("secretName")) for one in entries]
+    return [Key(place, name) for place, name in named if isinstance(place, str) and isinstance(name, str)]
 
 
 def _hosts(rule: Mapping[str, Any]) -> list[str]:
