@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from sampan.kube.objects import Key, Object
@@ -135,13 +137,30 @@ def test_an_unchanged_world_gives_the_same_bytes_and_one_route_changes_one_resou
     assert not {name for type_url, name in changed if type_url == schema.LISTENER}
 
 
+FULL, PREFIX = "ReplaceFullPath", "ReplacePrefixMatch"
+
+
 @pytest.mark.parametrize("value", ["line\nbreak", "zero\0"])
-def test_header_values_envoy_would_refuse_are_told(value: str) -> None:
+@pytest.mark.parametrize(
+    "filter",
+    [
+        lambda value: {
+            "type": "RequestHeaderModifier",
+            "requestHeaderModifier": {"set": [{"name": "x", "value": value}]},
+        },
+        lambda value: {"type": "URLRewrite", "urlRewrite": {"path": {"type": FULL, "replaceFullPath": value}}},
+        lambda value: {"type": "URLRewrite", "urlRewrite": {"path": {"type": PREFIX, "replacePrefixMatch": value}}},
+        lambda value: {
+            "type": "RequestRedirect",
+            "requestRedirect": {"path": {"type": FULL, "replaceFullPath": value}},
+        },
+    ],
+)
+def test_text_that_envoy_would_refuse_is_told(filter: Callable[[str], Object], value: str) -> None:
     made = MadeWorld()
     made.service("a")
-    modifier = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x", "value": value}]}}
     made.put(gateway("gw", listener()))
-    made.put(http_route("r", rules=[{"filters": [modifier], "backendRefs": [{"name": "a", "port": 80}]}]))
+    made.put(http_route("r", rules=[{"filters": [filter(value)], "backendRefs": [{"name": "a", "port": 80}]}]))
     assert told(route_status(made.translate(), "r"))["Accepted"] == "False UnsupportedValue"
 
 

@@ -36,6 +36,8 @@ from sampan.parts.traffic.references import Backends, Origin, Problem
 _DURATION = re.compile(r"(\d+)(h|ms|m|s)")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """What a cookie or header may be called."""
+BREAKS = "\0\r\n"
+"""What no header and no path may contain: Envoy would refuse all routes of the listener."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -193,7 +195,7 @@ def _target(
 def _edit(source: Mapping[str, Any]) -> HeaderEdit:
     made = edit_of(source)
     for name, value in (*made.set, *made.add):
-        if any(sign in value for sign in "\0\r\n"):
+        if any(sign in value for sign in BREAKS):
             raise UnsupportedError("UnsupportedValue", f"the value of header {name} contains a line break")
         if name.lower() == "host" or name.startswith(":"):
             raise UnsupportedError(
@@ -235,9 +237,11 @@ def _redirect(source: Mapping[str, Any], place: Place, secure: bool) -> Redirect
 def _path(source: Mapping[str, Any] | None) -> PathRewrite | None:
     if source is None:
         return None
-    if source["type"] == "ReplaceFullPath":
-        return PathRewrite("Full", source.get("replaceFullPath") or "/")
-    return PathRewrite("Prefix", source.get("replacePrefixMatch") or "/")
+    field = "replaceFullPath" if source["type"] == "ReplaceFullPath" else "replacePrefixMatch"
+    path = source.get(field) or "/"
+    if any(sign in path for sign in BREAKS):
+        raise UnsupportedError("UnsupportedValue", f"{field} contains a line break")
+    return PathRewrite("Full" if field == "replaceFullPath" else "Prefix", path)
 
 
 def _cors(source: Mapping[str, Any]) -> Cors:
