@@ -33,6 +33,7 @@ from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import record
 from sampan.parts.messaging.core import Core
 from sampan.parts.messaging.fronts.grpc.service import SERVICE, MessagingService
+from sampan.parts.messaging.part import SWITCH_INTERVAL
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.topology import TopicConfig
 from sampan.proto import messaging_pb2 as pb
@@ -129,7 +130,7 @@ def bare_disk(batch: int) -> float:
 
 
 async def serve(path: str, port_fd: int, flush: str) -> None:
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     clock = Clock()
     async with Tasks(clock) as tasks:
         core = Core(Path(path), clock, tasks, sync=flush == "sync")
@@ -743,7 +744,7 @@ def main() -> None:
     for name in [argument for argument in sys.argv[1:] if argument != "--build"] or list(BENCHES):
         bench = BENCHES[name]
         if asyncio.iscoroutinefunction(bench):
-            sys.setswitchinterval(0.0005)
+            sys.setswitchinterval(SWITCH_INTERVAL)
             uvloop.run(bench())
         else:
             bench()

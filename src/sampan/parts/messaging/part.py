@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sampan.parts.messaging.broker import Limits
     from sampan.parts.messaging.core import Core
 
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.0001
 """Seconds the loop's thread may keep the interpreter while the log's thread waits for it to report a finished fsync."""
 MIRROR_RETRY = 5.0
 """Seconds until the API server is asked again after it refused the part's kinds."""

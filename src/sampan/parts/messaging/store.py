@@ -16,9 +16,9 @@ import heapq
 import logging
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,13 +29,14 @@ from sampan.parts.messaging.delivery import Held, Progress, QueueProgress
 from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.storage import checkpoint, frames
-from sampan.parts.messaging.storage.index import Entry, Index, Live, Part, key_hash
+from sampan.parts.messaging.storage.index import Entry, Index, Live, Packed, Part, key_hash
 from sampan.parts.messaging.storage.log import FRAME_BYTES, REPAIR, SEGMENT_HEADER, CommitLog, Kind
 from sampan.parts.messaging.timers import Timers
 from sampan.parts.messaging.topology import GroupConfig, Queue, Topic, TopicConfig
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Done = Callable[[MessagingError | None], object]
 """Called once the frame is durable (None) or lost."""
 
@@ -683,15 +684,16 @@ class Store:
         return live, msgspec.msgpack.encode(self._state(position))
 
     async def _write_checkpoint(self, live: Live, encoded: bytes, position: int) -> None:
-        def write() -> Part:
+        def write(packed: Packed) -> Part:
             if not self._sync:
                 self.log.sync_segments()
-            part = Part(live.write(self._directory / "index", position))
+            part = Part(live.write_packed(self._directory / "index", position, packed))
             checkpoint.write(self._directory, encoded)
             return part
 
         try:
-            self.index.adopt(await asyncio.to_thread(write))
+            packed = await _in_slices(live.pack(position))
+            self.index.adopt(await asyncio.to_thread(write, packed))
         except OSError as error:
             log.error("the checkpoint at %d could not be written: %s", position, error)
             self.index.thaw()
@@ -821,6 +823,20 @@ class Store:
         if not self._stopped:
             self.log.sync()
             self._syncing = self._clock.call_later(SYNC_INTERVAL, self._sync_later)
+
+
+async def _in_slices(work: Generator[None, None, T]) -> T:
+    """What a generator returns; whatever else the loop has to do goes on where it yields."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            result: T = finished.value
+            return result
+        turn = loop.create_future()
+        loop.call_soon(turn.set_result, None)
+        await turn
 
 
 def _hashes(message: Message) -> tuple[int, ...]:

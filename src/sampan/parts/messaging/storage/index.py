@@ -30,7 +30,7 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ from sampan.kernel.files import sync_folder
 from sampan.parts.messaging.errors import StorageError
 
 MAGIC = b"SMPNIDX\x01"
+SLICE = 256
+"""Queues or keys that are packed at a time while the broker serves."""
 _HEADER = struct.Struct("<8sQQIIIIQ16x")
 
 
@@ -48,6 +50,15 @@ class Entry(NamedTuple):
     position: int
     size: int
     tag_code: int
+
+
+class Packed(NamedTuple):
+    """What a part file holds, and how many of what."""
+
+    queues: int
+    entries: int
+    keys: int
+    content: bytearray
 
 
 def key_hash(key: str) -> int:
@@ -124,49 +135,77 @@ class Live:
         for index in reversed(self._by_hash.get(hashed, ())):
             yield self._key_positions[index], self._key_sizes[index]
 
-    def _sorted_keys(self) -> list[tuple[int, int, int]]:
-        """``(hash, position, size)`` ascending. Sorted in small pieces: one big sort would hold the interpreter for tens of
-        milliseconds, and every send with it."""
-        buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(1024)]
-        for key in zip(self._key_hashes, self._key_positions, self._key_sizes, strict=True):
-            buckets[key[0] >> 22].append(key)
-        for bucket in buckets:
-            bucket.sort()
-        return [key for bucket in buckets for key in bucket]
+    def pack(self, end: int) -> Generator[None, None, Packed]:
+        """The part file of this stretch, which ends at log position ``end``; nothing may be added any more.
 
-    def write(self, directory: Path, end: int) -> Path:
-        """Write this stretch, which ends at log position ``end``, as a part file. For threads; nothing may be added any more."""
+        Yields between slices of a fraction of a millisecond, so that the loop's thread can make it between its calls: beside it,
+        in a thread, it would hold the interpreter whenever a call wants it, and every call ten times.
+        """
         numbers = sorted(self.runs)
         firsts, starts = array("Q"), array("I", [0])
         positions, sizes, tags = array("Q"), array("I"), array("i")
-        for number in numbers:
+        for at, number in enumerate(numbers):
             run = self.runs[number]
             firsts.append(run.first)
             positions.extend(run.positions)
             sizes.extend(run.sizes)
             tags.extend(run.tags)
             starts.append(len(positions))
-        keys = self._sorted_keys()
-        arrays = (
+            if at % SLICE == SLICE - 1:
+                yield
+        buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(1024)]
+        for at in range(0, len(self._key_hashes), SLICE):
+            yield
+            part = slice(at, at + SLICE)
+            keys = zip(self._key_hashes[part], self._key_positions[part], self._key_sizes[part], strict=True)
+            for key in keys:
+                buckets[key[0] >> 22].append(key)
+        key_hashes, key_positions, key_sizes = array("I"), array("Q"), array("I")
+        done = 0
+        for bucket in buckets:
+            bucket.sort()
+            for hashed, position, size in bucket:
+                key_hashes.append(hashed)
+                key_positions.append(position)
+                key_sizes.append(size)
+            done += len(bucket)
+            bucket.clear()  # freeing all of them at the end would be a long slice
+            if done >= SLICE:
+                done = 0
+                yield
+        content = bytearray()
+        for column in (
             array("I", numbers),
             firsts,
             starts,
             positions,
             sizes,
             tags,
-            array("I", [key[0] for key in keys]),
-            array("Q", [key[1] for key in keys]),
-            array("I", [key[2] for key in keys]),
-        )
-        content = b"".join(_padded(item.tobytes()) for item in arrays)
-        header = _HEADER.pack(
-            MAGIC, self.start, end, len(numbers), len(positions), len(keys), zlib.crc32(content), self.newest_ms
-        )
+            key_hashes,
+            key_positions,
+            key_sizes,
+        ):
+            yield
+            content += _padded(column.tobytes())
+        return Packed(len(numbers), len(positions), len(key_hashes), content)
+
+    def write(self, directory: Path, end: int) -> Path:
+        """Write this stretch at once. For threads."""
+        packing = self.pack(end)
+        while True:
+            try:
+                next(packing)
+            except StopIteration as packed:
+                return self.write_packed(directory, end, packed.value)
+
+    def write_packed(self, directory: Path, end: int, packed: Packed) -> Path:
+        """Write what `pack` made. For threads: what takes long here leaves the interpreter to others."""
+        header = _HEADER.pack(MAGIC, self.start, end, *packed[:3], zlib.crc32(packed.content), self.newest_ms)
         path = directory / f"{self.start:020d}-{end:020d}.idx"
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             file.write(header)
-            file.write(content)
+            file.write(packed.content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
