@@ -37,7 +37,7 @@ _DURATION = re.compile(r"(\d+)(h|ms|m|s)")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """What a cookie or header may be called."""
 BREAKS = "\0\r\n"
-"""What no header and no path may contain: Envoy would refuse all routes of the listener."""
+"""What Envoy refuses in headers and paths."""
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
