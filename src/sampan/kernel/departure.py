@@ -31,17 +31,16 @@ def probe(transport: asyncio.BaseTransport) -> None:
         return
     with contextlib.suppress(OSError):  # it has ended already
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            (socket.TCP_KEEPIDLE, IDLE),
-            (socket.TCP_KEEPINTVL, BETWEEN),
-            (socket.TCP_KEEPCNT, PROBES),
-        ):
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        for option, value in (("TCP_KEEPIDLE", IDLE), ("TCP_KEEPINTVL", BETWEEN), ("TCP_KEEPCNT", PROBES)):
+            if hasattr(socket, option):  # not on every system
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def state(transport: asyncio.BaseTransport) -> int:
-    """The kernel's state of a TCP connection; 0 where it has none."""
+    """The kernel's state of a TCP connection; 0 where it has none or does not tell (Linux does)."""
     connection: socket.socket | None = transport.get_extra_info("socket")
+    if not hasattr(socket, "TCP_INFO"):
+        return 0
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.fileno() < 0:
         return 0
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
