@@ -73,6 +73,8 @@ class Scheduler:
         self._queued: set[Key] = set()
         self._order = itertools.count()
         self._waiting: dict[Key, _Waiting] = {}
+        self._nominated: dict[Key, None] = {}
+        """Unbound pods that preempted on a node; apart, because thousands may be waiting."""
         self._work = asyncio.Event()
         self._slots = asyncio.Semaphore(BINDINGS)
 
@@ -112,6 +114,10 @@ class Scheduler:
         assert pod is not None
         key, uid = Key.of(pod), pod["metadata"]["uid"]
         node = pod["spec"].get("nodeName")
+        if new is not None and not node and (new.get("status") or {}).get("nominatedNodeName"):
+            self._nominated[key] = None
+        else:
+            self._nominated.pop(key, None)
         if new is None or pods.is_finished(pod):
             self._displace(uid)
             self._waiting.pop(key, None) if new is None else None
@@ -182,9 +188,12 @@ class Scheduler:
         """The cluster changed: every waiting pod gets another try once its backoff is over."""
         now = self._clock.monotonic()
         for waiting in self._waiting.values():
-            if waiting.timer is not None:
-                waiting.timer.cancel()
-            waiting.timer = self._clock.call_later(max(0.0, waiting.not_before - now), self._retry, waiting.key)
+            due = max(now, waiting.not_before)
+            timer = waiting.timer
+            if timer is None or timer.cancelled or timer.when > due:
+                if timer is not None:
+                    timer.cancel()
+                waiting.timer = self._clock.call_at(due, self._retry, waiting.key)
 
     def _retry(self, key: Key) -> None:
         pod = self._context.informers.informer(PODS).get(key)
@@ -259,7 +268,9 @@ class Scheduler:
     def _nominated_against(self, info: PodInfo) -> dict[str, NodeInfo]:
         """Nodes as they will be once more important pods that preempted there have arrived."""
         views: dict[str, NodeInfo] = {}
-        for key in self._waiting:
+        for key in self._nominated:
+            if key not in self._waiting:
+                continue
             other = self._context.informers.informer(PODS).get(key)
             node = ((other or {}).get("status") or {}).get("nominatedNodeName")
             if other is None or not node or node not in self._cluster.nodes or other["metadata"]["uid"] == info.uid:
