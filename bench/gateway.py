@@ -62,7 +62,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{os.environ.get
 NAMESPACE = "default"
 SPAWN = multiprocessing.get_context("spawn")
 PAGE = b"x" * 100
-PAUSE = 0.001
+PAUSE = 0.0005
 """Seconds between looks for a change: asking without a pause would take the processor from what is measured."""
 
 

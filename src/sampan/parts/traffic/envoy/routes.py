@@ -55,8 +55,12 @@ SAFE_RETRY = Retry(attempts=2)
 
 def route_configuration(name: str, hosts: Iterable[bytes]) -> bytes:
     """The wire form of a RouteConfiguration with these `virtual_host`s."""
-    head = schema.pack("envoy.config.route.v3.RouteConfiguration", {"name": name, "ignorePortInHostMatching": True})
-    return b"".join((head, *hosts))
+    return b"".join((_route_configuration(name), *hosts))
+
+
+@lru_cache(maxsize=1 << 10)
+def _route_configuration(name: str) -> bytes:
+    return schema.pack("envoy.config.route.v3.RouteConfiguration", {"name": name, "ignorePortInHostMatching": True})
 
 
 def virtual_host(domain: str, rules: Iterable[Rule]) -> bytes:
