@@ -468,6 +468,8 @@ def at(pod_ip: str, host_ip: str = "192.168.0.1", **spec: Any) -> Object:
         (at("127.1.2.3"), [], "a pod at"),
         (at("10.96.0.10"), [], "a pod at"),
         (at("127.96.0.10"), [], "a pod at"),
+        (at("::ffff:10.244.7.9"), [], "a pod at"),
+        (at("::ffff:127.0.0.1"), [], "a pod at"),
     ],
 )
 async def test_a_nodes_pods_are_where_the_node_is(world: World, reported: Object, ranges: list[str], why: str) -> None:
@@ -498,11 +500,16 @@ async def test_a_nodes_pods_are_where_the_node_is(world: World, reported: Object
         ("127.7.3.9", False),
         ("10.96.0.10", False),
         ("127.96.0.10", False),
+        ("::ffff:10.96.0.10", False),
+        ("::ffff:10.244.3.1", False),
+        ("fd00:96::a", False),
+        ("fd00:96:0::a", False),
         ("somewhere", False),
     ],
 )
 async def test_a_node_is_not_where_pods_and_services_are(world: World, address: str, good: bool) -> None:
-    world.cache.put(SERVICES, named("dns", "ns", spec={"clusterIPs": ["10.96.0.10"]}))
+    world.cache.put(SERVICES, named("dns", "ns", spec={"clusterIPs": ["10.96.0.10", "fd00:96::a"]}))
+    world.cache.put(SERVICES, named("headless", "ns", spec={"clusterIPs": ["None"]}))
     told = {**named("n1"), "status": {"addresses": [{"type": "InternalIP", "address": address}]}}
     if good:
         await world.write(NODES, told, named("n1"), user=NODE, subresource="status")

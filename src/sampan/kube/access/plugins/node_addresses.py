@@ -77,7 +77,7 @@ def may_have_pod(text: str, node: Object | None, others: Iterable[Object], servi
         address.is_loopback
         or _nowhere(address)
         or any(address in network for network in taken)
-        or text in _service_addresses(services)
+        or address in _service_addresses(services)
     )
 
 
@@ -90,21 +90,29 @@ def may_be_node(text: str, services: Iterable[Object]) -> bool:
         address in network for network in (IPv4Network(CLUSTER_RANGE), *PODS_LOOPBACK)
     ):
         return False
-    return text not in _service_addresses(services)
+    return address not in _service_addresses(services)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """The address that connections go to: ``::ffff:10.96.0.1`` is 10.96.0.1."""
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def _nowhere(address: IPv4Address | IPv6Address) -> bool:
     return address.is_unspecified or address.is_link_local or address.is_multicast
 
 
-def _service_addresses(services: Iterable[Object]) -> frozenset[str]:
+def _service_addresses(services: Iterable[Object]) -> frozenset[IPv4Address | IPv6Address]:
     """Cluster addresses, and where forwarders listen for them (``10.96.0.10`` at ``127.96.0.10``)."""
-    spoken = [address for one in services for address in dig(one, "spec", "clusterIPs", default=())]
-    return frozenset((*spoken, *("127." + address.partition(".")[2] for address in spoken if "." in address)))
+    spoken = [
+        address
+        for one in services
+        for text in dig(one, "spec", "clusterIPs", default=())
+        if (address := _address(text))
+    ]
+    listening = [IPv4Address(b"\x7f" + address.packed[1:]) for address in spoken if isinstance(address, IPv4Address)]
+    return frozenset((*spoken, *listening))
