@@ -17,6 +17,7 @@ from typing import Literal
 
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source, Watches
+from sampan.kube.control.node_ranges import networks
 from sampan.kube.joining.interface import JOINED
 from sampan.kube.objects import Key, Object, dig
 from sampan.kube.resources import NODES, PODS
@@ -138,6 +139,7 @@ class Attachment(Controller):
         try:
             if known is not None and (known.table, known.pod_range) == (table, pod_range) and known.stands():
                 self._know_ranges()
+                await self._drop_former(known)
                 return CHECK_SECONDS
             if known is not None and known.table != table:
                 await self._end_packets()
@@ -154,19 +156,26 @@ class Attachment(Controller):
         self.packets = path
         await self._proxy.use(path, _for_pods)
         self._use_policies()
+        await path.settle()
         return CHECK_SECONDS
+
+    async def _drop_former(self, path: PacketPath) -> None:
+        """Take away what a path began with and what had changed before the proxy came to it. Raises OSError."""
+        former = path.frontends - self._proxy.frontends.keys()
+        for frontend in former - self._proxy.wanted().keys() if former else ():
+            await path.drop(frontend)
 
     async def _end_packets(self) -> None:
         """No pod has a namespace any more. Raises OSError."""
         path, self.packets = self.packets, None
         if path is not None:
             self._proxy.leave(path)
-            path.remove()
             self._use_policies()
+            await path.end()
 
     def _ranges(self, own: str) -> list[IPv4Network]:
         given = {dig(node, "spec", "podCIDR", default="") for node in self.informer(NODES).objects()}
-        return [IPv4Network(one) for one in sorted({own, *given} - {""}) if ":" not in one]
+        return networks(sorted({own, *given}))
 
     def _know_ranges(self) -> None:
         if self.packets is not None:

@@ -1,7 +1,7 @@
-"""Forgets tracked UDP flows to endpoints that left their Service.
+"""Forgets tracked UDP flows that go elsewhere than to an endpoint of their Service.
 
 The kernel remembers where a flow was sent for as long as it goes on; a client that never stops asking would ask a dead
-endpoint for ever. Flows of TCP end by themselves.
+endpoint for ever, or, when it asked before the Service was known, nobody at all. Flows of TCP end by themselves.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from sampan.kernel.nftables import attributes
-from sampan.parts.network.services import Frontend
 
 _NETFILTER = 12
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
@@ -23,18 +22,21 @@ _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
 _UDP = 17
 
+End = tuple[str, int]
+"""Address and port."""
+
 
 class Flow(NamedTuple):
     """A tracked flow that somebody sent to one address, and that another answers."""
 
-    asked: tuple[str, int]
-    answering: tuple[str, int]
+    asked: End
+    answering: End
     protocol: int
     original: bytes
     """The flow's own direction, as the kernel names it."""
 
 
-def _end(data: bytes, address: int, port: int) -> tuple[str, int]:
+def _end(data: bytes, address: int, port: int) -> End:
     parts = attributes(data)
     addresses, ports = attributes(parts[1]), attributes(parts[2])
     return socket.inet_ntoa(addresses[address]), int(struct.unpack(">H", ports[port][:2])[0])
@@ -90,11 +92,12 @@ def forget(flow: Flow) -> None:
             raise OSError(code, f"conntrack: {os.strerror(code)}")
 
 
-def forget_stale(frontend: Frontend, is_endpoint: Callable[[tuple[str, int]], bool]) -> int:
-    """Forget the UDP flows to a frontend that go to what is no endpoint any more; how many. Raises OSError."""
-    asked = (frontend.address, frontend.port)
+def forget_stale(endpoints: Mapping[End, Collection[End]]) -> int:
+    """Forget the UDP flows to frontends that go elsewhere than to their endpoints of now; how many. Raises OSError."""
     stale = [
-        flow for flow in flows() if flow.protocol == _UDP and flow.asked == asked and not is_endpoint(flow.answering)
+        flow
+        for flow in flows()
+        if flow.protocol == _UDP and flow.asked in endpoints and flow.answering not in endpoints[flow.asked]
     ]
     for flow in stale:
         forget(flow)

@@ -8,8 +8,9 @@ meanwhile; it goes with the node's pods (the node part takes it away).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from ipaddress import IPv4Network
 
 from sampan.kernel import nftables
@@ -18,6 +19,8 @@ from sampan.parts.network.datapath import conntrack, nft_table
 from sampan.parts.network.datapath.nft_table import Entries
 from sampan.parts.network.policy import Isolation
 from sampan.parts.network.services import Backends, Frontend
+
+log = logging.getLogger(__name__)
 
 
 class PacketPath:
@@ -35,6 +38,9 @@ class PacketPath:
         self._chains: set[str] = set()
         self._policy: Entries = {}
         self._pod_ranges: list[IPv4Network] = []
+        self._turn = asyncio.Lock()
+        """Of whoever changes frontends."""
+        self._ended = False
 
     def begin(
         self,
@@ -67,6 +73,12 @@ class PacketPath:
         """Take the table away. Raises OSError."""
         nftables.remove(self.table)
 
+    async def end(self) -> None:
+        """Take the table away when nothing is being put there, and put nothing there any more. Raises OSError."""
+        self._ended = True
+        async with self._turn:
+            await asyncio.to_thread(self.remove)
+
     def _add_chain(self, batch: Batch, backends: Backends) -> None:
         chain = nft_table.chain_of(backends)
         if backends.endpoints and chain not in self._chains:
@@ -77,23 +89,40 @@ class PacketPath:
 
     async def put(self, frontend: Frontend, backends: Backends) -> None:
         """See `DataPath`."""
-        old = self._frontends.get(frontend)
-        self.set(frontend, backends)
-        if old is not None and set(old.endpoints) - set(backends.endpoints):
-            await self._forget_flows(frontend, frozenset(backends.endpoints))
+        await self._change(frontend, backends)
 
     async def drop(self, frontend: Frontend) -> None:
         """See `DataPath`."""
-        old = self._frontends.get(frontend)
-        if old is None:
-            return
-        self.set(frontend, None)
-        if old.endpoints:
-            await self._forget_flows(frontend, frozenset())
+        await self._change(frontend, None)
 
-    async def _forget_flows(self, frontend: Frontend, endpoints: frozenset[tuple[str, int]]) -> None:
-        if frontend.protocol == "UDP":
-            await asyncio.to_thread(conntrack.forget_stale, frontend, endpoints.__contains__)
+    async def _change(self, frontend: Frontend, backends: Backends | None) -> None:
+        async with self._turn:
+            former = self._frontends.get(frontend)
+            if former == backends or self._ended:
+                return
+            # in a thread: the kernel lets all packets of before pass first, which takes milliseconds
+            await asyncio.to_thread(self.set, frontend, backends)
+        old = frozenset(former.endpoints if former is not None else ())
+        new = frozenset(backends.endpoints if backends is not None else ())
+        if frontend.protocol == "UDP" and (former is None or old - new):
+            await self._forget({(frontend.address, frontend.port): new})
+
+    async def settle(self) -> None:
+        """Forget the UDP flows that began with an earlier table, or with none, and go where nobody is."""
+        endpoints = {
+            (frontend.address, frontend.port): frozenset(backends.endpoints)
+            for frontend, backends in self._frontends.items()
+            if frontend.protocol == "UDP"
+        }
+        if endpoints:
+            await self._forget(endpoints)
+
+    async def _forget(self, endpoints: Mapping[conntrack.End, frozenset[conntrack.End]]) -> None:
+        try:
+            await asyncio.to_thread(conntrack.forget_stale, endpoints)
+        except OSError as error:
+            # the table is as it should be: only clients that never stop asking with one socket suffer
+            log.warning("UDP flows to former endpoints cannot be forgotten: %s", error)
 
     def set(self, frontend: Frontend, backends: Backends | None) -> None:
         """Change a frontend, or with None take it away. Raises OSError."""
@@ -124,6 +153,11 @@ class PacketPath:
             del self._frontends[frontend]
         else:
             self._frontends[frontend] = backends
+
+    @property
+    def frontends(self) -> Set[Frontend]:
+        """What the table has."""
+        return self._frontends.keys()
 
     @property
     def size(self) -> int:

@@ -1,0 +1,81 @@
+"""The nf_tables data path, with a kernel that only counts: what is changed, and which flows are forgotten."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sampan.kernel import nftables
+from sampan.kernel.nftables import Batch
+from sampan.parts.network.control.attachment import Attachment
+from sampan.parts.network.datapath import conntrack
+from sampan.parts.network.datapath.packets import PacketPath
+from sampan.parts.network.services import Backends, Frontend
+
+DNS = Frontend("10.96.0.10", 53, "UDP")
+WEB = Frontend("10.96.0.11", 80, "TCP")
+HERE, THERE = ("10.244.9.2", 53), ("10.244.9.3", 53)
+
+
+class Kernel:
+    """What was asked of it."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.forgotten: list[dict[Any, Any]] = []
+
+    def commit(self, batch: Batch) -> None:
+        self.batches += bool(len(batch))
+
+    def forget(self, endpoints: dict[Any, Any]) -> int:
+        self.forgotten.append(endpoints)
+        return 0
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(Batch, "commit", lambda batch: made.commit(batch))
+    monkeypatch.setattr(conntrack, "forget_stale", made.forget)
+    monkeypatch.setattr(nftables, "remove", lambda table: None)
+    return made
+
+
+async def test_flows_that_began_before_their_service_was_known_are_forgotten(kernel: Kernel) -> None:
+    path = PacketPath("t", "10.244.9.0/24", host=False)
+    path.begin({}, {}, [])
+    await path.put(DNS, Backends((HERE,)))
+    await path.put(WEB, Backends((HERE,)))
+    assert kernel.forgotten == [{(DNS.address, 53): {HERE}}]
+    await path.put(DNS, Backends((HERE, THERE)))
+    assert len(kernel.forgotten) == 1
+    await path.put(DNS, Backends((THERE,)))
+    await path.drop(DNS)
+    assert kernel.forgotten[1:] == [{(DNS.address, 53): {THERE}}, {(DNS.address, 53): set()}]
+
+
+async def test_flows_of_an_earlier_table_are_forgotten_where_nobody_is_any_more(kernel: Kernel) -> None:
+    path = PacketPath("t", "10.244.9.0/24", host=False)
+    path.begin({DNS: Backends((HERE,)), WEB: Backends((HERE,))}, {}, [])
+    await path.settle()
+    assert kernel.forgotten == [{(DNS.address, 53): {HERE}}]
+
+
+async def test_nothing_is_put_into_a_table_that_was_taken_away(kernel: Kernel) -> None:
+    path = PacketPath("t", "10.244.9.0/24", host=False)
+    path.begin({}, {}, [])
+    await path.end()
+    before = kernel.batches
+    await path.put(WEB, Backends((HERE,)))
+    assert kernel.batches == before
+
+
+async def test_what_the_table_began_with_and_nobody_claims_is_dropped(kernel: Kernel) -> None:
+    path = PacketPath("t", "10.244.9.0/24", host=False)
+    other = Frontend("10.96.0.12", 80, "TCP")
+    path.begin(dict.fromkeys((DNS, WEB, other), Backends((HERE,))), {}, [])
+    proxy = SimpleNamespace(frontends={WEB: 0}, wanted=lambda: {WEB: 0, other: 0})
+    await Attachment._drop_former(cast(Attachment, SimpleNamespace(_proxy=proxy)), path)
+    assert path.frontends == {WEB, other}
