@@ -247,6 +247,7 @@ FAULTS = [
     ("NetworkPolicy", "spec/ingress/0/from/0/ipBlock/cidr", "10.0.0.0", 'spec.ingress[0].from[0].ipBlock.cidr: Invalid value: "10.0.0.0": must be a valid CIDR value'),
     ("NetworkPolicy", "spec/ingress/0/from/0/ipBlock/except", ["11.0.0.0/24"], 'spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: "11.0.0.0/24": must be a strict subset of `cidr`'),
     ("EndpointSlice", "endpoints/0/addresses", ["x"], 'endpoints[0].addresses[0]: Invalid value: "x": must be a valid IP address'),
+    ("EndpointSlice", "endpoints/0/addresses", ["::1"], 'endpoints[0].addresses[0]: Invalid value: "::1": must be a valid IPv4 address'),
     ("IngressClass", "spec/controller", "a", 'spec.controller: Invalid value: "a": must be a domain-prefixed path (such as "acme.io/foo")'),
     # access
     ("Role", "rules/0/verbs", [], "rules[0].verbs: Required value: verbs must contain at least one value"),

@@ -69,6 +69,12 @@ def test_ports_are_matched_by_name_and_protocol() -> None:
     }
 
 
+def test_an_endpoint_at_a_port_that_is_none_is_nowhere() -> None:
+    for number in (0, 65536, -1):
+        made = frontends(_service(), [_slice(_endpoint("10.1.0.1"), ports=[{"name": "http", "port": number}])])
+        assert made[VIP].endpoints == ()
+
+
 def test_sctp_is_left_out() -> None:
     assert frontends(_service(ports=[{"port": 80, "protocol": "SCTP"}]), []) == {}
 

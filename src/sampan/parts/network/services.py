@@ -74,7 +74,7 @@ def _number(port: Mapping[str, Any], one: Object) -> int | None:
         same = (candidate.get("protocol") or "TCP") == (port.get("protocol") or "TCP")
         if same and (candidate.get("name") or "") == (port.get("name") or ""):
             number: int | None = candidate.get("port")
-            return number
+            return number if number is not None and 0 < number < 65536 else None  # the API takes any number
     return None
 
 

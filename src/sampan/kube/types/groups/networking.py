@@ -278,9 +278,14 @@ class EndpointSliceStrategy(BuiltinStrategy):
             if not addresses:
                 problems.required(here, "must contain at least 1 address")
             for place, address in enumerate(addresses):
-                if obj.get("addressType") in ("IPv4", "IPv6") and not _is_address(address):
+                family = obj.get("addressType")
+                if family not in ("IPv4", "IPv6"):
+                    continue
+                if not _is_address(address):
                     why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
                     problems.invalid(f"{here}[{place}]", address, why)
+                elif (":" in address) != (family == "IPv6"):
+                    problems.invalid(f"{here}[{place}]", address, f"must be a valid {family} address")
         seen: set[str] = set()
         for index, port in enumerate(obj.get("ports") or ()):
             name = port.get("name") or ""
