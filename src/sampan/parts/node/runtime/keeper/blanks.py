@@ -109,6 +109,12 @@ class Blanks:
         except OSError:
             self._blank = None  # sandboxes are forked as they come, and say what the matter is
 
+    def reaped(self, pid: int) -> None:
+        """A process has ended, and its number may be another's soon; if it was the one there is, another is to come."""
+        if self._blank is not None and self._blank.pid == pid:
+            self._blank.channel.close()
+            self.take()
+
     def end(self) -> None:
         """Let go of the one there is: it ends."""
         self._due = None
@@ -145,6 +151,10 @@ class Blanks:
         ours.settimeout(PATIENCE)
         try:
             told = json.loads(ours.recv(LONGEST) or b"{}")
+        except OSError:
+            os.kill(child, signal.SIGKILL)  # not reaped yet: the number is still its own
+            ours.close()
+            raise
         finally:
             os.waitpid(child, 0)
         if "pid" not in told:

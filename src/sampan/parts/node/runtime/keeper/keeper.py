@@ -260,6 +260,7 @@ class Keeper:
             if pid == 0:
                 break
             self.unclaimed[pid] = raw
+            self.sandboxes.blanks.reaped(pid)
             if pid in self.owners:
                 self.claim(pid)
         if not (self.containers.starting or self.executions.starting):

@@ -73,20 +73,19 @@ class Sandboxes:
         cgroups.create(spec.id, "pause")
         if cgroups.unified is not None:
             sandbox.cgroup = str(cgroups.unified / spec.id)
-        if sandbox.address and ground.addresses is not None:
-            if own_net:
-                ground.addresses.leave_alone(Path(sandbox.cgroup))
-            else:
-                ground.addresses.add(Path(sandbox.cgroup), sandbox.address)
         try:
+            if sandbox.address and ground.addresses is not None:
+                if own_net:
+                    ground.addresses.leave_alone(Path(sandbox.cgroup))
+                else:
+                    ground.addresses.add(Path(sandbox.cgroup), sandbox.address)
             if ground.isolation != "none":
                 self._fork_sandbox(spec, sandbox, own_net)
             if own_net:
                 links.connect(sandbox.address, sandbox.pid, spec.sysctls)
                 sandbox.netns = f"/proc/{sandbox.pid}/ns/net"
         except OSError:
-            cgroups.kill(spec.id)
-            cgroups.remove(spec.id)
+            self._discard(sandbox)
             raise
         self.held[spec.id] = sandbox
         self._specs[spec.id] = spec
@@ -95,6 +94,18 @@ class Sandboxes:
             json.dumps({"spec": asdict(spec), "sandbox": asdict(sandbox)}).encode(),
         )
         reply({"sandbox": asdict(sandbox)})
+
+    def _discard(self, sandbox: Sandbox) -> None:
+        """Nothing is to be left of a sandbox that could not be made."""
+        cgroups = self._keeper.ground.cgroups
+        if sandbox.pid in self._keeper.owners:  # not reaped: the number is still its own
+            del self._keeper.owners[sandbox.pid]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(sandbox.pid, signal.SIGKILL)
+        if sandbox.address and self._keeper.ground.addresses is not None:
+            self._keeper.ground.addresses.remove(Path(sandbox.cgroup))
+        cgroups.kill(sandbox.id)
+        cgroups.remove(sandbox.id)
 
     def _allocate(self, *, real: bool) -> str:
         """The next free address of the range, in turn, so that one is not reused at once. Raises OSError.
