@@ -17,7 +17,7 @@ from sampan.kube.control.node_ranges import TAKEN_RANGES, NodeRanges, free_range
 from sampan.kube.joining import discovery
 from sampan.kube.joining.credentials import Wanted, make_request, of_client, of_kubelet, of_network
 from sampan.kube.joining.tokens import Token, secret_object
-from sampan.kube.objects import Object
+from sampan.kube.objects import Key, Object
 from sampan.kube.resources import CERTIFICATE_SIGNING_REQUESTS, CONFIG_MAPS, NAMESPACES, NODES, SECRETS, SERVICES
 from tests.unit.kube_control.conftest import World
 
@@ -139,6 +139,17 @@ async def test_a_node_that_has_left_is_taken_out(world: World) -> None:
     await world.client.patch(NODES, "gone", {"metadata": {"annotations": {LEFT: "true"}}})
     await world.gone(NODES, "gone")
     assert await world.find(NODES, "here")
+
+
+async def test_a_node_that_has_come_back_is_not_taken_for_the_one_that_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.create(NODES, "back")
+    departure = NodeDeparture(world.context)
+    former = {"metadata": {"name": "back", "uid": "former", "annotations": {LEFT: "true"}}}
+    monkeypatch.setattr(departure, "informer", lambda _: {Key("", "back"): former})  # what it knows is a little old
+    await departure.reconcile(Key("", "back"))
+    assert await world.find(NODES, "back")
 
 
 async def approval(world: World, wanted: Wanted, user: str = "system:node:a") -> Object:

@@ -28,10 +28,16 @@ class NodeDeparture(Controller):
         if node is None or (node["metadata"].get("annotations") or {}).get(LEFT) != "true":
             return None
         self.recorder.event(node, "Normal", "RemovingNode", f"Node {key.name} event: Removing Node {key.name}")
-        for resource, namespace in ((LEASES, "kube-node-lease"), (NODES, None)):
-            try:
-                await self.client.delete(resource, key.name, namespace)
-            except ApiError as error:
-                if not error.not_found:
-                    raise
+        try:
+            await self.client.delete(NODES, key.name, uid=node["metadata"]["uid"])
+        except ApiError as error:
+            if error.conflict:
+                return None  # one of this name has joined since
+            if not error.not_found:
+                raise
+        try:
+            await self.client.delete(LEASES, key.name, "kube-node-lease")
+        except ApiError as error:
+            if not error.not_found:
+                raise
         return None

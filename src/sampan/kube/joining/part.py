@@ -167,6 +167,11 @@ class JoinedKubePart(Part[PartSettings]):
             self.context.log.warning("the pod range %s was taken meanwhile: registering once more", chosen)
             await client.patch(NODES, membership.node, {"metadata": {"annotations": {LEFT: "true"}}})
             await self._gone(client, membership.node)
+        else:
+            raise JoinError(
+                f"other platforms of this machine took {REGISTRATIONS} pod ranges in turn that {membership.node} was given: "
+                "start it again"
+            )
         addresses = [
             {"type": "InternalIP", "address": membership.address},
             {"type": "Hostname", "address": membership.node},
