@@ -77,16 +77,20 @@ class Blanks:
         self._due: float | None = None
         """When the next is to be forked."""
         self._flags = 0
+        """CLONE_NEW* flags of what it is to have as a sandbox."""
 
-    def start(self, isolation: tiers.Isolation, pause: tuple[str, ...], *, privileged: bool) -> None:
-        """Have one from now on; ``pause`` is the program of a sandbox's first process."""
+    def start(self, isolation: tiers.Isolation, flags: int, pause: tuple[str, ...], *, privileged: bool) -> None:
+        """Have one from now on, with the namespaces that most pods have; ``pause`` is the program of a sandbox's first process."""
         self._isolation, self._pause, self._privileged = isolation, pause, privileged
         if isolation != "none":
-            self._flags = tiers.namespaces(isolation) & ~syscalls.CLONE_NEWNS
+            self._flags = flags
             self._due = self._machine.monotonic()
 
-    def take(self) -> Blank | None:
-        """The one there is; the next comes later."""
+    def take(self, flags: int) -> Blank | None:
+        """The one there is, if it has these namespaces; the next comes later."""
+        return self._let_go() if flags == self._flags else None
+
+    def _let_go(self) -> Blank | None:
         blank, self._blank = self._blank, None
         if self._flags:
             self._due = self._machine.monotonic() + REST
@@ -113,7 +117,7 @@ class Blanks:
         """A process has ended, and its number may be another's soon; if it was the one there is, another is to come."""
         if self._blank is not None and self._blank.pid == pid:
             self._blank.channel.close()
-            self.take()
+            self._let_go()
 
     def end(self) -> None:
         """Let go of the one there is: it ends."""
@@ -136,7 +140,7 @@ class Blanks:
                 signal.set_wakeup_fd(-1)
                 launch.reset_signals()
                 os.setsid()
-                syscalls.unshare(self._flags)
+                syscalls.unshare(self._flags & ~syscalls.CLONE_NEWNS)
                 if self._isolation == "user":
                     tiers.map_users(uid, gid)
                 pid = os.fork()

@@ -50,7 +50,9 @@ class Sandboxes:
             self._pause_args = (place,)
         except KeyError:
             self._pause_args = ("/bin/sleep", "infinity")
-        self.blanks.start(self._keeper.ground.isolation, self._pause_args, privileged=self._keeper.privileged)
+        ground = self._keeper.ground
+        flags = tiers.namespaces(ground.isolation) | (syscalls.CLONE_NEWNET if ground.links else 0)
+        self.blanks.start(ground.isolation, flags, self._pause_args, privileged=self._keeper.privileged)
 
     def create(self, request: Request, reply: Reply, *_: Any) -> None:
         """Make a sandbox; one that is there already is given back."""
@@ -138,7 +140,7 @@ class Sandboxes:
         if own_net:
             flags |= syscalls.CLONE_NEWNET
         groups = self._keeper.ground.cgroups.members(spec.id, "pause")
-        blank = self.blanks.take() if flags == tiers.namespaces(self._keeper.ground.isolation) else None
+        blank = self.blanks.take(flags)
         if blank is not None and blank.become(spec, str(devices), groups):
             self._own(blank.pid, sandbox)
             return
