@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from dataclasses import asdict
@@ -16,6 +17,8 @@ from sampan.parts.node.runtime import links
 from sampan.parts.node.runtime.cgroups import Cgroups
 from sampan.parts.node.runtime.interface import Sandbox, SandboxSpec
 from sampan.parts.node.runtime.keeper.blanks import Blank, Blanks
+from sampan.parts.node.runtime.keeper.inheritance import end_leftovers
+from sampan.parts.node.runtime.keeper.processes import process_start
 from sampan.parts.node.runtime.keeper.sandboxes import Sandboxes
 from sampan.parts.node.runtime.layout import Layout
 
@@ -85,3 +88,26 @@ def test_a_process_that_waited_is_no_sandbox_once_its_number_may_be_anothers() -
     with pytest.raises(OSError, match="Broken pipe"):
         theirs.send(b"?")
     theirs.close()
+
+
+def test_the_first_process_of_a_keeper_that_was_killed_is_ended(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    left, other = (subprocess.Popen(["sleep", "1000"]) for _ in range(2))
+    try:
+        for uid, pid, start in (
+            ("left", left.pid, process_start(left.pid)),
+            ("reused", other.pid, process_start(other.pid) - 1),
+            ("none", 0, 0),
+        ):
+            layout.pod(uid).mkdir(parents=True)
+            layout.sandbox(uid).write_text(json.dumps({"sandbox": {"pid": pid}, "start": start}))
+        layout.pod("damaged").mkdir()
+        layout.sandbox("damaged").write_text("{")
+        end_leftovers(layout, Cgroups(None, frozenset(), {}), Clock())
+        assert left.wait(30) == -9
+        assert other.poll() is None
+        assert not list(tmp_path.glob("pods/*/sandbox.json"))
+    finally:
+        for process in (left, other):
+            process.kill()
+            process.wait()

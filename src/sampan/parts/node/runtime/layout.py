@@ -3,7 +3,7 @@
     <node>/keeper.sock                       the keeper's socket
     <node>/keeper.pid                        its pid and start time; locked while it lives
     <node>/skeleton/                         the empty top of every container's root
-    <node>/pods/<uid>/sandbox.json           the sandbox: spec, address, pid of its first process
+    <node>/pods/<uid>/sandbox.json           the sandbox: spec, address, pid and start time of its first process
     <node>/pods/<uid>/volumes/<name>/        volumes the agent fills
     <node>/pods/<uid>/memory/<name>/         mount points of tmpfs volumes, /dev and /dev/shm (seen mounted in the sandbox only)
     <node>/pods/<uid>/logs/<container>/<attempt>.log[.<n>]

@@ -50,6 +50,11 @@ def end_leftovers(layout: Layout, cgroups: Cgroups, clock: Clock) -> None:
                 os.killpg(record["pid"], signal.SIGKILL)
         record_exit(started.parent, ExitRecord(137, clock.time(), error="lost"))
     for sandbox in layout.pods.glob("*/sandbox.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = json.loads(sandbox.read_bytes())
+            pid = record["sandbox"]["pid"]
+            if pid and process_start(pid) == record["start"]:
+                os.kill(pid, signal.SIGKILL)  # the first of its pid namespace: what is left in there ends with it
         sandbox.unlink()
     for pod in cgroups.pods():
         for _ in range(100):

@@ -22,6 +22,7 @@ from sampan.parts.node.runtime import launch, links, pause, syscalls, tiers
 from sampan.parts.node.runtime.interface import Memory, Sandbox, SandboxSpec
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
 from sampan.parts.node.runtime.keeper.blanks import Blanks
+from sampan.parts.node.runtime.keeper.processes import process_start
 from sampan.parts.node.runtime.layout import write_atomically
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ class Sandboxes:
         self._specs[spec.id] = spec
         write_atomically(
             self._keeper.layout.sandbox(spec.id),
-            json.dumps({"spec": asdict(spec), "sandbox": asdict(sandbox)}).encode(),
+            json.dumps(
+                {"spec": asdict(spec), "sandbox": asdict(sandbox), "start": process_start(sandbox.pid)}
+            ).encode(),
         )
         reply({"sandbox": asdict(sandbox)})
 
