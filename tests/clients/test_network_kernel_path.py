@@ -220,6 +220,7 @@ async def test_a_new_process_takes_over_what_is_attached(node: Node) -> None:
     with closing(Server("1")) as one, closing(Server("2")) as two:
         node.path.set(Frontend(VIP, 80, "TCP"), Backends((one.at,)))
         node.path.set(Frontend(VIP, 90, "TCP"), Backends((one.at,)))
+        former = node.path
         node.path.close()
         assert node.inside("a", lambda: _same(_call(), b"1")) == ""  # nobody is there, Services work
         node.path = node.attach()
@@ -227,6 +228,7 @@ async def test_a_new_process_takes_over_what_is_attached(node: Node) -> None:
         assert node.inside("a", lambda: _same(_call(), b"1")) == ""
         node.path.set(Frontend(VIP, 80, "TCP"), Backends((two.at,)))
         node.path.sweep()
+        former.sweep()  # due only after its end: nothing is its to sweep any more
         assert node.inside("a", lambda: _same(_call(), b"2")) == ""
         assert node.inside("a", lambda: _same(_refusal((VIP, 90)), "ECONNREFUSED")) == ""
 

@@ -190,6 +190,8 @@ class KernelPath:
 
     def sweep(self) -> None:
         """Everything there is has been put: forget what an earlier process left besides."""
+        if self._closed:
+            return  # the platform ended before it had settled
         wanted = {_service_key(*frontend) for frontend in self._entries}
         wanted |= {_service_key(address, 0, "") for address in self._markers}
         for key in [key for key in self.tables.services if key not in wanted]:
