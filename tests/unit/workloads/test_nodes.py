@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sampan.kube.objects import Object
 from sampan.kube.resources import DEPLOYMENTS, NODES, POD_DISRUPTION_BUDGETS, PODS
 from sampan.kube.status import ApiError
 from sampan.parts.workloads import pods
+from sampan.parts.workloads.control import pod_gc
 
 from .conftest import Cluster, template
 from .test_deployment import deployment
@@ -145,6 +148,30 @@ async def test_pods_of_a_node_that_is_gone_are_collected(cluster: Cluster) -> No
     assert await cluster.names() == ["p"]
     await cluster.pass_time(20)
     assert await cluster.names() == []
+
+
+async def test_finished_pods_are_kept_up_to_a_limit_the_newest(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_gc, "FINISHED_LIMIT", 2)
+    for number in range(5):
+        await cluster.create(PODS, pod(f"p{number}", nodeName="node-1"))
+        await cluster.patch(PODS, f"p{number}", {"status": {"phase": "Succeeded"}}, subresource="status")
+        cluster.clock.jump(1)
+        await cluster.settle()
+    assert sorted(one["metadata"]["name"] for one in await cluster.pods()) == ["p3", "p4"]
+
+
+async def test_a_pod_that_was_never_placed_and_is_to_go_goes(cluster: Cluster) -> None:
+    metadata = {"name": "held", "finalizers": ["example.com/wait"]}
+    await cluster.create(PODS, {"metadata": metadata, "spec": {**pod()["spec"], "schedulerName": "nobody"}})
+    await cluster.create(PODS, {"metadata": {"name": "other"}, "spec": {**pod()["spec"], "schedulerName": "nobody"}})
+    await cluster.client.delete(PODS, "held", "default", grace_period=30)
+    await cluster.settle()
+    assert (await cluster.get(PODS, "held"))["metadata"]["deletionGracePeriodSeconds"] == 0
+    await cluster.patch(PODS, "held", {"metadata": {"finalizers": None}})
+    await cluster.settle()
+    assert [one["metadata"]["name"] for one in await cluster.pods()] == ["other"]
 
 
 # -- disruption budgets
