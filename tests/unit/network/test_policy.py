@@ -180,3 +180,17 @@ def test_segments_say_the_same_without_overlap(given_rules: list[Allowance]) -> 
                     for one in given_rules
                 )
                 assert any(address in network for one in hits for network in one.peers) == wanted
+
+
+def test_pods_at_other_addresses_keep_no_policy_from_being_kept() -> None:
+    everything = {
+        "metadata": {"name": "p", "namespace": "x"},
+        "spec": {
+            "podSelector": {},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [POD_A], "ports": [{"port": 80}]}],
+        },
+    }
+    others = [_pod("x", "c", X_B), _pod("x", "a", "1")]
+    others[0]["status"]["podIP"], others[1]["status"]["podIP"] = "fd00::9", "nowhere"
+    assert compile([everything], [*PODS, *others], NAMESPACES) == compile([everything], PODS, NAMESPACES)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sampan.kube.objects import Object, dig
 from sampan.kube.types import selectors
+from sampan.parts.network.services import is_ipv4
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 ALL_PORTS = (1, 65535)
@@ -87,14 +88,14 @@ def compile(
 
 
 class _World:
-    """Pods with addresses, by namespace, and the labels of namespaces."""
+    """Pods with IPv4 addresses, by namespace, and the labels of namespaces."""
 
     def __init__(self, pods: Sequence[Object], namespaces: Mapping[str, Mapping[str, str]]) -> None:
         self._namespaces = namespaces
         self._pods: dict[str, list[Object]] = {}
         for pod in pods:
             running = dig(pod, "status", "phase") not in ("Succeeded", "Failed")
-            if running and dig(pod, "status", "podIP") and not pod["spec"].get("hostNetwork"):
+            if running and is_ipv4(dig(pod, "status", "podIP", default="")) and not pod["spec"].get("hostNetwork"):
                 self._pods.setdefault(pod["metadata"]["namespace"], []).append(pod)
 
     def select(self, selector: Mapping[str, Any], namespaces: Iterable[str]) -> list[Object]:

@@ -6,6 +6,7 @@ chosen for each connection. Ready endpoints are chosen; where there is none, tho
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -138,6 +139,7 @@ def health_of(service: Object, slices: Sequence[Object], node: str = "") -> Heal
     return Health(port, metadata["namespace"], metadata["name"], len(here))
 
 
+@functools.lru_cache(1 << 14)
 def is_ipv4(address: str) -> bool:
     """The text is an IPv4 address."""
     try:
