@@ -59,6 +59,7 @@ GOOD = splits_to("hello")
         {"rules": [3]},
         {"rules": [{"hosts": "a.example.com", "http": {"paths": []}}]},
         {"rules": [{"hosts": [1], "http": {"paths": []}}]},
+        {"rules": [{"hosts": ["a\nb.example.com"], "http": {"paths": []}}]},
         {"rules": [{"hosts": ["a.example.com"], "http": {"paths": [{"splits": [{}]}]}}]},
         None,
     ],
@@ -73,6 +74,11 @@ def test_a_malformed_one_keeps_no_other_from_being_served(spec: Any) -> None:
     }
     assert states == {"a-bad-one": "Unknown", "good": "True"}
     assert all(resource == KNATIVE_INGRESSES for resource, _ in result.statuses)
+
+
+def test_hosts_that_differ_in_case_are_one() -> None:
+    shouted = {"rules": [{**splits_to("hello")["rules"][0], "hosts": ["Hello.Example.com"]}]}
+    assert served(translated(ingress("shouted", shouted), ingress("good", GOOD)), PUBLIC) == {"hello.example.com"}
 
 
 def test_a_cluster_stays_for_requests_that_wait_in_the_gate() -> None:

@@ -274,11 +274,11 @@ def _asked_secrets(ingress: Object) -> list[Key]:
 
 
 def _hosts(rule: Mapping[str, Any]) -> list[str]:
-    """Raises TypeError."""
+    """The hosts of a rule, or of an entry for TLS. Raises TypeError: they are no list of names."""
     hosts = rule.get("hosts") or []
-    if not isinstance(hosts, list) or not all(isinstance(one, str) for one in hosts):
+    if not isinstance(hosts, list) or not all(isinstance(one, str) and one.isprintable() for one in hosts):
         raise TypeError("hosts is no list of names")
-    return hosts
+    return [one.lower() for one in hosts]  # for Envoy two that differ in case are one host named twice
 
 
 def _certificates(world: World, ingress: Object) -> tuple[dict[str, Certificate], bool]:
@@ -296,7 +296,7 @@ def _certificates(world: World, ingress: Object) -> tuple[dict[str, Certificate]
         secret = world.secret(key)
         read = read_certificate(key, secret) if secret is not None else None
         if isinstance(read, Certificate):
-            found |= dict.fromkeys(entry.get("hosts") or (), read)
+            found |= dict.fromkeys(_hosts(entry), read)
         else:
             complete = False
             if read is not None:
