@@ -136,10 +136,12 @@ async def test_orphaned_dependents_stay_without_the_reference(world: World, owne
 async def test_an_owner_in_another_namespace_does_not_count_and_is_told(world: World, owner: Object) -> None:
     await world.create(CONFIG_MAPS, "child", "other", ownerReferences=owned(owner))
     await world.gone(CONFIG_MAPS, "child", "other")
-    await world.settle()
-    world.clock.jump(1)
-    await world.settle()
-    (event,) = (await world.client.list(EVENTS, "other")).items
+
+    async def told() -> list[Object]:
+        return (await world.client.list(EVENTS, "other")).items
+
+    await world.until(told)
+    (event,) = await told()
     assert (event["reason"], event["type"]) == ("OwnerRefInvalidNamespace", "Warning")
     assert event["involvedObject"]["name"] == "child" and 'does not exist in namespace "other"' in event["message"]
 
