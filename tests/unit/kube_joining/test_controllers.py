@@ -184,7 +184,7 @@ async def test_a_kubelets_certificate_is_for_the_addresses_of_its_node(world: Wo
     approver.allowed = frozenset({"selfnodeserver"})
     await approver.start()
     await world.create(NODES, "a")
-    addresses = [{"type": "InternalIP", "address": "10.0.0.2"}, {"type": "Hostname", "address": "a"}]
+    addresses = [{"type": "InternalIP", "address": "10.0.0.2"}, {"type": "Hostname", "address": "a"}, {}]
     await world.client.patch(NODES, "a", {"status": {"addresses": addresses}}, subresource="status")
     await world.settle()
     assert decided(await approval(world, of_kubelet("a", ["10.0.0.2"]))) == ["Approved"]

@@ -42,7 +42,7 @@ async def connector(cluster: Cluster) -> KubeletConnector:
     await cluster.client.create(SERVICES, {"metadata": {"name": "s"}, "spec": {"ports": ports}}, "default")
     await cluster.client.create(ENDPOINT_SLICES, SLICE, "default")
     await cluster.client.create(NODES, {"metadata": {"name": "n"}})
-    addressed = {"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}}
+    addressed = {"status": {"addresses": [{}, {"type": "InternalIP", "address": "10.0.0.1"}]}}
     await cluster.client.patch(NODES, "n", addressed, subresource="status")
     return made
 

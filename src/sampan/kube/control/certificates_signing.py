@@ -233,7 +233,7 @@ class CertificateApprover(_RequestController):
             return [*own, ("nodeclient", "kubelet client certificate")]
         if signer == KUBELET_SERVING:
             node = self.informer(NODES).get(Key("", username.removeprefix(NODE_PREFIX)))
-            addresses = {one["address"] for one in dig(node, "status", "addresses", default=())}
+            addresses = {one.get("address") for one in dig(node, "status", "addresses", default=())}
             # a node says itself what its addresses are: not those under which others, and the API server, are believed
             foreign = {*self._api_addresses(), *self._names_of_others(username)}
             mine = not any(name in foreign or of_the_cluster(name) for name in wanted.names)

@@ -114,7 +114,7 @@ class KubeletConnector:
         if node is None:
             raise not_found(NODES, node_name)
         addresses: Sequence[Mapping[str, str]] = dig(node, "status", "addresses", default=())
-        by_type = {address["type"]: address["address"] for address in reversed(addresses)}
+        by_type = {address.get("type"): address.get("address") for address in reversed(addresses)}
         host = by_type.get("InternalIP") or by_type.get("Hostname") or by_type.get("ExternalIP")
         if not host:
             raise internal(f"no preferred addresses found; known addresses: {list(by_type.values())}")
