@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -70,6 +72,26 @@ async def test_nothing_is_put_into_a_table_that_was_taken_away(kernel: Kernel) -
     before = kernel.batches
     await path.put(WEB, Backends((HERE,)))
     assert kernel.batches == before
+
+
+async def test_who_leaves_waits_for_what_is_being_put(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = PacketPath("t", "10.244.9.0/24", host=False)
+    path.begin({}, {}, [])
+    begun, let = threading.Event(), threading.Event()
+
+    def commit(batch: Batch) -> None:
+        begun.set()
+        assert let.wait(30)
+
+    monkeypatch.setattr(Batch, "commit", commit)
+    putting = asyncio.create_task(path.put(WEB, Backends((HERE,))))
+    assert await asyncio.to_thread(begun.wait, 30)
+    leaving = asyncio.create_task(path.leave())
+    await asyncio.sleep(0)
+    assert not leaving.done()
+    let.set()
+    await asyncio.gather(putting, leaving)
+    assert path.frontends == {WEB}
 
 
 async def test_what_the_table_began_with_and_nobody_claims_is_dropped(kernel: Kernel) -> None:

@@ -144,7 +144,8 @@ class Attachment(Controller):
             if known is not None and known.table != table:
                 await self._end_packets()
             elif known is not None:
-                self._proxy.leave(known)  # what it left of its table is replaced at once
+                self._proxy.leave(known)
+                await known.leave()  # what it left of its table is replaced at once
             path = PacketPath(table, pod_range, host=host)
             frontends = {one: each for one, each in self._proxy.wanted().items() if _for_pods(one, each)}
             path.begin(frontends, self._policies.compiled(), self._ranges(pod_range))

@@ -73,11 +73,16 @@ class PacketPath:
         """Take the table away. Raises OSError."""
         nftables.remove(self.table)
 
-    async def end(self) -> None:
-        """Take the table away when nothing is being put there, and put nothing there any more. Raises OSError."""
+    async def leave(self) -> None:
+        """Put nothing there any more: what is being put is there when this returns, and another may have the table."""
         self._ended = True
         async with self._turn:
-            await asyncio.to_thread(self.remove)
+            return
+
+    async def end(self) -> None:
+        """Leave the table, and take it away. Raises OSError."""
+        await self.leave()
+        await asyncio.to_thread(self.remove)
 
     def _add_chain(self, batch: Batch, backends: Backends) -> None:
         chain = nft_table.chain_of(backends)
