@@ -388,3 +388,35 @@ async def test_a_pod_that_was_let_through_to_is_not_looked_for_where_it_was(monk
     assert plane.told == {("10.0.0.8", 3000)}
     assert gate._revisions[Key("default", "r")].alive == {"10.0.0.8:3000"}
     await gate._context.tasks.cancel()
+
+
+@pytest.mark.parametrize("when", ["before it is asked", "while it answers"])
+async def test_envoy_is_not_told_of_a_pod_that_is_gone(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    gate, plane, told, _ = await woken_gate(monkeypatch, [])
+    running = pod(podIP="10.0.0.7", phase="Running")
+
+    async def last_word(question: Question, host: str) -> bool:
+        gate._pod_changed(running, None)
+        return True
+
+    monkeypatch.setattr(module, "answers", last_word)
+    gate._pod_changed(None, running)
+    if when == "before it is asked":
+        gate._pod_changed(running, None)
+    known = gate._revisions[Key("default", "r")]
+    await settled(lambda: not known.probing)
+    await asyncio.sleep(0)
+    assert (known.announced, known.expected, plane.told, told) == (set(), set(), frozenset(), [])
+    await gate._context.tasks.cancel()
+
+
+async def test_envoy_is_told_the_addresses_as_they_are_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, plane, _, _ = await woken_gate(monkeypatch, [])
+    known = gate._revisions[Key("default", "r")]
+    known.announced = {"10.0.0.7:3000"}
+    gate._announce(known)  # begins to run later
+    known.announced = {"10.0.0.8:3000"}
+    await gate._tell(known)
+    await asyncio.sleep(0)
+    assert plane.told == {("10.0.0.8", 3000)}
+    await gate._context.tasks.cancel()

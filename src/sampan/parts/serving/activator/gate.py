@@ -397,8 +397,8 @@ class Gate:
         try:
             if address in revision.begins:
                 await Clock().sleep(EARLY_REST)
-                if not self._stands(revision, address):
-                    return
+            if not self._stands(revision, address):  # it may have gone before this began
+                return
             limited = revision.throttle.limit > 0
             if not revision.reachable and (limited or not revision.announced):
                 # nobody is let through yet, so Envoy can learn the address while the pod still starts; of a revision without
@@ -408,12 +408,14 @@ class Gate:
                 self._announce(revision)
             if not known_ready and not await self._takes_requests(revision, address):
                 return
+            if not self._stands(revision, address):  # or while it answered
+                return
             revision.expected.discard(address)
             if not limited:
                 revision.announced -= revision.expected
                 revision.expected.clear()
             revision.announced.add(address)
-            await self._plane.announce(revision.key, frozenset(map(_split, revision.announced)))
+            await self._tell(revision)
             if self._stands(revision, address) and address in revision.announced:
                 revision.reachable.add(address)
                 revision.throttle.set_pods(revision.reachable, self._occupied())
@@ -478,8 +480,11 @@ class Gate:
             self._announce(revision)
 
     def _announce(self, revision: _Revision) -> None:
-        told = frozenset(map(_split, revision.announced))
-        self._context.tasks.start(f"gate-announce/{revision.key}", self._plane.announce(revision.key, told))
+        self._context.tasks.start(f"gate-announce/{revision.key}", self._tell(revision))
+
+    async def _tell(self, revision: _Revision) -> None:
+        """Have Envoy know the addresses as they are when this runs: of two such tasks either may be the first."""
+        await self._plane.announce(revision.key, frozenset(map(_split, revision.announced)))
 
 
 def _address(pod: Object, port: int) -> str:
