@@ -173,7 +173,10 @@ class Part(ABC, Generic[S]):
         """
 
     async def drain(self) -> None:
-        """Stop taking new work and finish what is under way; the platform bounds the wait."""
+        """The platform ends in an orderly way: take no new work and finish what is under way; the platform bounds the wait.
+
+        Not called where the part comes up again at once: something it needs failed, or the part itself.
+        """
 
     async def stop(self) -> None:
         """Release everything; called once, also after a failed `start`."""

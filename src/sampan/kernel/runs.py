@@ -195,7 +195,8 @@ class Run(ABC):
                 dependent.interrupt()
             for dependent in self.dependents:
                 await dependent._down_now.wait()
-            await self.lower_part(drain=healthy)
+            # only who ends drains: what comes up again at once leaves its pods and connections to themselves
+            await self.lower_part(drain=healthy and self._stopping)
             self._down_now.set()
             if failure is None:
                 continue
