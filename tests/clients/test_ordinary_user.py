@@ -22,7 +22,8 @@ set -u
 sampan() { "$PYTHON" -c 'from sampan.cli import main; main()' "$@"; }
 told() { echo "== $1"; }
 trap 'sampan down --data-dir "$HOME/p" > /dev/null 2>&1' EXIT
-sampan up --detach --ports auto --data-dir "$HOME/p" --only node,network,workloads --set node.tier=$TIER > up.log 2>&1 || { cat up.log; exit 1; }
+sampan up --detach --ports auto --data-dir "$HOME/p" --only node,network,workloads --set node.tier=$TIER \
+  --set kubernetes.service_range=$SERVICES > up.log 2>&1 || { cat up.log; exit 1; }
 export KUBECONFIG="$HOME/p/kubeconfig"
 told tier; "$KUBECTL" get node -o jsonpath='{.items[0].status.conditions[?(@.type=="PodIsolation")].reason}'; echo
 "$KUBECTL" create deployment apache --image=httpd
@@ -75,8 +76,8 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.mark.parametrize("tier", ["T2", "T3"])
-def test_servers_on_port_80_run_and_are_reached_without_root(tier: str, folder: Path) -> None:
+@pytest.mark.parametrize(("tier", "services"), [("T2", "10.96.0.0/12"), ("T3", "10.80.0.0/16")])
+def test_servers_on_port_80_run_and_are_reached_without_root(tier: str, services: str, folder: Path) -> None:
     if not may(sys.executable, "-c", "import sampan.cli"):
         pytest.skip("the user without rights may not read the interpreter or Sampan")
     if os.geteuid() == 0 and shutil.which("ip") is None:
@@ -97,6 +98,7 @@ def test_servers_on_port_80_run_and_are_reached_without_root(tier: str, folder: 
         "PYTHONPATH": source,
         "KUBECTL": KUBECTL,
         "TIER": tier,
+        "SERVICES": services,
     }
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False)
     told = {head: rest for head, _, rest in (part.partition("\n") for part in done.stdout.split("== ")[1:])}

@@ -3,8 +3,8 @@
 What comes up, in order: the object log is opened and its live objects read; the gates (authentication, authorization,
 admission) and the verbs are built over it; the listener serves; the objects that every cluster has are made; the kubeconfig
 is written to the platform's folder. From then on parts of this process find here a `Client`, the shared `Informers`, a
-`ControlContext` for their controllers, the `TypeRegistry` to serve kinds of their own, and the `Admission` chain to add
-plugins to. Parts in other processes get the same over HTTP, with a client certificate of their own (`connect`).
+`ControlContext` for their controllers, the `TypeRegistry` to serve kinds of their own, the `Admission` chain to add
+plugins to, and the `ServiceRange`. Parts in other processes get the same over HTTP, with a client certificate of their own (`connect`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -94,6 +95,13 @@ SPARE_SERVICES = tuple(f"10.{number}.0.0/16" for number in range(112, 128))
 """For further platforms of an ordinary user."""
 
 
+@dataclass(frozen=True)
+class ServiceRange:
+    """The addresses of this platform's Services, provided to the parts of its own process."""
+
+    cidr: str
+
+
 class KubePart(Part[KubeSettings]):
     """Serves the Kubernetes API."""
 
@@ -163,6 +171,7 @@ class KubePart(Part[KubeSettings]):
         self._feed = LocalFeed(store, types)
         informers = SharedInformers(self._client, context.clock, context.tasks, self._feed.with_custom())
         self._control = ControlContext(self._client, informers, context.clock, context.tasks, context.metrics)
+        context.provide(ServiceRange, ServiceRange(services))
         context.provide(Client, self._client)
         context.provide(Informers, informers)
         context.provide(ControlContext, self._control)

@@ -19,10 +19,11 @@ from sampan.kernel.part import Part, PartSettings
 from sampan.kube.client import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.joining.interface import Joined
+from sampan.kube.part import ServiceRange
 from sampan.kube.resources import NODES
 from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.node import ImageDigests, PodAddresses
-from sampan.parts.node.agent.agent import ADDRESS_NETWORKS, Agent
+from sampan.parts.node.agent.agent import Agent
 from sampan.parts.node.agent.eviction import Reserve
 from sampan.parts.node.agent.peers import PeerRoutes
 from sampan.parts.node.agent.sources import InformedSources, ReferencedSources
@@ -30,6 +31,10 @@ from sampan.parts.node.agent.worker import PodWorker
 from sampan.parts.node.images.provider import Images
 from sampan.parts.node.runtime.interface import ADDRESSED
 from sampan.parts.node.runtime.process import ProcessRuntime
+
+PODS = "10.244.0.0/16"
+SERVICES = ("10.96.0.0/12", "10.112.0.0/12")
+"""Where Services have their addresses unless the platform was given a range; a joined node knows no other."""
 
 
 class NodeSettings(PartSettings, kw_only=True):
@@ -101,12 +106,13 @@ class NodePart(Part[NodeSettings]):
         context, settings = self.context, self.context.settings
         control = context.get(ControlContext)
         joined = context.find(Joined)
+        services = context.find(ServiceRange)
         self._runtime = runtime = ProcessRuntime(
             context.data_dir / "run",
             context.clock,
             context.tasks,
             pod_range=settings.pod_range or (joined.pod_range if joined is not None else ""),
-            networks=ADDRESS_NETWORKS,
+            networks=[PODS, *([services.cidr] if services is not None else SERVICES)],
             tier=settings.tier,
             abandon=settings.abandon,
             zygote=settings.zygote,

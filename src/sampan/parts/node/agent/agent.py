@@ -41,8 +41,6 @@ from sampan.parts.node.runtime.process import ProcessRuntime
 
 log = logging.getLogger(__name__)
 
-ADDRESS_NETWORKS = ("10.244.0.0/16", "10.96.0.0/12")
-
 
 class Agent:
     """One node's agent."""
