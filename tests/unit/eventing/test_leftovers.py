@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from sampan.kernel.clock import Clock
+from sampan.kernel.tasks import Tasks
 from sampan.kube.objects import Object
 from sampan.parts.eventing.control.leftovers import Leftovers, leftovers
 from sampan.parts.eventing.names import group_of, subscriber_group, topic_of
+from sampan.parts.eventing.streams import Streams
 
 
 def named(kind: str, name: str, uid: str, **spec: object) -> Object:
@@ -23,3 +28,17 @@ def test_only_topics_and_groups_of_ours_without_an_object_are_left_over() -> Non
     assert leftovers(topics, groups, bare[:1], bare[1:2], bare[2:]) == Leftovers(
         sorted([topic_of(gone), topic_of(closed)]), sorted([group_of(former), subscriber_group("8-8")])
     )
+
+
+async def test_a_start_knows_whether_messaging_was_ever_spoken_to(tmp_path: Path) -> None:
+    clock = Clock()
+    tasks = Tasks(clock)
+
+    def streams() -> Streams:
+        return Streams(lambda: ("127.0.0.1", 1), clock, tasks, note=tmp_path / "streams")
+
+    assert not streams().used
+    first = streams()
+    first.client()
+    await first.close()
+    assert streams().used

@@ -126,6 +126,7 @@ class EventingPart(Part[EventingSettings]):
             context.clock,
             context.tasks,
             context.root / "messaging" / "credentials.json",
+            context.data_dir / "streams",
         )
         self._transport = transport = Transport(resolver, context.clock)
         self._attempts = Attempts(context.data_dir / "attempts.jsonl")
@@ -177,7 +178,8 @@ class EventingPart(Part[EventingSettings]):
         ]
         for controller in controllers:
             await controller.start()
-        context.tasks.start("leftovers", sweep(everything))
+        if streams.used:
+            context.tasks.start("leftovers", sweep(everything))
         self._server = HttpServer(ingress.handle, self._socket, Clock())
         await self._server.start()
 

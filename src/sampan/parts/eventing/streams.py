@@ -48,15 +48,25 @@ class _Topic:
 
 
 class Streams:
-    """The topics and groups of one process. ``address`` gives messaging's ``(host, port)`` or None while it is not up."""
+    """The topics and groups of one process.
+
+    ``address`` gives messaging's ``(host, port)`` or None while it is not up. The file ``note`` is there once messaging was
+    ever spoken to, so that a start at which nothing can have been left there need not connect.
+    """
 
     def __init__(
-        self, address: Callable[[], tuple[str, int] | None], clock: Clock, tasks: Tasks, credentials: Path | None = None
+        self,
+        address: Callable[[], tuple[str, int] | None],
+        clock: Clock,
+        tasks: Tasks,
+        credentials: Path | None = None,
+        note: Path | None = None,
     ) -> None:
         self._address = address
         self._clock = clock
         self._tasks = tasks
         self._credentials = credentials
+        self._note = note
         self._topics: dict[str, _Topic] = {}
         self._client: MessagingClient | None = None
 
@@ -67,8 +77,15 @@ class Streams:
             UnavailableError: messaging does not listen.
         """
         if self._client is None:
+            if self._note is not None:
+                self._note.touch()
             self._client, _ = self.connect()
         return self._client
+
+    @property
+    def used(self) -> bool:
+        """Messaging was spoken to, at this start or before."""
+        return self._note is None or self._note.exists()
 
     def connect(self, address: str = "", access_key: str = "", secret_key: str = "") -> tuple[MessagingClient, Clock]:
         """A connection of one's own to a RocketMQ 5 proxy (empty: to messaging), and the clock its leases go by.
