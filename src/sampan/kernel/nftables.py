@@ -413,19 +413,6 @@ def exists(table: str) -> bool:
     return not code
 
 
-def attributes(data: bytes) -> dict[int, bytes]:
-    """The netlink attributes in some bytes, by kind."""
-    values: dict[int, bytes] = {}
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            break
-        values[kind & 0x3FFF] = data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return values
-
-
 def remove(table: str) -> None:
     """Take a table away; a missing one is fine. Raises OSError."""
     batch = Batch(table)

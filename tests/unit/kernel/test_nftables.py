@@ -10,6 +10,7 @@ from tests.unit.kernel import nft_decoder as decoder
 from tests.unit.kernel.nft_decoder import Kernel, number, text
 
 from sampan.kernel import nftables
+from sampan.kernel.netlink import attributes
 from sampan.kernel.nftables import Batch, Element
 
 
@@ -127,6 +128,6 @@ def test_any_number_of_elements_comes_whole(keys: set[int], last: bool) -> None:
 
 def test_attributes_are_read_back_and_torn_ones_end_the_reading() -> None:
     data = nftables.attribute(1, b"abc") + nftables.attribute(2, b"")
-    assert nftables.attributes(data) == {1: b"abc", 2: b""}
-    assert nftables.attributes(data + b"\0\0\0\0") == {1: b"abc", 2: b""}
-    assert nftables.attributes(data[:6]) == {1: b"ab"}
+    assert attributes(data) == {1: b"abc", 2: b""}
+    assert attributes(data + b"\0\0\0\0") == {1: b"abc", 2: b""}
+    assert attributes(data[:6]) == {1: b"ab"}

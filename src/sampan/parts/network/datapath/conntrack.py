@@ -13,7 +13,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from sampan.kernel.nftables import attributes
+from sampan.kernel.netlink import attributes
 
 _NETFILTER = 12
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2

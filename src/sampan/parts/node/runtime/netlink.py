@@ -12,6 +12,8 @@ import socket
 import struct
 from typing import Final
 
+from sampan.kernel.netlink import attributes
+
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 17, 20, 24, 25, 26
 _REQUEST, _ACK, _EXCL, _CREATE, _REPLACE = 1, 4, 0x200, 0x400, 0x100
 _TABLE_LOCAL, _TABLE_MAIN = 255, 254
@@ -173,19 +175,7 @@ def peer_routes() -> dict[str, str]:
                     code = -struct.unpack_from("=i", answer, offset + 16)[0]
                     raise OSError(code, f"netlink: {os.strerror(code)}")
                 _, prefix, _, _, table, origin = struct.unpack_from("=BBBBBB", answer, offset + 16)
-                values = _attributes(answer[offset + 28 : offset + length])
+                values = attributes(answer[offset + 28 : offset + length])
                 if origin == _PEERS and table == _TABLE_MAIN and 1 in values and 5 in values:
                     found[f"{ipaddress.IPv4Address(values[1])}/{prefix}"] = str(ipaddress.IPv4Address(values[5]))
                 offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    values: dict[int, bytes] = {}
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            break
-        values[kind] = data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return values
