@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import requests
 
 from sampan.kube.objects import dig
 from sampan.parts.serving.activator import throttle
@@ -36,9 +37,9 @@ def network(world: World, data: dict[str, str | None]) -> None:
     world.kubectl("patch", "cm", "config-network", "-n", "knative-serving", "--type=merge", "-p", patch)
 
 
-def over_tls(world: World, host: str) -> str:
+def over_tls(world: World, host: str, listener: str = "gateway.tls") -> str:
     """The answer to ``GET /`` over TLS, the certificate checked for the host against the platform's authority alone."""
-    address, _, port = world.platform.address("gateway.tls").rpartition(":")
+    address, _, port = world.platform.address(listener).rpartition(":")
     context = ssl.create_default_context(cafile=str(world.platform.kernel.authority.certificate_path))
     plain = socket.create_connection((address, int(port)), 20)
     with context.wrap_socket(plain, server_hostname=host) as secure:
@@ -80,6 +81,50 @@ def test_names_get_certificates_of_the_platforms_authority(world: World, tls: No
     world.until(lambda: len([one for one in world.objects("secret") if one["type"] == "kubernetes.io/tls"]) == 2)
     world.apply(service("sealed", env={"TARGET": "sealed"}, traffic=[{"latestRevision": True, "percent": 100}]))
     world.until(lambda: len(world.objects("kcert")) == 1)
+
+
+def test_names_inside_get_certificates_of_their_own(world: World) -> None:
+    network(world, {"cluster-local-domain-tls": "Enabled"})
+    traffic = [{"latestRevision": True, "percent": 100, "tag": "now"}]
+    world.apply(service("whisper", env={"TARGET": "whisper"}, traffic=traffic))
+    world.apply(service("inward", metadata={"labels": {"networking.knative.dev/visibility": "cluster-local"}}))
+
+    def address(name: str) -> str:
+        return str(dig(world.ready(name), "status", "address", "url"))
+
+    world.until(lambda: address("whisper") == "https://whisper.default.svc.cluster.local")
+    assert world.ready("whisper")["status"]["url"] == "http://whisper.default.localhost"
+    world.until(lambda: world.ready("inward")["status"]["url"] == "https://inward.default.svc.cluster.local")
+    assert world.condition("route", "whisper", "CertificateProvisioned")[:2] == ("True", "")
+    inside = "gateway.internal.tls"
+    for ending in ("", ".svc", ".svc.cluster.local"):
+        assert over_tls(world, f"whisper.default{ending}", inside) == "Hello whisper!\n"
+        assert over_tls(world, f"now-whisper.default{ending}", inside) == "Hello whisper!\n"
+    world.sleep_to_zero("whisper")
+    assert over_tls(world, "whisper.default.svc.cluster.local", inside) == "Hello whisper!\n"
+    # nothing of it is to be had outside, and names that are visible there are not served inside
+    with pytest.raises(ssl.SSLError):
+        over_tls(world, "whisper.default.svc.cluster.local")
+    bundle = world.kubectl(
+        "get", "cm", "-n", "knative-serving", "-l", "networking.knative.dev/trust-bundle=true", "-o", "json"
+    )
+    assert world.platform.kernel.authority.certificate_pem.decode() in json.loads(bundle)["items"][0]["data"].values()
+
+    network(world, {"cluster-local-domain-tls": None})
+    world.until(lambda: address("whisper") == "http://whisper.default.svc.cluster.local")
+    world.until(lambda: not world.objects("kcert"))
+    inner = world.platform.address("gateway.internal")
+    answer = requests.get(f"http://{inner}/", headers={"Host": "whisper.default.svc.cluster.local"}, timeout=10)
+    assert answer.text == "Hello whisper!\n"
+
+
+def test_settings_of_the_network_that_mean_nothing_are_refused(world: World) -> None:
+    for name in ("cluster-local-domain-tls", "system-internal-tls", "http-protocol"):
+        patch = json.dumps({"data": {name: "Sometimes"}})
+        told = world.kubectl(
+            "patch", "cm", "config-network", "-n", "knative-serving", "--type=merge", "-p", patch, fails=True
+        )
+        assert f'{name} with value: "Sometimes" in config-network ConfigMap is not supported' in told
 
 
 def test_plain_http_is_redirected_where_asked(world: World, tls: None) -> None:

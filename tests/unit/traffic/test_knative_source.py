@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampan.kube.objects import Key, Object
-from sampan.parts.traffic.model import Certificate, rank
+from sampan.parts.traffic.model import Certificate, Forward, rank
 from sampan.parts.traffic.references import Backends
 from sampan.parts.traffic.resources import KNATIVE_INGRESSES
 from sampan.parts.traffic.sources import knative as module
@@ -19,7 +19,7 @@ from sampan.parts.traffic.sources.knative import LIMIT_ANNOTATION, LONGEST_WAIT,
 from sampan.parts.traffic.world import Changes
 from tests.unit.traffic.world_made import MadeWorld
 
-PUBLIC, SECURE, PRIVATE = 80, 443, 8080
+PUBLIC, SECURE, PRIVATE, SEALED = 80, 443, 8080, 8443
 
 
 def ingress(name: str, spec: Any) -> Object:
@@ -34,7 +34,7 @@ def translated(*ingresses: Object) -> Result:
 
 
 def source(now: Callable[[], float]) -> KnativeSource:
-    return KnativeSource("127.0.0.1", PUBLIC, SECURE, PRIVATE, now)
+    return KnativeSource("127.0.0.1", PUBLIC, SECURE, (PRIVATE, SEALED), now)
 
 
 def served(result: Result, port: int) -> set[str]:
@@ -220,6 +220,24 @@ def test_an_announced_address_translates_nothing_anew() -> None:
     assert states[0] == states[1] == states[2]
     result = followed.translate(made.world, made.backends)
     assert states[2] != state(result)
+
+
+def test_cluster_local_names_have_a_port_of_their_own_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_certificate", lambda key, secret: Certificate(str(key), b"", b""))
+    made = MadeWorld()
+    made.service("hello", 80)
+    made.world.secrets[Key("default", "own")] = {"data": {}}
+    inner = {**splits_to("hello")["rules"][0], "hosts": ["hello.default.svc"], "visibility": "ClusterLocal"}
+    tls = [{"hosts": ["hello.default.svc"], "secretName": "own"}]
+    spec = {"rules": [*GOOD["rules"], inner], "tls": tls, "httpOption": "Redirected"}
+    one = ingress("one", spec)
+    made.world.knative_ingresses = {Key.of(one): one}
+    result = source(lambda: 0.0).translate(made.world, made.backends)
+    assert served(result, SEALED) == {"hello.default.svc"}
+    assert served(result, SECURE) == set()
+    assert served(result, PRIVATE) == {"hello.default.svc", "hello.example.com"}
+    plain = next(one for one in result.listeners if one.port == PRIVATE)
+    assert all(isinstance(rule.action, Forward) for host in plain.hosts.values() for rule in host.rules)
 
 
 def test_the_secret_of_another_namespace_is_not_served_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ class EventingPart(Part[EventingSettings]):
             context.root / "messaging" / "credentials.json",
             context.data_dir / "streams",
         )
-        self._transport = transport = Transport(resolver, context.clock)
+        self._transport = transport = Transport(resolver, context.clock, lambda: context.authority.certificate_pem)
         self._attempts = Attempts(context.data_dir / "attempts.jsonl")
         await asyncio.to_thread(self._attempts.open)
         tracing = Tracing(context.tracer, context.find(Traces) or Traces(context.clock))

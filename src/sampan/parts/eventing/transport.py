@@ -7,9 +7,11 @@ reach it. `Transport.post` makes one attempt and says how it went; when to try a
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -117,9 +119,12 @@ def _service_of(endpoint_slice: Object) -> list[str]:
 class Transport:
     """One HTTP client for all deliveries."""
 
-    def __init__(self, resolver: AbstractResolver, clock: Clock) -> None:
+    def __init__(self, resolver: AbstractResolver, clock: Clock, authority: Callable[[], bytes]) -> None:
+        """``authority``: whom to trust besides the system's authorities (PEM): the one of names in the cluster."""
         self._resolver = resolver
         self._clock = clock
+        self._authority = authority
+        self._trust: ssl.SSLContext | None = None
         self._opened: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -142,6 +147,11 @@ class Transport:
             )
         return self._opened
 
+    def _trusted(self) -> ssl.SSLContext:
+        made = ssl.create_default_context()
+        made.load_verify_locations(cadata=self._authority().decode())
+        return made
+
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes, *, timeout: float | None = None, method: str = "POST"
     ) -> Answer:
@@ -155,11 +165,14 @@ class Transport:
             return Answer(Outcome(0, str(error) or type(error).__name__))
 
     async def _post(self, url: str, headers: Mapping[str, str], body: bytes, method: str) -> Answer:
+        if url.startswith("https:") and self._trust is None:
+            self._trust = await asyncio.to_thread(self._trusted)
+        trust = self._trust or True
         while True:
             reused: dict[str, bool] = {}
             try:
                 async with self._session().request(
-                    method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=reused
+                    method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=reused, ssl=trust
                 ) as response:
                     content = await _read(response)
                     outcome = Outcome(response.status, "", content, _retry_after(response.headers, self._clock))

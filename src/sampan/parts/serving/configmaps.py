@@ -150,6 +150,10 @@ class Config:
         refused = any(annotations.get(name, "").lower() == "true" for name in keys.DISABLE_TLS)
         return wanted.lower() == "enabled" and not refused
 
+    def local_tls(self) -> bool:
+        """Cluster-local names get certificates."""
+        return self.data("config-network").get("cluster-local-domain-tls", "").lower() == "enabled"
+
     def redirects(self, annotations: Mapping[str, str]) -> bool:
         """Plain HTTP is redirected where there is a certificate."""
         own = next((annotations[name] for name in keys.HTTP_PROTOCOL if annotations.get(name)), "")
@@ -204,7 +208,7 @@ PARSERS: Mapping[str, Callable[[Mapping[str, str]], object]] = {
     "config-autoscaler": ClusterSettings.parse,
     "config-defaults": RevisionDefaults.parse,
     "config-gc": GarbageSettings.parse,
-    "config-network": lambda data: _rollout_duration(data),
+    "config-network": lambda data: _network(data),
     "config-deployment": lambda data: _progress_deadline(data),
 }
 """What reads each ConfigMap; raises ValueError or SettingError for values that mean nothing."""
@@ -212,6 +216,22 @@ PARSERS: Mapping[str, Callable[[Mapping[str, str]], object]] = {
 
 def _rollout_duration(data: Mapping[str, str]) -> float:
     return duration(data.get("rollout-duration", "0") or "0")
+
+
+_CHOICES: Mapping[str, frozenset[str]] = {
+    "http-protocol": frozenset({"enabled", "disabled", "redirected"}),
+    "system-internal-tls": frozenset({"enabled", "disabled"}),
+    "cluster-local-domain-tls": frozenset({"enabled", "disabled"}),
+}
+"""What ``config-network`` may say, in any case."""
+
+
+def _network(data: Mapping[str, str]) -> float:
+    for name, choices in _CHOICES.items():
+        value = data.get(name) or ""
+        if value and value.lower() not in choices:
+            raise ValueError(f'{name} with value: "{value}" in config-network ConfigMap is not supported')
+    return _rollout_duration(data)
 
 
 def _progress_deadline(data: Mapping[str, str]) -> float:

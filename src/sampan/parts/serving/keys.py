@@ -22,6 +22,9 @@ PROGRESS_DEADLINE = PREFIX + "progress-deadline"
 
 CERTIFICATE_CLASS = "networking.knative.dev/certificate.class"
 OUR_CERTIFICATE_CLASS = "sampan.certificate.networking.knative.dev"
+CERTIFICATE_TYPE = "networking.knative.dev/certificate-type"
+TRUST_BUNDLE = "networking.knative.dev/trust-bundle"
+"""Label of a ConfigMap whose every value is certificates to trust."""
 CERTIFICATE_UID = "networking.internal.knative.dev/certificate-uid"
 HTTP_PROTOCOL = ("networking.knative.dev/http-protocol", "networking.knative.dev/httpOption")
 DISABLE_TLS = (

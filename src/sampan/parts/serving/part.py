@@ -22,6 +22,7 @@ from sampan.kube.control.definitions import install
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.kube.status import ApiError
 from sampan.parts.node import ImageDigests, PodAddresses
+from sampan.parts.serving import keys
 from sampan.parts.serving.activator.gate import Gate
 from sampan.parts.serving.admission import ServingAdmission
 from sampan.parts.serving.configmaps import DEFAULTS, Config
@@ -65,6 +66,10 @@ class ServingPart(Part[ServingSettings]):
         )
         made = (_config_map(name, data) for name, data in DEFAULTS.items())
         await asyncio.gather(*(_create(client, CONFIG_MAPS, one) for one in made))
+        # where Knative's own components look for whom to trust
+        bundle = _config_map("sampan-trust-bundle", {"ca.crt": self.context.authority.certificate_pem.decode()})
+        bundle["metadata"]["labels"][keys.TRUST_BUNDLE] = "true"
+        await client.apply(CONFIG_MAPS, bundle, field_manager="sampan", force=True)
 
     async def start(self) -> None:
         shared = self.context.get(ControlContext)
@@ -109,22 +114,28 @@ class ServingPart(Part[ServingSettings]):
 
     async def _internal_gateway(self, client: Client, plane: DataPlane) -> None:
         """The Service behind every cluster-local name."""
-        host, port = plane.internal
+        host, *ports = plane.internal
+        named = list(zip((("http2", 80), ("https", 443)), ports, strict=True))
         metadata = {"name": "gateway", "namespace": SYSTEM_NAMESPACE}
         service: Object = {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata,
-            "spec": {"ports": [{"name": "http2", "port": 80, "targetPort": port, "protocol": "TCP"}]},
+            "spec": {
+                "ports": [
+                    {"name": name, "port": outer, "targetPort": port, "protocol": "TCP"}
+                    for (name, outer), port in named
+                ]
+            },
         }
-        await _create(client, SERVICES, service)
+        await client.apply(SERVICES, service, field_manager="sampan", force=True)
         endpoint_slice: Object = {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {**metadata, "labels": {"kubernetes.io/service-name": "gateway"}},
             "addressType": "IPv4",
             "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
-            "ports": [{"name": "http2", "port": port, "protocol": "TCP"}],
+            "ports": [{"name": name, "port": port, "protocol": "TCP"} for (name, _), port in named],
         }
         await client.apply(ENDPOINT_SLICES, endpoint_slice, field_manager="sampan", force=True)
 

@@ -20,13 +20,13 @@ Released = Callable[[str], None]
 class DataPlane:
     """The gateway as seen from Python."""
 
-    def __init__(self, gate_socket: Path, internal: tuple[str, int]) -> None:
+    def __init__(self, gate_socket: Path, internal: tuple[str, int, int]) -> None:
         self.gate_socket = gate_socket
         """Unix socket on which the gate is expected to answer (HTTP/1.1, ``GET /namespace/revision``): 200 lets the request
         pass, with ``x-slot`` (an identifier) and ``x-slot-pod`` (``address:port``) to send it to one pod and report its end; any
         other status is the request's answer."""
         self.internal = internal
-        """(host, port) where cluster-local names are served."""
+        """(host, port, port with TLS) where cluster-local names are served."""
         self.loads = LoadSignal()
         self._publisher: Publisher | None = None
         self._released: list[Released] = []

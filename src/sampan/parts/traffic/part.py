@@ -52,6 +52,9 @@ class TrafficSettings(PartSettings):
     internal_port: Annotated[
         int, msgspec.Meta(description="port that serves cluster-local names of Knative Services.")
     ] = 9081
+    internal_tls_port: Annotated[
+        int, msgspec.Meta(description="Port that serves them with TLS, where `cluster-local-domain-tls` is on.")
+    ] = 9444
     metrics_port: Annotated[
         int, msgspec.Meta(description="Port that serves Envoy's statistics to Prometheus, under `/metrics`.")
     ] = 19001
@@ -122,7 +125,9 @@ class TrafficPart(Part[TrafficSettings]):
         self._envoy.metrics = (settings.host, metrics)
         internal = self._envoy.port("gateway.internal", settings.internal_port, choose)
         context.listeners.record("gateway.internal", settings.host, internal)
-        plane = self._plane = DataPlane(context.sockets / "traffic-gate.sock", (settings.host, internal))
+        sealed = self._internal_tls()
+        context.listeners.record("gateway.internal.tls", settings.host, sealed)
+        plane = self._plane = DataPlane(context.sockets / "traffic-gate.sock", (settings.host, internal, sealed))
         self._control_plane = ControlPlane(
             self._envoy.xds_socket,
             context.clock,
@@ -155,7 +160,7 @@ class TrafficPart(Part[TrafficSettings]):
             http,
             https,
             plane.gate_socket,
-            internal,
+            (internal, sealed),
             self._default_certificate,
             self._access_log.path if settings.access_log else None,
         )
@@ -195,6 +200,14 @@ class TrafficPart(Part[TrafficSettings]):
         """What hosts without a certificate of their own are served with: one of the platform's authority."""
         pair = self.context.authority.server_certificate(["localhost", self.context.settings.host], "gateway")
         return Certificate("sampan/default", pair.certificate.read_bytes(), pair.key.read_bytes())
+
+    def _internal_tls(self) -> int:
+        """The port of cluster-local names with TLS. Pods reach it through a Service: any does where the usual one is taken."""
+        name, choose = "gateway.internal.tls", self.context.listeners.choose
+        try:
+            return self._envoy.port(name, self.context.settings.internal_tls_port, choose)
+        except PortTakenError:
+            return self._envoy.port(name, 0, choose)
 
     def _share(self, port: int, udp: bool) -> int | None:
         """The shared address's port for one that Gateways name, if it is free."""

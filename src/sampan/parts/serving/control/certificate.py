@@ -1,5 +1,8 @@
 """Certificate: what Routes and DomainMappings ask for becomes a Secret signed by the platform's authority.
 
+The authority vouches for the platform's own servers too, so a namespace gets no certificate for any name in the cluster but its
+own Services'.
+
 The internal Certificate names its hosts and the Secret it wants; the Secret belongs to it and goes with it. A certificate is
 issued anew in its last third. Certificates of another class are somebody else's to issue.
 """
@@ -9,50 +12,69 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from sampan.kernel.certificates import Authority, CertificateError, KeyPair
-from sampan.kube.client.resources import SECRETS
+from sampan.kube.client.resources import NAMESPACES, SECRETS
 from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Owns, Source
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, controller_of, copy, owner_reference
 from sampan.parts.serving import keys
+from sampan.parts.serving.configmaps import LOCAL_DOMAIN
 from sampan.parts.serving.resources import CERTIFICATES
 
 TLS_OFF = ("TLSNotEnabled", "external-domain-tls is not enabled")
 TLS_OFF_INSIDE = ("TLSNotEnabled", "TLS is not enabled for cluster-local")
 CLUSTER_NAMES = (".svc", ".cluster.local")
-"""How names end that are not the users' to have certificates for: the authority vouches for the platform's own servers too."""
+"""How names end that mean nothing outside the cluster."""
 LOOK_AGAIN = 12 * 3600.0
 """Seconds between looks at whether a certificate is due."""
 
 
-async def ask(controller: Controller, owner: Object, name: str, host: str, domain: str, issuer: str) -> Object:
-    """The Certificate ``name`` for a host, asked for on behalf of its owner.
+EXTERNAL = "external-domain"
+CLUSTER_LOCAL = "cluster-local-domain"
+
+
+async def ask(
+    controller: Controller, owner: Object, name: str, hosts: list[str], domain: str, issuer: str, kind: str = EXTERNAL
+) -> Object:
+    """The Certificate ``name`` for hosts, asked for on behalf of its owner.
 
     Raises:
         NotOwnedError: it belongs to somebody else.
     """
     labels = {keys.ROUTE: owner["metadata"]["name"]} if owner.get("kind") == "Route" else {}
+    labels[keys.CERTIFICATE_TYPE] = kind
     metadata = {"name": name, "namespace": owner["metadata"]["namespace"], "labels": labels}
     wanted: Object = {
         "apiVersion": "networking.internal.knative.dev/v1alpha1",
         "kind": "Certificate",
         "metadata": {**metadata, "annotations": {keys.CERTIFICATE_CLASS: issuer}},
-        "spec": {"dnsNames": [host], "domain": domain, "secretName": name},
+        "spec": {"dnsNames": sorted(hosts), "domain": domain, "secretName": name},
     }
     return await ensure(controller, CERTIFICATES, owner, wanted, exact=())
 
 
-def is_reserved(name: str) -> bool:
-    """A name or address that the platform's own servers may have; certificates are for names that are visible outside."""
+def is_reserved(name: str, namespace: str, is_namespace: Callable[[str], bool]) -> bool:
+    """A name or address that is not for a namespace to have a certificate for.
+
+    The platform's own servers may have it, or the Services of other namespaces: of the names in the cluster a namespace has those
+    of its own Services.
+    """
     plain = name.lower().rstrip(".")
     with contextlib.suppress(ValueError):
         ip_address(plain)
         return True
-    return "." not in plain or plain == "kubernetes.default" or plain.endswith(CLUSTER_NAMES)
+    inside = plain.endswith(CLUSTER_NAMES)
+    service, _, place = plain.removesuffix(f".{LOCAL_DOMAIN}").removesuffix(".svc").partition(".")
+    if not place or (service, place) == ("kubernetes", "default"):
+        return True
+    if inside:
+        return place != namespace
+    return "." not in place and place != namespace and is_namespace(place)
 
 
 def entry(certificate: Object) -> Object:
@@ -92,8 +114,10 @@ class CertificateController(Controller):
         try:
             if not names:
                 raise CertificateError("spec.dnsNames is empty")
-            if refused := next(filter(is_reserved, names), ""):
-                raise CertificateError(f"{refused} is no name outside the cluster")
+            if refused := next((one for one in names if is_reserved(one, key.namespace, self._is_namespace)), ""):
+                raise CertificateError(
+                    f"{refused} is no name that is visible outside or of a Service of {key.namespace}"
+                )
             leaf = f"knative-{certificate['metadata']['uid']}"
             if self._leaves.get(key) != leaf:
                 await self._forget(key)
@@ -111,6 +135,9 @@ class CertificateController(Controller):
         if status != (certificate.get("status") or {}):
             await self.client.update(CERTIFICATES, {**certificate, "status": status}, subresource="status")
         return LOOK_AGAIN
+
+    def _is_namespace(self, name: str) -> bool:
+        return self.informer(NAMESPACES).get(Key("", name)) is not None
 
     async def _forget(self, key: Key) -> None:
         leaf = self._leaves.pop(key, None)

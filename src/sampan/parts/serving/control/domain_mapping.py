@@ -96,7 +96,7 @@ class DomainMappingController(Controller):
             conditions.true("CertificateProvisioned", *TLS_OFF)
             return []
         try:
-            certificate = await ask(self, mapping, name, name, "", self._config.certificate_class(annotations))
+            certificate = await ask(self, mapping, name, [name], "", self._config.certificate_class(annotations))
         except NotOwnedError as error:
             conditions.false("CertificateProvisioned", "CertificateNotOwned", str(error))
             return []

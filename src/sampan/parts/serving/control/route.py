@@ -23,7 +23,7 @@ from sampan.kube.status import ApiError
 from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling.settings import duration
 from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config, everything
-from sampan.parts.serving.control.certificate import TLS_OFF, TLS_OFF_INSIDE, ask, entry
+from sampan.parts.serving.control.certificate import CLUSTER_LOCAL, EXTERNAL, TLS_OFF, TLS_OFF_INSIDE, ask, entry
 from sampan.parts.serving.control.inheritance import OURS, inherited
 from sampan.parts.serving.resources import CERTIFICATES, CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
 from sampan.parts.serving.rollouts import ConfigurationRollout, RevisionShare, Rollout, advance, observe
@@ -100,7 +100,8 @@ class RouteController(Controller):
         tls = await self._certify(route, domain, conditions)
         secure = {host for one in tls for host in one["hosts"]}
         status["url"] = self._url(self._config.host(key.name, key.namespace, domain), secure)
-        status["address"] = {"url": f"http://{key.name}.{key.namespace}.{LOCAL_DOMAIN}"}
+        inside = f"{key.name}.{key.namespace}.{LOCAL_DOMAIN}"
+        status["address"] = {"url": f"{'https' if inside in secure else 'http'}://{inside}"}
         assignment = self._assign(route)
         again: float | None = None
         if assignment.problem is not None:
@@ -237,8 +238,9 @@ class RouteController(Controller):
                     {**paths[0], "appendHeaders": {"Knative-Serving-Default-Route": "true"}},
                 ]
             label = self._config.tag_name(tag, name) if tag else name
-            local_hosts = [f"{label}.{namespace}", f"{label}.{namespace}.svc", f"{label}.{namespace}.{LOCAL_DOMAIN}"]
-            rules.append({"hosts": local_hosts, "visibility": "ClusterLocal", "http": {"paths": paths}})
+            rules.append(
+                {"hosts": _local_hosts(label, namespace), "visibility": "ClusterLocal", "http": {"paths": paths}}
+            )
             if domain != LOCAL_DOMAIN:
                 host = self._config.host(label, namespace, domain)
                 rules.append({"hosts": [host], "visibility": "ExternalIP", "http": {"paths": paths}})
@@ -311,41 +313,29 @@ class RouteController(Controller):
     # -- certificates
 
     async def _certify(self, route: Object, domain: str, conditions: ConditionSet) -> list[Object]:
-        """Ask for certificates of all names visible outside; those that are there, as the Ingress tells them."""
+        """Ask for the certificates of all names that are to have one; those that are there, as the Ingress tells them."""
         metadata = route["metadata"]
         annotations = metadata.get("annotations") or {}
-        tags = {one.get("tag") or "" for one in route["spec"].get("traffic") or ()} | {""}
-        if domain == LOCAL_DOMAIN:
-            conditions.true("CertificateProvisioned", *TLS_OFF_INSIDE)
-            tags = set()
-        elif not self._config.external_tls(annotations):
-            conditions.true("CertificateProvisioned", *TLS_OFF)
-            tags = set()
-        else:
+        tags = sorted({one.get("tag") or "" for one in route["spec"].get("traffic") or ()} | {""})
+        inside, outside = self._config.local_tls(), self._config.external_tls(annotations) and domain != LOCAL_DOMAIN
+        if inside or outside:
             conditions.true("CertificateProvisioned")
-        made, asked = [], set()
-        issuer = self._config.certificate_class(annotations)
-        for tag in sorted(tags):
+        else:
+            conditions.true("CertificateProvisioned", *(TLS_OFF_INSIDE if domain == LOCAL_DOMAIN else TLS_OFF))
+        made: list[Object] = []
+        asked = set()
+        for tag in tags if inside or outside else ():
             name = f"route-{metadata['uid']}{f'-{adler32(tag.encode())}' if tag else ''}"
             label = self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"]
-            host = self._config.host(label, metadata["namespace"], domain)
-            asked.add(name)
-            try:
-                certificate = await ask(self, route, name, host, domain, issuer)
-            except NotOwnedError as error:
-                conditions.false("CertificateProvisioned", "CertificateNotOwned", str(error))
-                continue
-            ready = condition(certificate)
-            if is_ready(certificate):
-                made.append(entry(certificate))
-            elif ready is not None and ready["status"] == "False":
-                text = f"Certificate {name} fails to be provisioned."
-                conditions.false("CertificateProvisioned", "CertificateProvisionFailed", text)
-            elif self._config.redirects(annotations):
-                conditions.unknown("CertificateProvisioned", "CertificateNotReady", f"Certificate {name} is not ready.")
-            else:
-                text = f"Certificate {name} is not ready downgrade HTTP."
-                conditions.true("CertificateProvisioned", "HTTPDowngrade", text)
+            if outside:
+                asked.add(name)
+                host = self._config.host(label, metadata["namespace"], domain)
+                made += await self._certificate(route, name, [host], domain, conditions)
+            if inside:
+                name += "-local"
+                asked.add(name)
+                hosts = _local_hosts(label, metadata["namespace"])
+                made += await self._certificate(route, name, hosts, LOCAL_DOMAIN, conditions)
         for one in self.informer(CERTIFICATES).indexed("owner", metadata["uid"]):
             if one["metadata"]["name"] not in asked and not one["metadata"].get("deletionTimestamp"):
                 try:
@@ -354,6 +344,34 @@ class RouteController(Controller):
                     if not error.not_found:
                         raise
         return made
+
+    async def _certificate(
+        self, route: Object, name: str, hosts: list[str], domain: str, conditions: ConditionSet
+    ) -> list[Object]:
+        """One certificate as the Ingress tells it; none, and the condition says why, while it is not there."""
+        annotations = route["metadata"].get("annotations") or {}
+        issuer = self._config.certificate_class(annotations)
+        kind = CLUSTER_LOCAL if domain == LOCAL_DOMAIN else EXTERNAL
+        try:
+            certificate = await ask(self, route, name, hosts, domain, issuer, kind)
+        except NotOwnedError:
+            text = f"There is an existing certificate {name} that we don't own."
+            conditions.false("CertificateProvisioned", "CertificateNotOwned", text)
+            return []
+        if is_ready(certificate):
+            return [entry(certificate)]
+        ready = condition(certificate) or {}
+        reason = ready.get("reason", "")
+        if kind == EXTERNAL and not self._config.redirects(annotations):
+            text = f"Certificate {name} is not ready downgrade HTTP."
+            conditions.true("CertificateProvisioned", "HTTPDowngrade", text)
+        elif ready.get("status") == "False":
+            text = f"Certificate {name} fails to be provisioned: {reason}"
+            conditions.false("CertificateProvisioned", "CertificateProvisionFailed", text)
+        else:
+            text = f"Certificate {name} is not ready: {reason}"
+            conditions.unknown("CertificateProvisioned", "CertificateNotReady", text)
+        return []
 
     def _url(self, host: str, secure: Collection[str]) -> str:
         return f"{'https' if host in secure else self._config.scheme()}://{host}"
@@ -399,6 +417,11 @@ class RouteController(Controller):
         except ApiError as error:
             if not error.not_found:
                 raise
+
+
+def _local_hosts(label: str, namespace: str) -> list[str]:
+    """The names inside the cluster of a Service."""
+    return [f"{label}.{namespace}", f"{label}.{namespace}.svc", f"{label}.{namespace}.{LOCAL_DOMAIN}"]
 
 
 def _was_routable(revision: Object) -> bool:

@@ -75,7 +75,7 @@ class Publisher:
         http_port: int,
         https_port: int,
         gate_socket: Path,
-        internal_port: int,
+        internal: tuple[int, int],
         default_certificate: Callable[[], Certificate],
         access_log: Path | None = None,
     ) -> None:
@@ -91,11 +91,11 @@ class Publisher:
         self._backends = Backends(self._world)
         self._gateways = GatewaySource(places)
         self._ingresses = IngressSource(places.shared, http_port, https_port)
-        self._knative = KnativeSource(places.shared, http_port, https_port, internal_port, context.clock.monotonic)
+        self._knative = KnativeSource(places.shared, http_port, https_port, internal, context.clock.monotonic)
         self._bare = [
             Listener("platform", "http", places.shared, http_port, "HTTP"),
             Listener("platform", "https", places.shared, https_port, "HTTPS"),
-            Listener("platform", "internal", places.shared, internal_port, "HTTP"),
+            Listener("platform", "internal", places.shared, internal[0], "HTTP"),
         ]
         self._builder = Builder(gate_socket, access_log=access_log)
         self._quarantine = Quarantine()

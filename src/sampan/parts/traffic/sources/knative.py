@@ -1,7 +1,8 @@
 """Knative's internal Ingress: hosts, splits and the gate before revisions that are cold or limited.
 
-Names visible outside are served on the gateway's ports, with TLS where the Ingress names a certificate; cluster-local ones on a port of their own, behind the Service
-``gateway`` in ``knative-serving``, so that a Host header cannot reach them from outside.
+Names visible outside are served on the gateway's ports, with TLS where the Ingress names a certificate; cluster-local ones on two
+ports of their own, likewise, behind the Service ``gateway`` in ``knative-serving``, so that a Host header cannot reach them from
+outside.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ INTERNAL_HEADERS = ("Knative-Serving-Namespace", "Knative-Serving-Revision")
 class _Place(NamedTuple):
     """Where rules stand: on which of the listeners, under which host."""
 
-    kind: Literal["public", "private", "secure"]
+    kind: Literal["public", "private", "secure", "sealed"]
+    """Visible outside, cluster-local, and both with TLS."""
     host: str
 
 
@@ -78,17 +80,22 @@ class KnativeSource:
     """
 
     def __init__(
-        self, address: str, http_port: int, https_port: int, internal_port: int, now: Callable[[], float]
+        self,
+        address: str,
+        http_port: int,
+        https_port: int,
+        internal: tuple[int, int],
+        now: Callable[[], float],
     ) -> None:
-        """``now``: monotonic platform seconds."""
+        """``internal``: the ports of cluster-local names, plain and with TLS; ``now``: monotonic platform seconds."""
         self._address, self._https = address, https_port
+        self._ports = {"secure": https_port, "sealed": internal[1]}
         self._now = now
         self._version = -1
         self._pieces: dict[Key, _Piece] = {}
         self._public = Listener("knative", "public", address, http_port, "HTTP")
-        self._private = Listener("knative", "private", address, internal_port, "HTTP")
-        self._secure: dict[str, Listener] = {}
-        """By host."""
+        self._private = Listener("knative", "private", address, internal[0], "HTTP")
+        self._secure: dict[_Place, Listener] = {}
         self._claims: Counter[_Place] = Counter()
         """How many Ingresses have rules there."""
         self._clusters: Counter[str] = Counter()
@@ -179,12 +186,12 @@ class KnativeSource:
             internal = rule.get("visibility") == "ClusterLocal"
             for host in hosts:
                 place(_Place("private", host), made)
-                if internal:
-                    continue
                 certificate = certificates.get(host)
                 if certificate is not None:
                     used[host] = certificate
-                    place(_Place("secure", host), made)
+                    place(_Place("sealed" if internal else "secure", host), made)
+                if internal:
+                    continue
                 if certificate is not None and redirected:
                     place(_Place("public", host), [Rule(Match(), self._to_https(), name=f"knative/{key}")])
                 else:
@@ -217,25 +224,25 @@ class KnativeSource:
             if not self._claims[where]:
                 del self._claims[where]
                 self._listener(where).drop_empty(where.host)
-                if where.kind == "secure":
-                    del self._secure[where.host]
-        for name in {where.host for where in (*old, *new) if where.kind == "secure"} & self._secure.keys():
-            self._certify(name)
+                self._secure.pop(where, None)
+        for where in {*old, *new} & self._secure.keys():
+            self._certify(where)
 
-    def _certify(self, host: str) -> None:
+    def _certify(self, where: _Place) -> None:
         """Give a host's listener the certificates of the Ingresses that want it served."""
-        found = [piece.certificates[host] for _, piece in sorted(self._pieces.items()) if host in piece.certificates]
-        certificates = list(dict.fromkeys(found))
-        if self._secure[host].certificates != certificates:
-            self._secure[host].certificates = certificates
-            self._secure[host].reshaped()
+        pieces = [piece for _, piece in sorted(self._pieces.items()) if where in piece.placed]
+        certificates = list(dict.fromkeys(piece.certificates[where.host] for piece in pieces))
+        if self._secure[where].certificates != certificates:
+            self._secure[where].certificates = certificates
+            self._secure[where].reshaped()
 
     def _listener(self, where: _Place) -> Listener:
-        if where.kind == "secure":
-            if where.host not in self._secure:
-                made = Listener("knative", where.host, self._address, self._https, "HTTPS", hostname=where.host)
-                self._secure[where.host] = made
-            return self._secure[where.host]
+        port = self._ports.get(where.kind)
+        if port is not None:
+            if where not in self._secure:
+                made = Listener("knative", where.host, self._address, port, "HTTPS", hostname=where.host)
+                self._secure[where] = made
+            return self._secure[where]
         return self._public if where.kind == "public" else self._private
 
     def _to_https(self) -> Redirect:
