@@ -22,12 +22,13 @@ from sampan.kube.types.selectors import parse_fields, parse_labels
 
 
 class Cluster:
-    """The client. ``fault`` is called before every request and may raise."""
+    """The client. ``fault`` is called before every request, ``refusal`` with what is created; both may raise."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.clock = clock
         self.fault: Callable[[str, Resource], None] = lambda verb, resource: None
+        self.refusal: Callable[[Mapping[str, Any]], None] = lambda obj: None
         self.requests: list[tuple[str, str]] = []
         self.served: set[Resource] | None = None
         self._watches: list[Any] = []
@@ -139,6 +140,7 @@ class Cluster:
         dry_run: bool = False,
     ) -> Object:
         self._begin("create", resource)
+        self.refusal(obj)
         new = copy(dict(obj))
         metadata = new.setdefault("metadata", {})
         namespace = namespace or metadata.get("namespace")

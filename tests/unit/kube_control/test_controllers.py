@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,9 +14,9 @@ from sampan.kernel.tasks import Tasks
 from sampan.kube.control import ControlContext, Controller, EventRecorder, For, Owns, SharedInformers, Source, Watches
 from sampan.kube.control.cluster_roles import ClusterRoleAggregation
 from sampan.kube.control.election import Election, LeadershipLostError
-from sampan.kube.control.events import STEP
+from sampan.kube.control.events import RETRY_AFTER, STEP, TRIES, WAITING
 from sampan.kube.control.quota import QuotaController
-from sampan.kube.control.ttl import EventExpiry
+from sampan.kube.control.ttl import RETRY, ROUND, TTL, EventExpiry
 from sampan.kube.objects import Key, Object, Resource
 from sampan.kube.resources import CLUSTER_ROLES, CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, PODS, RESOURCE_QUOTAS, SECRETS
 from sampan.kube.status import ApiError, conflict, unavailable
@@ -269,6 +270,128 @@ async def test_an_event_waits_for_a_server_but_not_for_a_refusal() -> None:
             source.event(about(), "Normal", "B", "b")
             await clock.sleep(60)
         assert len(await events(cluster)) == 1 and source.dropped == 1
+
+
+async def test_an_event_that_finds_no_server_holds_up_no_later_one() -> None:
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+    tried: list[object] = []
+
+    def refuse_first(event: Mapping[str, object]) -> None:
+        tried.append(event["involvedObject"]["name"])  # type: ignore[index]
+        if tried[-1] == "first" and len(tried) < 4:
+            raise unavailable("down")
+
+    cluster.refusal = refuse_first
+    async with Tasks(clock) as tasks:
+        source = await recorder(cluster, tasks)
+        source.event(about("first"), "Normal", "A", "a")
+        assert await events(cluster) == []
+        source.event(about("second"), "Normal", "A", "a")
+        (event,) = await events(cluster)
+        assert event["involvedObject"]["name"] == "second" and tried[:2] == ["first", "second"]
+        source.event(about("first"), "Normal", "A", "a")
+        await events(cluster)
+        assert tried == ["first", "second", "first"], "the newer count takes the older one's place at once"
+        clock.jump(RETRY_AFTER)
+        first, _ = sorted(await events(cluster), key=lambda event: event["metadata"]["name"])
+        assert first["count"] == 2 and source.dropped == 0
+
+
+async def test_an_event_is_tried_so_often_and_the_loss_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+    tried = 0
+
+    def down(event: Mapping[str, object]) -> None:
+        nonlocal tried
+        tried += 1
+        raise unavailable("down")
+
+    cluster.refusal = down
+    async with Tasks(clock) as tasks:
+        source = await recorder(cluster, tasks)
+        source.event(about(), "Normal", "A", "a")
+        for _ in range(TRIES + 2):
+            clock.jump(RETRY_AFTER)
+            await events(cluster)
+        assert tried == TRIES and source.dropped == 1
+        for number in range(WAITING + 7):
+            source.event(about(f"p{number}"), "Normal", "A", "a")
+        await settle()
+        assert source.dropped == 1 + 7
+        assert len([record for record in caplog.records if "dropped" in record.message]) == 1
+        cluster.refusal = lambda event: None
+
+
+async def test_a_recorder_on_a_clock_that_stands_still_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sampan.kube.control.events.RETRY_AFTER", 0.01)
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+    failures = [unavailable("down"), unavailable("down")]
+
+    def fault(event: Mapping[str, object]) -> None:
+        if failures:
+            raise failures.pop()
+
+    cluster.refusal = fault
+    async with Tasks(clock) as tasks:
+        (await recorder(cluster, tasks)).event(about(), "Normal", "Pulled", "pulled")
+        async with asyncio.timeout(30):
+            while not (await cluster.list(EVENTS)).items:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_expires_together_is_deleted_together(world: World) -> None:
+    clock = world.clock
+    clock.freeze()
+    await world.create(NAMESPACES, "default")
+    expiry = EventExpiry(world.context)
+    await expiry.start()
+    for index in range(150):
+        await world.client.create(EVENTS, {"metadata": {"name": f"e{index}", "namespace": "default"}, "reason": "A"})
+    seen: list[str] = []
+    under_way = most = 0
+    delete = world.client.delete
+
+    async def counted(*given: object, **options: object) -> Object:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        try:
+            if given[1] == "e7" and not clock_passed:
+                raise unavailable("down")
+            return await delete(*given, **options)  # type: ignore[arg-type]
+        finally:
+            under_way -= 1
+
+    clock_passed: list[bool] = []
+    world.client.delete = counted  # type: ignore[method-assign]
+
+    async def left() -> list[str]:
+        return [event["metadata"]["name"] for event in (await world.client.list(EVENTS)).items]
+
+    async with world.client.watch(EVENTS, revision=(await world.client.list(EVENTS)).revision) as changes:
+        clock.jump(TTL)
+        await world.until(lambda: _is(left, ["e7"]))
+        assert ROUND / 2 < most <= ROUND
+        clock_passed.append(True)
+        clock.jump(RETRY)
+        await world.until(lambda: _is(left, []))
+        async for change in changes:
+            if change.type == "DELETED":
+                seen.append(change.object["metadata"]["name"])
+            if len(seen) == 150:
+                break
+    assert sorted(seen) == sorted(f"e{index}" for index in range(150))
+
+
+async def _is(value: Callable[[], Awaitable[object]], wanted: object) -> bool:
+    return await value() == wanted
 
 
 async def test_events_expire_an_hour_after_their_last_write(world: World) -> None:

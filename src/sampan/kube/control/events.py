@@ -10,8 +10,11 @@ An event passes three steps, all in memory:
 What passes waits a moment (`STEP`), and then all that waits is written at once, by a background task: what an event tells of
 is under way just then, and should not have to share the processor and the disk with it. All recorders of a process write at
 the same moments, so that their events go into one batch of the store. An event that is counted up while it waits is
-written once. The caller is never delayed and never fails; what cannot be written within bounds is dropped and counted. A
-component that ends first writes what waits.
+written once. The caller is never delayed and never fails. A component that ends first writes what waits.
+
+An event that finds no server (or one that is overloaded or fails) steps aside, `TRIES` times `RETRY_AFTER` apart as upstream's,
+the first time with jitter; later events pass it meanwhile. A newer count of the same event takes its place. Both queues
+together are bounded, what does not fit is dropped and counted, and the log says so once until an event is written again.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import secrets
 from collections import OrderedDict
 from contextlib import suppress
@@ -26,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from sampan.kernel.clock import Clock
+from sampan.kernel.clock import EPSILON, Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client import Client
 from sampan.kube.objects import Object, dig
@@ -49,7 +53,7 @@ REFILL = 300.0
 CACHE = 4096
 """Objects and events remembered at most."""
 WAITING = 1000
-"""Events waiting to be written at most."""
+"""Events waiting to be written, for the first time or again, at most."""
 STEP = 0.1
 """Seconds between the moments at which events are written; an event waits for one to two of them."""
 AT_ONCE = 100
@@ -61,8 +65,9 @@ _OFFSET = secrets.randbits(20)
 _newest: WeakKeyDictionary[Clock, int] = WeakKeyDictionary()
 """The stamp in the newest event's name, of all recorders with the same clock."""
 TRIES = 12
+"""How often an event is sent to a server that is not there or fails."""
 RETRY_AFTER = 10.0
-"""Seconds between tries of an event that could not be written for want of a server."""
+"""Seconds between those tries; only a share of it, by chance, before the second."""
 
 
 class _About(NamedTuple):
@@ -93,9 +98,19 @@ class _Counted:
     written: bool = False
 
 
+class _Due(NamedTuple):
+    """A moment by the platform's clock and, should that stand still, by the machine's; whichever comes first."""
+
+    platform: float
+    machine: float
+
+
 class _Waiting(NamedTuple):
     event: Object
     counted: _Counted
+    tries: int = 0
+    due: _Due | None = None
+    """When it is tried again."""
 
 
 class _Cache(OrderedDict[object, V]):
@@ -127,8 +142,12 @@ class EventRecorder:
         self._counted: _Cache[_Counted] = _Cache()
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         """By the event's name, oldest first."""
+        self._aside: OrderedDict[str, _Waiting] = OrderedDict()
+        """What is to be tried again, by the event's name, soonest first."""
         self._machine = Clock()
         self._sending = False
+        self._arrived = asyncio.Event()
+        self._told = False
         self.dropped = 0
         """Events not written: spam, or no server for too long."""
 
@@ -213,10 +232,12 @@ class EventRecorder:
         return stamp
 
     def _send(self, event: Object, counted: _Counted) -> None:
-        if counted.name not in self._waiting and len(self._waiting) >= WAITING:
-            self._waiting.popitem(last=False)
-            self.dropped += 1
-        self._waiting[counted.name] = _Waiting(event, counted)
+        before = self._waiting.pop(counted.name, None) or self._aside.pop(counted.name, None)
+        if len(self._waiting) + len(self._aside) >= WAITING:
+            (self._aside or self._waiting).popitem(last=False)
+            self._drop("too many wait to be written")
+        self._waiting[counted.name] = _Waiting(event, counted, before.tries if before else 0)
+        self._arrived.set()
         if not self._sending:
             self._sending = True
             try:
@@ -225,11 +246,24 @@ class EventRecorder:
                 # The component is ending, and its tasks are closed.
                 self._sending = False
                 self._waiting.clear()
+                self._aside.clear()
+
+    def _drop(self, why: str) -> None:
+        self.dropped += 1
+        if not self._told:
+            self._told = True
+            log.warning("events of %s are dropped: %s", self._source["component"], why)
 
     async def _write(self) -> None:
         try:
-            while self._waiting:
-                await self._moment()
+            while self._waiting or self._aside:
+                if not self._waiting:
+                    self._arrived.clear()
+                    await self._reach(self._soonest(), self._arrived)
+                # The next moment at which all recorders write.
+                now = self._clock.monotonic()
+                await self._reach(self._in((math.floor(now / STEP) + 2) * STEP - now), asyncio.Event())
+                self._bring_back()
                 while self._waiting:
                     batch = [self._waiting.popitem(last=False)[1] for _ in range(min(AT_ONCE, len(self._waiting)))]
                     await self._write_all(batch)
@@ -241,33 +275,21 @@ class EventRecorder:
 
     async def _last(self) -> None:
         """Write what waits, once and quickly."""
-        left = list(self._waiting.values())
+        left = [*self._aside.values(), *self._waiting.values()]
+        self._aside.clear()
         self._waiting.clear()
         with suppress(TimeoutError):
             async with self._clock.patience(LAST):
                 outcomes = await asyncio.gather(*map(self._put, left), return_exceptions=True)
                 self.dropped += sum(1 for outcome in outcomes if outcome is not None)
 
-    async def _moment(self) -> None:
-        """Wait for the next moment at which events are written, by the platform's clock or, should that stand still, the
-        machine's."""
-        now = self._clock.monotonic()
-        due = (math.floor(now / STEP) + 2) * STEP
-        reached = asyncio.Event()
-        timers = self._clock.call_at(due, reached.set), self._machine.call_later(due - now, reached.set)
-        try:
-            await reached.wait()
-        finally:
-            for timer in timers:
-                timer.cancel()
-
     async def _write_all(self, batch: list[_Waiting]) -> None:
+        """Write a batch; what finds no server steps aside."""
         left = {each.counted.name: each for each in batch}
 
         async def write(each: _Waiting) -> None:
-            if not await self._written(each):
-                self.dropped += 1
-            del left[each.counted.name]
+            if not await self._failed(each):
+                del left[each.counted.name]
 
         try:
             await asyncio.gather(*map(write, batch))
@@ -275,28 +297,64 @@ class EventRecorder:
             # What was under way may not have arrived; it is written once more with the rest.
             self._waiting = OrderedDict({**left, **self._waiting})
             raise
-
-    async def _written(self, waiting: _Waiting) -> bool:
-        name = waiting.counted.name
-        for attempt in range(TRIES):
-            if attempt:
-                await self._clock.sleep(RETRY_AFTER)
-            try:
-                await self._put(waiting)
-            except ApiError as error:
-                if error.code < 500 and error.code != 429:
-                    if dig(error.details, "causes", 0, "reason") != "NamespaceTerminating":
-                        log.warning("the server refuses event %s: %s", name, error)
-                    return False
-            except Exception:
-                log.exception("cannot write event %s", name)
-                return False
+        # One chance for all, so that they share a batch of the store again.
+        chance = random.random()  # noqa: S311
+        for name, each in left.items():
+            tries = each.tries + 1
+            if tries >= TRIES:
+                self._drop(f"the server did not take {name} in {TRIES} tries")
+            elif name in self._waiting:
+                self._waiting[name] = self._waiting[name]._replace(tries=tries)
             else:
+                due = self._in(RETRY_AFTER * (chance if tries == 1 else 1))
+                self._aside[name] = each._replace(tries=tries, due=due)
+
+    async def _failed(self, waiting: _Waiting) -> bool:
+        """Write one event; whether it is worth another try."""
+        name = waiting.counted.name
+        try:
+            await self._put(waiting)
+        except ApiError as error:
+            if error.code >= 500 or error.code == 429:
                 return True
+            self.dropped += 1
+            if dig(error.details, "causes", 0, "reason") != "NamespaceTerminating":
+                log.warning("the server refuses event %s: %s", name, error)
+        except Exception:
+            self.dropped += 1
+            log.exception("cannot write event %s", name)
+        else:
+            self._told = False
         return False
 
+    # -- when
+
+    def _in(self, seconds: float) -> _Due:
+        return _Due(self._clock.monotonic() + seconds, self._machine.monotonic() + seconds)
+
+    def _soonest(self) -> _Due:
+        dues = [each.due for each in self._aside.values() if each.due is not None]
+        return _Due(min(due.platform for due in dues), min(due.machine for due in dues))
+
+    async def _reach(self, due: _Due, reached: asyncio.Event) -> None:
+        """Wait for a moment, or until ``reached`` is set."""
+        timers = self._clock.call_at(due.platform, reached.set), self._machine.call_at(due.machine, reached.set)
+        try:
+            await reached.wait()
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _bring_back(self) -> None:
+        """Put what is due again before what waits; it is older."""
+        platform, machine = self._clock.monotonic() + EPSILON, self._machine.monotonic() + EPSILON
+        for name, each in reversed(list(self._aside.items())):
+            if each.due is None or each.due.platform <= platform or each.due.machine <= machine:
+                self._waiting[name] = self._aside.pop(name)
+                self._waiting.move_to_end(name, last=False)
+
     async def _put(self, waiting: _Waiting) -> None:
-        event, counted = waiting
+        event, counted = waiting.event, waiting.counted
         metadata = event["metadata"]
         if counted.written:
             patch = {name: event[name] for name in ("count", "message", "lastTimestamp")}
