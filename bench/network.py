@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import struct
 import sys
@@ -25,13 +24,14 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
+from tests.namespaces import end_process, process_apart
 
 from sampan.kernel import bpf
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.objects import Object
 from sampan.parts.network.datapath.kernel import KernelPath, level_of
-from sampan.parts.network.datapath.packets import PacketPath
+from sampan.parts.network.datapath.packet_table import PacketTable
 from sampan.parts.network.dns import message
 from sampan.parts.network.dns.server import NameServer
 from sampan.parts.network.dns.upstream import Upstream
@@ -184,15 +184,7 @@ SERVER, CLIENT = "10.244.9.2", "10.244.9.3"
 
 def _pod(address: str, notes: Path) -> int:
     """A process with a network namespace and a link."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        os.write(writer, b".")
-        while True:
-            signal.pause()
-    os.read(reader, 1)
+    pid = process_apart()
     links.connect(address, pid, {}, notes)
     return pid
 
@@ -211,26 +203,26 @@ def packets() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     syscalls.unshare(syscalls.CLONE_NEWNET)
     netlink.set_up("lo")
-    path = PacketPath("sampan-bench", POD_RANGE, host=False)
+    table = PacketTable("sampan-bench", POD_RANGE, host=False)
     ranges = [IPv4Network(POD_RANGE)]
     began = time.perf_counter()
-    path.begin(_services(1000), {}, ranges)
+    table.begin(_services(1000), {}, ranges)
     at_once = time.perf_counter() - began
-    path.begin({}, {}, ranges)
+    table.begin({}, {}, ranges)
     began = time.perf_counter()
     for frontend, backends in _services(1000).items():
-        path.set(frontend, backends)
+        table.set(frontend, backends)
     singly = time.perf_counter() - began
-    path.remove()
+    table.remove()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         pids = {address: _pod(address, Path(folder)) for address in (SERVER, CLIENT)}
         pod_cost = (time.perf_counter() - began) / 2
         try:
-            results = _packet_rounds(path, pids)
+            results = _packet_rounds(table, pids)
         finally:
             for pid in pids.values():
-                os.kill(pid, signal.SIGKILL)
+                end_process(pid)
     print(f"\n{'one connection set up and closed, one CPU':54}{'us':>8}{'x loopback':>12}")
     base = next(iter(results.values()))
     for name, value in results.items():
@@ -240,7 +232,7 @@ def packets() -> None:
     print(f"{'a namespace with its link, address and routes':54}{pod_cost * 1e3:8.1f} ms")
 
 
-def _packet_rounds(path: PacketPath, pids: dict[str, int]) -> dict[str, float]:
+def _packet_rounds(table: PacketTable, pids: dict[str, int]) -> dict[str, float]:
     descriptors = {address: os.pidfd_open(pid) for address, pid in pids.items()}
     local = socket.create_server(("127.0.0.1", 0))
     with links.inside(descriptors[SERVER]):
@@ -259,13 +251,13 @@ def _packet_rounds(path: PacketPath, pids: dict[str, int]) -> dict[str, float]:
         with links.inside(descriptors[CLIENT]):
             measure("pod to pod by its address, without Services", (SERVER, 8080), apart)
         for count in (1, 5000):
-            path.begin({**frontends, **_services(count - 1)}, {}, [IPv4Network(POD_RANGE)])
+            table.begin({**frontends, **_services(count - 1)}, {}, [IPv4Network(POD_RANGE)])
             with links.inside(descriptors[CLIENT]):
                 measure(f"ClusterIP among {count:,} by nf_tables", ("10.96.7.7", 80), apart)
         with links.inside(descriptors[CLIENT]):
             measure("pod to pod by its address, connections tracked", (SERVER, 8080), apart)
         measure("plain loopback beside the table", local.getsockname(), local)
-        path.remove()
+        table.remove()
     return results
 
 

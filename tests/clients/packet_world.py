@@ -12,7 +12,6 @@ import json
 import os
 import random
 import select
-import signal
 import socket
 import struct
 import sys
@@ -26,6 +25,7 @@ from sampan.parts.network.datapath.packets import PacketPath
 from sampan.parts.network.policy import Allowance, Isolation
 from sampan.parts.network.services import Backends, Frontend
 from sampan.parts.node.runtime import links, netlink, syscalls
+from tests.namespaces import end_process, process_apart
 
 RANGE = "10.244.9.0/24"
 FIRST, SECOND, THIRD = (f"10.244.9.{n}" for n in (2, 3, 4))
@@ -43,30 +43,15 @@ class World:
         netlink.set_up("lo")
         self._pids: dict[str, int] = {}
         self.path = PacketPath("sampan-test", RANGE, host=True)
-        self.path.begin({}, {}, [IPv4Network(RANGE)])
-
-    def _process(self) -> int:
-        """A process with a network namespace."""
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            syscalls.unshare(syscalls.CLONE_NEWNET)
-            os.write(writer, b".")
-            while True:
-                signal.pause()
-        os.read(reader, 1)
-        os.close(reader)
-        os.close(writer)
-        return pid
+        asyncio.run(self.path.begin({}, {}, [IPv4Network(RANGE)]))
 
     def pod(self, address: str) -> None:
-        self._pids[address] = self._process()
+        self._pids[address] = process_apart()
         links.connect(address, self._pids[address], {}, folder=Path(f"/tmp/sampan-test-{os.getpid()}"))
 
     def neighbour(self) -> None:
         """A machine that knows nothing of pods."""
-        self._pids[OUTSIDE] = self._process()
+        self._pids[OUTSIDE] = process_apart()
         netlink.add_veth("wire", "eth0", self._pids[OUTSIDE])
         netlink.add_address("wire", INSIDE, 24)
         netlink.set_up("wire")
@@ -101,8 +86,7 @@ class World:
 
     def end(self) -> None:
         for pid in self._pids.values():
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            end_process(pid)
         folder = Path(f"/tmp/sampan-test-{os.getpid()}")
         for left in folder.glob("*"):
             left.unlink()
@@ -182,7 +166,7 @@ def forged(world: World) -> dict[str, list[str]]:
     _put(world.path, NAMES, ("127.0.0.1", 7))
     send(FIRST, NAMES.address, b"service", NAMES.port)
     seen["localhost"].append(heard["localhost"].recv(10).decode())
-    world.path.remove()
+    asyncio.run(world.path.end())
     send(FIRST, "127.0.0.1", b"unguarded")
     seen["localhost"].append(heard["localhost"].recv(10).decode())
     return seen
@@ -211,15 +195,20 @@ def changes(world: World) -> int:
     def side() -> tuple[Allowance, ...] | None:
         return None if chance.random() < 0.3 else tuple(allowance() for _ in range(chance.randint(0, 4)))
 
-    done = 0
-    for _ in range(120):
+    async def change() -> None:
         frontend = Frontend(f"10.96.0.{chance.randint(1, 5)}", chance.choice([80, 443]), chance.choice(["TCP", "UDP"]))
         endpoints = tuple((pod, chance.choice([80, 81])) for pod in chance.sample(pods, chance.randint(0, 4)))
         backends = Backends(endpoints, affinity=chance.choice([0, 60]), drop=chance.random() < 0.2)
-        world.path.set(frontend, None if chance.random() < 0.2 else backends)
-        world.path.enforce({pod: Isolation(side(), side()) for pod in chance.sample(pods, chance.randint(0, 4))})
-        done += 1
-    return done
+        putting = world.path.drop(frontend) if chance.random() < 0.2 else world.path.put(frontend, backends)
+        isolated = {pod: Isolation(side(), side()) for pod in chance.sample(pods, chance.randint(0, 4))}
+        await asyncio.gather(putting, world.path.enforce(isolated))
+
+    async def many() -> None:
+        for _ in range(120):
+            await change()
+
+    asyncio.run(many())
+    return 120
 
 
 def slipped(world: World) -> list[str]:
@@ -233,14 +222,14 @@ def slipped(world: World) -> list[str]:
     with world.at(FIRST):
         client = socket.socket()
     frontends = {WEB: Backends(((SECOND, 8080),))}
-    world.path.begin(frontends, {}, [IPv4Network(RANGE)])
+    asyncio.run(world.path.begin(frontends, {}, [IPv4Network(RANGE)]))
     batch = nftables.Batch("sampan-test")
     batch.flush("services")
     batch.commit()
     client.setblocking(False)
     client.connect_ex((WEB.address, WEB.port))
     seen = [str(select.select([], [client], [], 0.2)[1])]
-    world.path.begin(frontends, {}, [IPv4Network(RANGE)])
+    asyncio.run(world.path.begin(frontends, {}, [IPv4Network(RANGE)]))
     server.settimeout(PATIENCE * 2)
     return [*seen, server.accept()[1][0]]
 
@@ -248,11 +237,11 @@ def slipped(world: World) -> list[str]:
 def twice(world: World) -> list[bool]:
     """A table is replaced whole, and taken away twice."""
     again = PacketPath("sampan-test", RANGE, host=False)
-    again.begin({WEB: Backends(((FIRST, 1),))}, {}, [])
+    asyncio.run(again.begin({WEB: Backends(((FIRST, 1),))}, {}, []))
     found = [again.stands()]
-    again.remove()
+    asyncio.run(again.end())
     found.append(again.stands())
-    again.remove()
+    asyncio.run(again.end())
     return [*found, nftables.exists("sampan-test")]
 
 

@@ -1,8 +1,7 @@
-"""What the nf_tables data path puts into its table, against a kernel of the test's own and against the policy's own judgement."""
+"""What the nf_tables data table puts into its table, against a kernel of the test's own and against the policy's own judgement."""
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from sampan.kernel import nftables
 from sampan.parts.network.datapath import conntrack
-from sampan.parts.network.datapath.packets import PacketPath
+from sampan.parts.network.datapath.packet_table import PacketTable
 from sampan.parts.network.policy import ALL_PORTS, Allowance, Isolation, allows
 from sampan.parts.network.services import Backends, Frontend
 from tests.unit.kernel.nft_decoder import Kernel
@@ -34,10 +33,10 @@ def _into(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nftables.Batch, "commit", lambda batch: kernel.take(batch.encoded()) if len(batch) else None)
 
 
-def _path(frontends: dict[Frontend, Backends] | None = None, **policies: Any) -> PacketPath:
-    path = PacketPath("t", "10.244.0.0/24", host=False)
-    path.begin(frontends or {}, policies.get("isolated", {}), [IPv4Network("10.244.0.0/24")])
-    return path
+def _table(frontends: dict[Frontend, Backends] | None = None, **policies: Any) -> PacketTable:
+    table = PacketTable("t", "10.244.0.0/24", host=False)
+    table.begin(frontends or {}, policies.get("isolated", {}), [IPv4Network("10.244.0.0/24")])
+    return table
 
 
 def _held(kernel: Kernel) -> dict[tuple[str, bytes], Any]:
@@ -62,13 +61,13 @@ def _leads_to(kernel: Kernel, frontend: Frontend) -> tuple[str, set[tuple[str, i
 
 def test_a_frontend_leads_to_its_endpoints_through_shared_chains(kernel: Kernel) -> None:
     two = Backends(((FIRST, 8080), (SECOND, 8081)))
-    path = _path({WEB: two, NAMES: Backends((("127.0.0.1", 9053),))})
+    table = _table({WEB: two, NAMES: Backends((("127.0.0.1", 9053),))})
     assert _leads_to(kernel, WEB) == ("pick-2", {(FIRST, 8080), (SECOND, 8081)})
     assert _leads_to(kernel, NAMES) == ("pick-1", {("127.0.0.1", 9053)})
     rules = len(kernel.tables["t"]["chains"]["pick-2"])
-    path.set(WEB._replace(port=81), two)
+    table.set(WEB._replace(port=81), two)
     assert len(kernel.tables["t"]["chains"]["pick-2"]) == rules
-    assert path.size == 3
+    assert len(table.frontends) == 3
 
 
 @pytest.mark.parametrize(
@@ -80,36 +79,36 @@ def test_a_frontend_leads_to_its_endpoints_through_shared_chains(kernel: Kernel)
     ],
 )
 def test_the_chain_says_what_becomes_of_a_connection(kernel: Kernel, backends: Backends, chain: str) -> None:
-    _path({WEB: backends})
+    _table({WEB: backends})
     assert _leads_to(kernel, WEB)[0] == chain
     assert chain in kernel.tables["t"]["chains"]
 
 
 def test_only_clients_that_stay_need_to_know_who_is_an_endpoint(kernel: Kernel) -> None:
-    path = _path({WEB: Backends(((FIRST, 1), (SECOND, 1)), affinity=10)})
+    table = _table({WEB: Backends(((FIRST, 1), (SECOND, 1)), affinity=10)})
     members = kernel.tables["t"]["sets"]["members"]["elements"]
     assert {key[12:16] for key in members} == {IPv4Address(FIRST).packed, IPv4Address(SECOND).packed}
-    path.set(WEB, Backends(((SECOND, 1),), affinity=10))
+    table.set(WEB, Backends(((SECOND, 1),), affinity=10))
     assert {key[12:16] for key in members} == {IPv4Address(SECOND).packed}
 
 
 def test_an_address_is_refused_at_other_ports_until_its_last_frontend_goes(kernel: Kernel) -> None:
-    path = _path({WEB: Backends(()), WEB._replace(port=81): Backends(())})
+    table = _table({WEB: Backends(()), WEB._replace(port=81): Backends(())})
     addresses = kernel.tables["t"]["sets"]["addresses"]["elements"]
     assert set(addresses) == {IPv4Address(WEB.address).packed}
-    path.set(WEB, None)
+    table.set(WEB, None)
     assert addresses
-    path.set(WEB._replace(port=81), None)
+    table.set(WEB._replace(port=81), None)
     assert not addresses
 
 
 def test_ports_of_the_node_make_its_address_no_services(kernel: Kernel) -> None:
-    _path({Frontend("192.0.2.2", 30080, "TCP"): Backends(((FIRST, 1),), reach="node")})
+    _table({Frontend("192.0.2.2", 30080, "TCP"): Backends(((FIRST, 1),), reach="node")})
     assert not kernel.tables["t"]["sets"]["addresses"]["elements"]
 
 
 def test_a_refused_batch_changes_nothing_here_either(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _path({WEB: Backends(((FIRST, 1),))})
+    table = _table({WEB: Backends(((FIRST, 1),))})
 
     def refuse(batch: nftables.Batch) -> None:
         raise OSError(12, "no memory")
@@ -117,16 +116,16 @@ def test_a_refused_batch_changes_nothing_here_either(kernel: Kernel, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(nftables.Batch, "commit", refuse)
         with pytest.raises(OSError, match="no memory"):
-            path.set(WEB, Backends(((FIRST, 1), (SECOND, 1))))
-    path.set(WEB, Backends(((FIRST, 1), (SECOND, 1))))
+            table.set(WEB, Backends(((FIRST, 1), (SECOND, 1))))
+    table.set(WEB, Backends(((FIRST, 1), (SECOND, 1))))
     assert _leads_to(kernel, WEB) == ("pick-2", {(FIRST, 1), (SECOND, 1)})
 
 
 def test_other_nodes_pods_are_spoken_to_as_they_are(kernel: Kernel) -> None:
-    path = _path()
+    table = _table()
     outside = kernel.tables["t"]["chains"]["outside"]
     assert [rule[-1][0] for rule in outside] == ["immediate", "immediate", "masq"]
-    path.know([IPv4Network("10.244.0.0/24"), IPv4Network("10.244.1.0/24")])
+    table.know([IPv4Network("10.244.0.0/24"), IPv4Network("10.244.1.0/24")])
     assert [rule[-1][0] for rule in outside] == ["immediate", "immediate", "immediate", "masq"]
 
 
@@ -156,14 +155,14 @@ def test_whatever_changes_the_table_has_what_a_new_one_would_have(
     with pytest.MonkeyPatch.context() as patched:
         changed, fresh = Kernel(), Kernel()
         _into(changed, patched)
-        path, wanted = _path(start), dict(start)
+        table, wanted = _table(start), dict(start)
         for frontend, backends in changes:
-            path.set(frontend, backends)
+            table.set(frontend, backends)
             wanted.pop(frontend, None)
             if backends is not None:
                 wanted[frontend] = backends
         _into(fresh, patched)
-        _path(wanted)
+        _table(wanted)
         assert _held(changed) == _held(fresh)
         for frontend, backends in wanted.items():
             assert _leads_to(changed, frontend)[1] == set(backends.endpoints)
@@ -203,8 +202,8 @@ def test_the_sets_permit_what_the_policies_do(before: dict[str, Isolation], isol
     with pytest.MonkeyPatch.context() as patched:
         kernel = Kernel()
         _into(kernel, patched)
-        path = _path(isolated=before)
-        path.enforce(isolated)
+        table = _table(isolated=before)
+        table.enforce(isolated)
     for source in (FIRST, SECOND, "192.0.2.9"):
         for target in (FIRST, THIRD, "198.51.100.1"):
             if source == target:
@@ -246,22 +245,3 @@ def test_flows_are_read_and_those_to_no_endpoint_forgotten(monkeypatch: pytest.M
     assert conntrack.forget_stale({(NAMES.address, 53): {(FIRST, 9053)}}) == 1
     assert forgotten == [stale]
     assert conntrack.forget_stale({(NAMES.address, 54): set()}) == 0
-
-
-def test_flows_are_looked_through_only_where_udp_endpoints_leave(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[tuple[str, int]] = []
-    monkeypatch.setattr(conntrack, "forget_stale", looked.extend)
-
-    async def changes() -> None:
-        path = _path({WEB: Backends(((FIRST, 1),)), NAMES: Backends(((FIRST, 1),))})
-        for frontend in (WEB, NAMES):
-            await path.put(frontend, Backends(((FIRST, 1), (SECOND, 1))))
-            assert not looked
-            await path.put(frontend, Backends(((SECOND, 1),)))
-        await path.drop(NAMES)
-        await path.drop(NAMES)
-
-    asyncio.run(changes())
-    assert looked == [(NAMES.address, 53)] * 2

@@ -102,7 +102,7 @@ class Attachment(Controller):
         annotations = node["metadata"].get("annotations") or {}
         own = key.name == self._node if self._node else JOINED not in annotations
         if not own:
-            self._know_ranges()
+            await self._know_ranges()
             return None  # a node of some other process, maybe on another machine
         if PODS_CGROUP not in annotations:
             return None
@@ -138,7 +138,7 @@ class Attachment(Controller):
         known = self.packets
         try:
             if known is not None and (known.table, known.pod_range) == (table, pod_range) and known.stands():
-                self._know_ranges()
+                await self._know_ranges()
                 await self._drop_former(known)
                 return CHECK_SECONDS
             if known is not None and known.table != table:
@@ -148,13 +148,14 @@ class Attachment(Controller):
                 await known.leave()  # what it left of its table is replaced at once
             path = PacketPath(table, pod_range, host=host)
             frontends = {one: each for one, each in self._proxy.wanted().items() if _for_pods(one, each)}
-            path.begin(frontends, self._policies.compiled(), self._ranges(pod_range))
+            await path.begin(frontends, self._policies.compiled(), self._ranges(pod_range))
         except OSError as error:
             self.recorder.event(
                 node, "Warning", "ServiceProgramsFailed", f"Services cannot be served by nf_tables: {error}"
             )
             return CHECK_SECONDS
         self.packets = path
+        await self._know_ranges()  # another node may have come while the table began
         await self._proxy.use(path, _for_pods)
         self._use_policies()
         await path.settle()
@@ -178,19 +179,21 @@ class Attachment(Controller):
         given = {dig(node, "spec", "podCIDR", default="") for node in self.informer(NODES).objects()}
         return networks(sorted({own, *given}))
 
-    def _know_ranges(self) -> None:
+    async def _know_ranges(self) -> None:
         if self.packets is not None:
-            self.packets.know(self._ranges(self.packets.pod_range))
+            await self.packets.know(self._ranges(self.packets.pod_range))
 
     def _use_policies(self) -> None:
         """Have policies kept by every path that can."""
-        paths = [path for path in (self.kernel, self.packets) if path is not None]
+        kernel, packets = self.kernel, self.packets
 
-        def enforce(isolated: Mapping[str, Isolation]) -> None:
-            for path in paths:
-                path.enforce(isolated)
+        async def enforce(isolated: Mapping[str, Isolation]) -> None:
+            if kernel is not None:
+                kernel.enforce(isolated)
+            if packets is not None:
+                await packets.enforce(isolated)
 
-        self._policies.use(enforce if paths else None)
+        self._policies.use(enforce if kernel is not None or packets is not None else None)
 
     # -- programs and forwarders
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source, Watches
@@ -13,7 +13,7 @@ from sampan.parts.network.policy import Isolation
 
 _ALL = Key("", "policies")
 
-Enforce = Callable[[Mapping[str, Isolation]], None]
+Enforce = Callable[[Mapping[str, Isolation]], Awaitable[None]]
 
 
 class NetworkPolicies(Controller):
@@ -52,7 +52,7 @@ class NetworkPolicies(Controller):
                 self._tell(one)
             return None
         isolated = self.compiled()
-        self._enforce(isolated)
+        await self._enforce(isolated)
         self._enforced = bool(policies)
         self.isolated = len(isolated)
         return None
