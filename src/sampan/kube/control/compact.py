@@ -27,6 +27,11 @@ class Compactor:
         self._strings: dict[str, str] = {}
         self._trees: dict[tuple[Any, ...], Any] = {}
 
+    def clear(self) -> None:
+        """Forget what was seen: sharing starts anew, and nothing is held any more for its sake."""
+        self._strings.clear()
+        self._trees.clear()
+
     def compact(self, obj: Object, old: Object | None = None) -> Object:
         """An equal object without ``metadata.managedFields``; the argument stays as it is.
 

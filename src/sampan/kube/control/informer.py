@@ -5,20 +5,23 @@ synchronously as the cache changes, so a listener that looks at the cache sees t
 
 Cached objects lack ``metadata.managedFields``: no controller reads them, and they would be a quarter of the memory. The
 server keeps an object's managed fields when an update comes without any, so writing such an object back is safe. Equal
-parts of cached objects are kept once (`compact.Compactor`).
+parts of cached objects are kept once (`compact.Compactor`). Where a `Feed` of the same process fills the cache, what nobody
+uses for a while is held only as the store's own encoding (`held.Held`), and decoded again for whoever asks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client import Client, WatchEvent
 from sampan.kube.control.compact import Compactor
+from sampan.kube.control.held import Encoding, Held, discard
 from sampan.kube.control.interface import Index
 from sampan.kube.control.reflector import Feed, Reflector
 from sampan.kube.objects import Key, Object, Resource, controller_of
@@ -27,6 +30,14 @@ from sampan.kube.types import selectors
 log = logging.getLogger(__name__)
 
 Listener = Callable[[Object | None, Object | None], None]
+
+SWEEP = 15.0
+"""Seconds of the machine between two looks at what nobody uses; what was not used in between is held encoded. Decoding it again
+takes some 20 microseconds, so that being wrong once a sweep costs next to nothing."""
+SLICE = 200
+"""Objects frozen at a time: half a millisecond."""
+COMPACT_SLICE = 10
+"""Objects compacted at a time: a millisecond."""
 
 
 def _owner(obj: Object) -> Iterable[str]:
@@ -40,8 +51,7 @@ class SharedInformer:
     def __init__(self, resource: Resource, compactor: Compactor | None = None) -> None:
         self.resource = resource
         self._compactor = compactor or Compactor()
-        self._objects: dict[Key, Object] = {}
-        self._by_namespace: dict[str, dict[Key, None]] = {}
+        self._held = Held()
         self._indexes: dict[str, Index] = {"owner": _owner}
         self._indexed: dict[str, dict[str, dict[Key, None]]] = {"owner": {}}
         self._listeners: list[Listener] = []
@@ -50,15 +60,15 @@ class SharedInformer:
     # -- reading
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._held)
 
     def get(self, key: Key) -> Object | None:
         """The cached object."""
-        return self._objects.get(key)
+        return self._held.get(key)
 
     def objects(self, namespace: str | None = None, labels: Mapping[str, str] | None = None) -> list[Object]:
         """Cached objects of a namespace (None: all) that carry these labels."""
-        found = self._within(namespace)
+        found = self._held.within(namespace)
         if not labels:
             return found
         wanted = labels.items()
@@ -69,7 +79,7 @@ class SharedInformer:
         parsed = selectors.of_object(selector)
         if parsed.nothing:
             return []
-        return [obj for obj in self._within(namespace) if parsed.selects(obj)]
+        return [obj for obj in self._held.within(namespace) if parsed.selects(obj)]
 
     def indexed(self, index: str, value: str) -> list[Object]:
         """Cached objects with this value under a named index.
@@ -77,7 +87,7 @@ class SharedInformer:
         Raises:
             KeyError: there is no such index.
         """
-        return [self._objects[key] for key in self._indexed[index].get(value, ())]
+        return self._held.of(self._indexed[index].get(value, ()))
 
     @property
     def synced(self) -> bool:
@@ -96,7 +106,7 @@ class SharedInformer:
             return
         self._indexes[name] = index
         table: dict[str, dict[Key, None]] = {}
-        for key, obj in self._objects.items():
+        for key, obj in zip(self._held, self._held.within(None), strict=True):
             for value in index(obj):
                 table.setdefault(value, {})[key] = None
         self._indexed[name] = table
@@ -104,15 +114,34 @@ class SharedInformer:
     def on_change(self, listener: Listener) -> None:
         """Call ``listener(old, new)`` for what is cached already and after each change; None stands for absent."""
         self._listeners.append(listener)
-        for obj in list(self._objects.values()):
+        for obj in self._held.within(None):
             self._tell(listener, None, obj)
+
+    def freezable(self, encoding: Encoding) -> None:
+        """From now on, what nobody uses may be held encoded (`rest`); ``encoding`` gives what decodes to a cached object."""
+        self._held.freezable(encoding)
+
+    def rest(self) -> Iterator[int]:
+        """Hold encoded what nobody used since this was last called, step by step; yields how many objects a step let go."""
+        unused, lasting = self._held.unused()
+        for at in range(0, len(unused), SLICE):
+            yield sum(map(self._held.freeze, unused[at : at + SLICE]))
+        for at in range(0, len(lasting), COMPACT_SLICE):
+            for key in lasting[at : at + COMPACT_SLICE]:
+                self._held.improve(key, self._compactor.compact)
+            yield 0
+
+    @property
+    def thaws(self) -> int:
+        """How many objects were decoded again for somebody who asked."""
+        return self._held.thaws
 
     # -- the reflector's side
 
     def replace(self, objects: list[Object]) -> None:
         """Become equal to a fresh list, telling listeners only what differs."""
         listed = {Key.of(obj): obj for obj in objects}
-        for key in [key for key in self._objects if key not in listed]:
+        for key in [key for key in self._held if key not in listed]:
             self._set(key, None)
         for key, obj in listed.items():
             self._put(key, obj)
@@ -122,15 +151,16 @@ class SharedInformer:
         """Follow one change."""
         key = Key.of(event.object)
         if event.type == "DELETED":
-            if key in self._objects:
+            old = self._held.get(key)
+            if old is not None:
                 # The last state is what a listener wants to know of what is gone.
-                self._store(key, self._compactor.compact(event.object, self._objects[key]))
+                self._store(key, self._compactor.compact(event.object, old))
                 self._set(key, None)
         else:
             self._put(key, event.object)
 
     def _put(self, key: Key, obj: Object) -> None:
-        old = self._objects.get(key)
+        old = self._held.get(key)
         if old is not None:
             was, now = old["metadata"], obj["metadata"]
             if was.get("resourceVersion") == now.get("resourceVersion"):
@@ -147,29 +177,21 @@ class SharedInformer:
             self._tell(listener, old, new)
 
     def _store(self, key: Key, new: Object | None) -> Object | None:
-        old = self._objects.get(key)
+        old = self._held.get(key)
         if new is None:
-            self._objects.pop(key, None)
-            _discard(self._by_namespace, key.namespace, key)
+            self._held.drop(key)
         else:
-            self._objects[key] = new
-            if old is None:
-                self._by_namespace.setdefault(key.namespace, {})[key] = None
+            self._held.put(key, new)
         for name, index in self._indexes.items():
             table = self._indexed[name]
             before = () if old is None else tuple(index(old))
             after = () if new is None else tuple(index(new))
             if before != after:
                 for value in before:
-                    _discard(table, value, key)
+                    discard(table, value, key)
                 for value in after:
                     table.setdefault(value, {})[key] = None
         return old
-
-    def _within(self, namespace: str | None) -> list[Object]:
-        if namespace is None:
-            return list(self._objects.values())
-        return [self._objects[key] for key in self._by_namespace.get(namespace, ())]
 
     def _tell(self, listener: Listener, old: Object | None, new: Object | None) -> None:
         try:
@@ -177,14 +199,6 @@ class SharedInformer:
         except Exception:
             # One listener's fault must not keep the others, or the cache, from following.
             log.exception("a listener of the %s informer failed", self.resource)
-
-
-def _discard(table: dict[str, dict[Key, None]], value: str, key: Key) -> None:
-    keys = table.get(value)
-    if keys is not None:
-        keys.pop(key, None)
-        if not keys:
-            del table[value]
 
 
 class SharedInformers:
@@ -197,6 +211,9 @@ class SharedInformers:
         self._tasks = tasks
         self._compactor = Compactor()
         self._informers: dict[tuple[Resource, str | None, str | None], SharedInformer] = {}
+        self._fed: list[SharedInformer] = []
+        self._machine = Clock()
+        """How long a thing lies in memory is the machine's affair; the platform's clock may race or stand still."""
 
     def informer(
         self, resource: Resource, *, label_selector: str | None = None, field_selector: str | None = None
@@ -208,6 +225,10 @@ class SharedInformers:
             informer = self._informers[wanted] = SharedInformer(resource, self._compactor)
             whole = label_selector is None and field_selector is None
             if self._feed is not None and whole and self._feed.follow(resource, informer):
+                informer.freezable(functools.partial(self._feed.encoding, resource))
+                if not self._fed:
+                    self._tasks.keep("informers/rest", self._sweep)
+                self._fed.append(informer)
                 return informer
             reflector = Reflector(
                 self._client,
@@ -224,3 +245,19 @@ class SharedInformers:
         """Wait until every informer that was asked for has its first list."""
         for informer in list(self._informers.values()):
             await informer.wait_synced()
+
+    async def rest(self) -> int:
+        """Hold encoded what nobody used since this was last called; returns how many objects that were."""
+        frozen = 0
+        for informer in list(self._fed):
+            for let_go in informer.rest():
+                frozen += let_go
+                await self._machine.sleep(0)
+        if frozen:
+            self._compactor.clear()  # it holds parts of what was just let go
+        return frozen
+
+    async def _sweep(self) -> None:
+        while True:
+            await self._machine.sleep(SWEEP)
+            await self.rest()

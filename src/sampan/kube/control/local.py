@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from sampan.kube.client import WatchEvent
 from sampan.kube.client.interface import EventType
+from sampan.kube.control.held import thawed
 from sampan.kube.control.reflector import Sink
-from sampan.kube.objects import Object, Resource
-from sampan.kube.server.conversion import served_object
+from sampan.kube.objects import Key, Object, Resource, alike, encode
+from sampan.kube.server.conversion import as_stored, served_object
 from sampan.kube.store.interface import Change, Store
 from sampan.kube.types.resource import ResourceType, TypeRegistry
 
@@ -54,6 +55,20 @@ class LocalFeed:
             self._types.on_change(redefined)
         sink.replace([served_object(kind, entry.value) for entry in self._store.range(prefix)])
         return True
+
+    def encoding(self, resource: Resource, key: Key, obj: Object) -> bytes:
+        """What decodes to an object that this feed gave, but for its managed fields: the store's own bytes where they do."""
+        kind = self._types.find(resource)
+        entry = None if kind is None else self._store.get(kind.key(key.namespace, key.name))
+        # A definition may have changed since the object was read, but what it leaves as stored was as stored before.
+        if (
+            kind is not None
+            and entry is not None
+            and str(entry.revision) == obj["metadata"].get("resourceVersion")
+            and (as_stored(kind, entry.value) or alike(thawed(entry.value), obj))
+        ):
+            return entry.value
+        return encode(obj, int(obj["metadata"].get("resourceVersion") or 0))
 
 
 class _Newest:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from sampan.kernel.clock import Clock
 from sampan.kube.client import Client, WatchEvent
-from sampan.kube.objects import Object, Resource
+from sampan.kube.objects import Key, Object, Resource
 from sampan.kube.status import ApiError
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,10 @@ class Feed(Protocol):
 
     def follow(self, resource: Resource, sink: Sink) -> bool:
         """Fill it and keep it current; False where this feed cannot."""
+        ...
+
+    def encoding(self, resource: Resource, key: Key, obj: Object) -> bytes:
+        """What decodes to an object that this feed gave, but for its managed fields; shared with others where it can be."""
         ...
 
 

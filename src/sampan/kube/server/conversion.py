@@ -29,7 +29,8 @@ def revision_of(value: bytes) -> int:
     return int(value[_REVISION_AT : value.index(b'"', _REVISION_AT)])
 
 
-def _as_stored(type: ResourceType, value: bytes) -> bool:
+def as_stored(type: ResourceType, value: bytes) -> bool:
+    """The encoding is what is served: nothing to convert, prune or default."""
     if not type.custom:
         return type.storage is None and type.from_storage is None
     if revision_of(value) <= type.schema_revision:
@@ -39,14 +40,14 @@ def _as_stored(type: ResourceType, value: bytes) -> bool:
 
 def served(type: ResourceType, value: bytes) -> bytes:
     """A stored encoding in the served version."""
-    if _as_stored(type, value):
+    if as_stored(type, value):
         return value
     return encode(_converted(type, decode(value)), revision_of(value))
 
 
 def served_object(type: ResourceType, value: bytes) -> Object:
     """A stored encoding, decoded, in the served version; the object is the caller's."""
-    if _as_stored(type, value):
+    if as_stored(type, value):
         return decode(value)
     return _converted(type, decode(value))
 
