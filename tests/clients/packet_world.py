@@ -31,6 +31,7 @@ RANGE = "10.244.9.0/24"
 FIRST, SECOND, THIRD = (f"10.244.9.{n}" for n in (2, 3, 4))
 NAMES = Frontend("10.96.0.10", 53, "UDP")
 WEB = Frontend("10.96.0.7", 80, "TCP")
+BALANCER = Frontend("198.51.100.9", 53, "UDP")
 INSIDE, OUTSIDE = "198.51.100.1", "198.51.100.2"
 PATIENCE = 5.0
 
@@ -211,6 +212,28 @@ def changes(world: World) -> int:
     return 120
 
 
+def guarded(world: World) -> list[str]:
+    """A load balancer takes clients from its source ranges only: another pod hears nothing, nor does the machine."""
+    world.neighbour()
+    for address in (FIRST, SECOND, THIRD):
+        world.pod(address)
+    server = world.udp(FIRST, 5353)
+    _put(world.path, BALANCER, (FIRST, 5353), reach="external", sources=(f"{SECOND}/32",))
+    seen = []
+    for address in (SECOND, THIRD, ""):
+        with contextlib.suppress(PermissionError):  # what a process of the machine hears of a dropped datagram
+            world.udp(address).sendto((address or "machine").encode(), (BALANCER.address, BALANCER.port))
+        server.settimeout(PATIENCE if address == SECOND else 0.2)
+        try:
+            seen.append(server.recvfrom(100)[0].decode())
+        except TimeoutError:
+            seen.append("")
+    _put(world.path, BALANCER, (FIRST, 5353), reach="external")
+    world.udp(THIRD).sendto(b"anybody", (BALANCER.address, BALANCER.port))
+    server.settimeout(PATIENCE)
+    return [*seen, server.recvfrom(100)[0].decode()]
+
+
 def slipped(world: World) -> list[str]:
     """A connection whose first packet no rule translated leads to its Service all the same, and not outside."""
     world.neighbour()
@@ -246,7 +269,7 @@ def twice(world: World) -> list[bool]:
 
 
 SCENARIOS: dict[str, Callable[[World], Any]] = {
-    one.__name__: one for one in (flows, outside, forged, changes, slipped, twice)
+    one.__name__: one for one in (flows, outside, forged, changes, guarded, slipped, twice)
 }
 
 

@@ -173,6 +173,24 @@ async def test_connections_spread_over_endpoints_and_follow_changes(node: Node) 
         assert node.inside("a", lambda: _same(_refusal((VIP, 80)), "ETIMEDOUT")) == ""
 
 
+async def test_a_load_balancer_keeps_its_source_ranges_inside_the_cluster(node: Node) -> None:
+    with closing(Server("1")) as one:
+        front, backends = Frontend(VIP, 80, "TCP"), Backends((one.at,), reach="external")
+        a, b = node.pods
+        node.path.set(front, backends._replace(sources=(f"{a}/32", "192.0.2.0/24")))
+        assert node.inside("a", lambda: _same(_call(), b"1")) == ""
+        assert node.inside("b", lambda: _same(_refusal((VIP, 80)), "ETIMEDOUT")) == ""
+        node.path.set(front, backends._replace(sources=(f"{b}/32",)))
+        assert node.inside("a", lambda: _same(_refusal((VIP, 80)), "ETIMEDOUT")) == ""
+        assert node.inside("b", lambda: _same(_call(), b"1")) == ""
+        node.path.sweep()
+        assert node.inside("b", lambda: _same(_call(), b"1")) == ""
+        node.path.set(front, backends)
+        node.path.sweep()
+        assert node.inside("a", lambda: _same(_call(), b"1")) == ""
+        assert not list(node.path.tables.sources)
+
+
 async def test_a_client_stays_with_its_endpoint_while_it_is_there(node: Node) -> None:
     with closing(Server("1")) as one, closing(Server("2")) as two, closing(Server("3")) as three:
         front = Frontend(VIP, 80, "TCP")

@@ -49,6 +49,16 @@ def test_pods_speak_from_their_address_and_not_to_the_machines_localhost() -> No
     assert _seen("forged") == {"pod": ["own"], "localhost": ["service", "unguarded"]}
 
 
+def test_a_load_balancer_keeps_its_source_ranges_inside_the_cluster() -> None:
+    assert _seen("guarded") == [SECOND, "", "", "anybody"]
+
+
+def test_two_platforms_that_look_at_the_same_moment_both_find_namespaces() -> None:
+    look = "from sampan.parts.node.runtime import links; links.probe('10.244.9.0/24')"
+    looks = [subprocess.Popen([sys.executable, "-c", look], stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [one.communicate(timeout=60)[1] for one in looks] == [""] * 6
+
+
 def test_a_packet_between_two_transactions_does_not_lose_its_connection() -> None:
     assert _seen("slipped") == ["[]", FIRST]
 

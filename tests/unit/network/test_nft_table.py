@@ -129,6 +129,19 @@ def test_other_nodes_pods_are_spoken_to_as_they_are(kernel: Kernel) -> None:
     assert [rule[-1][0] for rule in outside] == ["immediate", "immediate", "immediate", "masq"]
 
 
+def test_a_load_balancer_serves_only_those_it_takes_clients_from(kernel: Kernel) -> None:
+    sources = ("10.244.0.0/30", "10.244.0.2/32", "fd00::/8")
+    table = _table({WEB: Backends(((FIRST, 80),), reach="external", sources=sources), NAMES: Backends(((FIRST, 53),))})
+    key = IPv4Address(WEB.address).packed + bytes((6, 0, 0, 0)) + struct.pack(">HH", 80, 0)
+    sets = kernel.tables["t"]["sets"]
+    ends = (IPv4Address("10.244.0.0").packed, IPv4Address("10.244.0.3").packed)
+    assert list(sets["guarded"]["elements"]) == [key]
+    assert list(sets["sources"]["elements"]) == [key + ends[0] + key + ends[1]]
+    table.set(WEB, Backends(((FIRST, 80),), reach="external"))
+    assert not sets["guarded"]["elements"]
+    assert not sets["sources"]["elements"]
+
+
 _ENDPOINTS = st.lists(
     st.tuples(st.sampled_from([FIRST, SECOND, THIRD, "127.0.0.1"]), st.sampled_from([80, 81])), unique=True, max_size=4
 ).map(tuple)
@@ -138,6 +151,9 @@ _BACKENDS = st.builds(
     affinity=st.sampled_from([0, 0, 60]),
     drop=st.booleans(),
     reach=st.sampled_from(["cluster", "external", "node"]),
+    sources=st.sampled_from(
+        [(), (), ("10.244.0.2/32",), ("10.244.0.0/30", "10.244.0.0/29", "192.0.2.0/24"), ("fd00::/8",)]
+    ),
 )
 _FRONTENDS = st.builds(
     Frontend, st.sampled_from(["10.96.0.1", "10.96.0.2"]), st.sampled_from([80, 443]), st.sampled_from(["TCP", "UDP"])

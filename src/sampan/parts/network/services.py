@@ -47,6 +47,11 @@ class Backends(NamedTuple):
     sources: tuple[str, ...] = ()
     """Networks that clients must be in (``loadBalancerSourceRanges``); empty: from anywhere."""
 
+    def admitted(self) -> list[ipaddress.IPv4Network]:
+        """Those of ``sources`` that IPv4 clients can be in, none within another."""
+        given = (ipaddress.ip_network(one) for one in self.sources)
+        return list(ipaddress.collapse_addresses(one for one in given if isinstance(one, ipaddress.IPv4Network)))
+
 
 def endpoints_of(port: Mapping[str, Any], slices: Sequence[Object], node: str = "") -> tuple[tuple[str, int], ...]:
     """Endpoints behind one Service port, those of ``node`` only where given."""

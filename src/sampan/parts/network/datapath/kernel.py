@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sampan.kernel import bpf
 from sampan.kernel.clock import Clock
-from sampan.parts.network.datapath.programs import DROP, EGRESS, INGRESS, MEMBER, Programs, Tables
+from sampan.parts.network.datapath.programs import DROP, EGRESS, GUARDED, INGRESS, MEMBER, Programs, Tables
 from sampan.parts.network.policy import Isolation, port_prefixes, segments
 from sampan.parts.network.services import Backends, Frontend
 
@@ -37,6 +37,13 @@ def _service_key(address: str, port: int, protocol: str) -> bytes:
 
 def _endpoint(address: str, port: int) -> bytes:
     return IPv4Address(address).packed + port.to_bytes(2, "big") + bytes(2)
+
+
+def _source_keys(number: int, backends: Backends) -> list[bytes]:
+    return [
+        struct.pack("=II", 32 + network.prefixlen, number) + network.network_address.packed
+        for network in backends.admitted()
+    ]
 
 
 def _find_tables(cgroup: int) -> Tables | None:
@@ -150,7 +157,9 @@ class KernelPath:
             table.update(struct.pack("=III", number, index, MEMBER), _endpoint(address, port))
             if backends.affinity:
                 table.update(struct.pack("=I", number) + _endpoint(address, port), _endpoint(address, port))
-        flags = DROP if backends.drop else 0
+        for key in _source_keys(number, backends):
+            self.tables.sources.update(key, struct.pack("=I", 1))
+        flags = (DROP if backends.drop else 0) | (GUARDED if backends.sources else 0)
         value = _SERVICE.pack(number, len(backends.endpoints), flags, 0, backends.affinity * 1_000_000_000)
         self.tables.services.update(_service_key(*frontend), value)
         self._entries[frontend] = (number, backends)
@@ -185,6 +194,8 @@ class KernelPath:
                 return
             for key in keys:
                 self.tables.backends.delete(key)
+            for key in _source_keys(number, backends):
+                self.tables.sources.delete(key)
 
         self._clock.call_later(SWEEP_SECONDS, sweep)
 
@@ -199,6 +210,8 @@ class KernelPath:
         numbers = {number for number, _ in self._entries.values()}
         for key in [key for key in self.tables.backends if struct.unpack_from("=I", key)[0] not in numbers]:
             self.tables.backends.delete(key)
+        for key in [key for key in self.tables.sources if struct.unpack_from("=4xI", key)[0] not in numbers]:
+            self.tables.sources.delete(key)
 
     @property
     def size(self) -> int:

@@ -7,6 +7,8 @@ keep Services and policies for it. One table a node; its maps are looked up once
     backends    address . protocol . port . n                -> address . port      the n-th endpoint
     members     address . protocol . port . address . port      where clients stay with an endpoint: it is still one
     clients     client . address . protocol . port           -> address . port      with a timeout: the endpoint a client had
+    guarded     address . protocol . port                       whom not everybody may reach (a load balancer's source ranges)
+    sources     address . protocol . port . clients             who may
     addresses   address                                         Services' own: at other ports they refuse
     themselves  address . address                               an endpoint twice: who connects to itself through a Service
     isolated-in, isolated-out   address                         pods that policies select
@@ -74,6 +76,11 @@ def entries(frontend: Frontend, backends: Backends) -> Entries:
     """What a frontend needs in the sets."""
     key = _frontend_key(frontend)
     made = [("frontends", Element(key, goto=chain_of(backends)))]
+    if backends.sources:
+        made.append(("guarded", Element(key)))
+        for network in backends.admitted():
+            first, last = key + network.network_address.packed, key + network.broadcast_address.packed
+            made.append(("sources", Element(first, last=last)))
     if backends.reach == "cluster":
         made.append(("addresses", Element(_address(frontend.address))))
     for index, (address, port) in enumerate(backends.endpoints):
@@ -82,7 +89,7 @@ def entries(frontend: Frontend, backends: Backends) -> Entries:
         if backends.affinity:
             made.append(("members", Element(key + endpoint)))
         made.append(("themselves", Element(_address(address) * 2)))
-    return {(name, one.key): one for name, one in made}
+    return {(name, one.key + one.last): one for name, one in made}
 
 
 def _ranges(pod: str, allowances: Iterable[Allowance]) -> Iterable[Element]:
@@ -120,6 +127,8 @@ def lay_out(batch: Batch, pod_range: IPv4Network, *, host: bool) -> None:
     batch.add_set("backends", (*_FRONTEND, nft.INTEGER), data=_ENDPOINT)
     batch.add_set("members", (*_FRONTEND, *_ENDPOINT))
     batch.add_set("clients", (nft.ADDRESS, *_FRONTEND), nft.TIMEOUT | nft.DYNAMIC, data=_ENDPOINT)
+    batch.add_set("guarded", _FRONTEND)
+    batch.add_set("sources", _RULE, nft.INTERVAL)
     batch.add_set("addresses", (nft.ADDRESS,))
     batch.add_set("themselves", (nft.ADDRESS, nft.ADDRESS))
     batch.add_set("isolated-in", (nft.ADDRESS,))
@@ -167,6 +176,14 @@ def _lay_out_services(batch: Batch, pod_range: IPv4Network, host: bool) -> None:
     )
     batch.add_rule(REFUSE, nft.refused_as_unreachable())
     batch.add_rule(SILENT, nft.verdict(nft.DROP))
+    batch.add_rule(
+        "services",
+        _destination(0),
+        nft.listed("guarded", 0),
+        nft.source_address(3),
+        nft.listed("sources", 0, present=False),
+        nft.verdict(nft.GOTO, SILENT),
+    )
     batch.add_rule("services", _destination(0), nft.followed("frontends", 0))
     batch.add_rule("services", nft.destination_address(0), nft.listed("addresses", 0), nft.verdict(nft.GOTO, REFUSE))
     batch.add_chain("from-pods", "nat", nft.PREROUTING, nft.DESTINATION)

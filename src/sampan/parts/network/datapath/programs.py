@@ -10,6 +10,7 @@ pod's address and its private localhost); an endpoint may therefore also be a lo
               {address, 0, 0}                     the address is a Service's: other ports are refused
     backends  {id, n, -1}                      -> {address, port}       the n-th endpoint
               {id, address, port}              -> {address, port}       membership, where clients stay with an endpoint
+    sources   {id, address...}                 -> 1                     longest prefix: who may reach a GUARDED service
     affinity  {service, client}                -> {address, port, since}
     origins   {socket, address, port}          -> {address, port}       what an endpoint's datagrams seem to come from
     isolated  {address}                        -> directions            pods that some policy selects
@@ -34,6 +35,8 @@ INGRESS, EGRESS = 1, 2
 """Directions in ``isolated`` (as bits) and ``ports``."""
 DROP = 1
 """A flag in ``services``: without endpoints time out instead of refusing."""
+GUARDED = 2
+"""A flag in ``services``: only pods that ``sources`` has are served."""
 MEMBER = 0xFFFFFFFF
 """Third word of a backend's key by number."""
 _UDP = 17
@@ -53,6 +56,7 @@ class Tables(NamedTuple):
 
     services: bpf.Map
     backends: bpf.Map
+    sources: bpf.Map
     affinity: bpf.Map
     origins: bpf.Map
     isolated: bpf.Map
@@ -67,6 +71,7 @@ class Tables(NamedTuple):
         return {
             "services": (bpf.HASH, 8, 24, 32768, grow),
             "backends": (bpf.HASH, 12, 8, 262144, grow),
+            "sources": (bpf.LPM_TRIE, 12, 4, 32768, grow),
             "affinity": (bpf.LRU_HASH, 12, 16, 16384, 0),
             "origins": (bpf.LRU_HASH, 16, 8, 65536, 0),
             "isolated": (bpf.HASH, 4, 4, 8192, grow),
@@ -206,6 +211,7 @@ class Programs:
 
         a.label("service")
         a.move(R7, R0)
+        self._guard(a)
         a.load(4, R1, R7, 4)
         a.jump_if(R1, "==", 0, "none")
         a.load(8, R1, R7, 16)
@@ -251,6 +257,21 @@ class Programs:
             a.set(R1, -code)
             a.call(bpf.SET_RETVAL)
         a.leave(0)
+
+    def _guard(self, a: Assembler) -> None:
+        """May the client reach the service at r7?"""
+        a.load(4, R1, R7, 8)
+        a.mask(R1, GUARDED)
+        a.jump_if(R1, "==", 0, "open")
+        a.load(4, R1, FP, _CLIENT)
+        a.jump_if(R1, "==", 0, "open")  # the node itself
+        a.store(4, FP, _PEERS + 8, R1)
+        a.load(4, R1, R7, 0)
+        a.store(4, FP, _PEERS + 4, R1)
+        a.store_value(4, FP, _PEERS, 64)
+        self._lookup(a, self._tables.sources, _PEERS)
+        a.jump_if_null(R0, "dropped")
+        a.label("open")
 
     def _choose(self, a: Assembler) -> None:
         """r8, r9 = a random endpoint of the service at r7."""

@@ -194,16 +194,12 @@ def restore_forwarding(folder: Path = Path("/run/sampan")) -> None:
 
 def probe(pod_range: str) -> None:
     """In a throw-away process: everything that pods with namespaces and their Services need. Raises OSError."""
-    # the first address of the range is no pod's
-    ours = name_of(str(IPv4Network(pod_range).network_address))
-    netlink.remove_link(ours)
-    netlink.add_veth(ours, f"{ours}p", os.getpid())
-    try:
-        for setting in ("forwarding", "rp_filter", "route_localnet"):
-            (_CONF / ours / setting).write_text("1")
-    finally:
-        netlink.remove_link(ours)
+    # in a namespace from the first: two platforms that look at the same moment do not take each other's link away
     syscalls.unshare(syscalls.CLONE_NEWNET)
+    ours = name_of(str(IPv4Network(pod_range).network_address))
+    netlink.add_veth(ours, f"{ours}p", os.getpid())
+    for setting in ("forwarding", "rp_filter", "route_localnet"):
+        (_CONF / ours / setting).write_text("1")
     batch = nftables.Batch("sampan-probe")
     batch.add_table()
     batch.add_chain("destinations", "nat", nftables.PREROUTING, nftables.DESTINATION)
