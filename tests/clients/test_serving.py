@@ -324,6 +324,42 @@ def test_cluster_local_services_are_not_served_outside(world: World) -> None:
     world.until(lambda: world.get("inner.default.localhost").status_code == 200)
 
 
+def test_each_name_may_be_cluster_local_on_its_own(world: World) -> None:
+    traffic = [{"latestRevision": True, "percent": 100, "tag": "tip"}]
+    world.apply(
+        service("half", traffic=traffic, metadata={"labels": {"team": "sail"}, "annotations": {"juicy": "yes"}})
+    )
+    world.ready("half")
+    metadata = world.object("service", "tip-half")["metadata"]
+    assert metadata["labels"]["team"] == "sail"
+    assert metadata["labels"]["serving.knative.dev/service"] == "half"
+    assert metadata["annotations"]["juicy"] == "yes"
+    world.until(lambda: world.get("tip-half.default.localhost").status_code == 200)
+
+    world.kubectl("label", "service", "tip-half", "networking.knative.dev/visibility=cluster-local")
+    world.until(lambda: world.get("tip-half.default.localhost").status_code == 404)
+    status = world.ready("half")["status"]
+    assert status["url"] == "http://half.default.localhost"
+    assert status["traffic"][0]["url"] == "http://tip-half.default.svc.cluster.local"
+    assert world.get("half.default.localhost").status_code == 200
+
+    world.kubectl("label", "service", "half", "networking.knative.dev/visibility=cluster-local")
+    world.until(lambda: world.get("half.default.localhost").status_code == 404)
+    world.until(lambda: world.ready("half")["status"]["url"] == "http://half.default.svc.cluster.local")
+    for name in ("half", "tip-half"):
+        world.kubectl("label", "service", name, "networking.knative.dev/visibility-")
+    world.until(lambda: world.get("tip-half.default.localhost").status_code == 200)
+
+
+def test_a_service_sends_no_traffic_to_the_revisions_of_another(world: World) -> None:
+    world.apply(service("mine"), service("theirs"))
+    world.ready("mine")
+    world.ready("theirs")
+    world.apply(service("mine", traffic=[{"revisionName": "theirs-00001", "percent": 100}]))
+    expected = ("False", "RevisionNotOwned", 'Revision "theirs-00001" belongs to Service "theirs", not Service "mine".')
+    world.until(lambda: world.condition("route", "mine", "AllTrafficAssigned") == expected)
+
+
 def test_a_domain_of_ones_own(world: World) -> None:
     world.apply(service("shop", env={"TARGET": "shop"}))
     world.ready("shop")

@@ -110,7 +110,13 @@ def default(plural: str, obj: Object, old: Object | None, namespace: str, config
             spec["consumerGroup"] = spec.get("consumerGroup") or before or f"knative-kafka-source-{uuid.uuid4()}"
             _namespaces(spec.get("sink"), namespace)
             _namespaces((spec.get("delivery") or {}).get("deadLetterSink"), namespace)
-        case "containersources" | "githubsources":
+        case "containersources":
+            for position, container in enumerate(
+                ((spec.get("template") or {}).get("spec") or {}).get("containers") or ()
+            ):
+                container["name"] = container.get("name") or f"{metadata.get('name', '')}-{position}"
+            _namespaces(spec.get("sink"), namespace)
+        case "githubsources":
             _namespaces(spec.get("sink"), namespace)
         case "sinkbindings":
             if spec.get("subject"):

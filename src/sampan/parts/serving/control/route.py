@@ -6,7 +6,7 @@ Which configurations and revisions a Route uses is written on them, so that revi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from zlib import adler32
 
@@ -95,11 +95,10 @@ class RouteController(Controller):
         dependents = ("AllTrafficAssigned", "IngressReady", "CertificateProvisioned")
         conditions = ConditionSet(route, dependents, self.clock.now())
         status: Object = copy(route.get("status") or {})
-        local = dig(route, "metadata", "labels", keys.VISIBILITY) == keys.CLUSTER_LOCAL
-        domain = LOCAL_DOMAIN if local else self._config.domain(route["metadata"].get("labels") or {})
-        tls = await self._certify(route, domain, conditions)
+        domains = self._domains(route)
+        tls = await self._certify(route, domains, conditions)
         secure = {host for one in tls for host in one["hosts"]}
-        status["url"] = self._url(self._config.host(key.name, key.namespace, domain), secure)
+        status["url"] = self._url(self._config.host(key.name, key.namespace, domains[""]), secure)
         inside = f"{key.name}.{key.namespace}.{LOCAL_DOMAIN}"
         status["address"] = {"url": f"{'https' if inside in secure else 'http'}://{inside}"}
         assignment = self._assign(route)
@@ -112,7 +111,7 @@ class RouteController(Controller):
         else:
             conditions.true("AllTrafficAssigned")
             try:
-                again = await self._route(route, assignment, domain, conditions, status, tls)
+                again = await self._route(route, assignment, domains, conditions, status, tls)
             except NotOwnedError as error:
                 conditions.false("IngressReady", "NotOwned", str(error))
         # what lost its traffic is let go only once the gateway has stopped sending it there
@@ -122,6 +121,23 @@ class RouteController(Controller):
         if status != (route.get("status") or {}):
             await self.client.update(ROUTES, {**route, "status": status}, subresource="status")
         return again
+
+    def _domains(self, route: Object) -> dict[str, str]:
+        """The domain of the route's own name (under ``""``) and of each tag's.
+
+        A label on the route makes all of them cluster-local, one on the Service of a name that name.
+        """
+        metadata = route["metadata"]
+        labels = metadata.get("labels") or {}
+        domain = LOCAL_DOMAIN if labels.get(keys.VISIBILITY) == keys.CLUSTER_LOCAL else self._config.domain(labels)
+        found = {}
+        for tag in {"", *(one.get("tag") or "" for one in route["spec"].get("traffic") or ())}:
+            name = self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"]
+            service = self.informer(CORE_SERVICES).get(Key(metadata["namespace"], name))
+            theirs = dig(service, "metadata", "labels", default={})
+            local = theirs.get(keys.ROUTE) == metadata["name"] and theirs.get(keys.VISIBILITY) == keys.CLUSTER_LOCAL
+            found[tag] = LOCAL_DOMAIN if local else domain
+        return found
 
     # -- targets
 
@@ -139,6 +155,9 @@ class RouteController(Controller):
                 revision = self.informer(REVISIONS).get(Key(namespace, name))
                 if revision is None:
                     made.problem = ("False", "RevisionMissing", f'Revision "{name}" referenced in traffic not found.')
+                    continue
+                if problem := _not_owned(route, revision):
+                    made.problem = ("False", "RevisionNotOwned", problem)
                     continue
                 ready = condition(revision)
                 if ready is None or ready["status"] == "Unknown":
@@ -178,7 +197,7 @@ class RouteController(Controller):
         self,
         route: Object,
         assignment: Assignment,
-        domain: str,
+        domains: Mapping[str, str],
         conditions: ConditionSet,
         status: Object,
         tls: list[Object],
@@ -202,7 +221,7 @@ class RouteController(Controller):
         targets = _spread(assignment, rollout, self.informer(REVISIONS), key.namespace)
         assignment.revisions |= {one.revision["metadata"]["name"] for one in targets}
         await self._placeholders(route, {"", *(one.tag for one in targets)})
-        wanted = self._ingress(route, targets, domain, rollout)
+        wanted = self._ingress(route, targets, domains, rollout)
         if tls:
             wanted["spec"]["tls"] = tls
             if self._config.redirects(metadata.get("annotations") or {}):
@@ -210,7 +229,7 @@ class RouteController(Controller):
         secure = {host for one in tls for host in one["hosts"]}
         ingress = await ensure(self, INGRESSES, route, wanted, exact=OURS)
         self._follow_ingress(conditions, ingress, rollout)
-        status["traffic"] = [self._status_row(target, key, domain, secure) for target in _rows(targets)]
+        status["traffic"] = [self._status_row(target, key, domains, secure) for target in _rows(targets)]
         if metadata.get("deletionTimestamp"):
             return None
         due = rollout.next_step
@@ -221,7 +240,7 @@ class RouteController(Controller):
         text = annotations.get(keys.ROLLOUT_DURATION) or annotations.get(keys.PREFIX + "rolloutDuration")
         return duration(text) if text else self._config.rollout_duration()
 
-    def _ingress(self, route: Object, targets: list[Target], domain: str, rollout: Rollout) -> Object:
+    def _ingress(self, route: Object, targets: list[Target], domains: Mapping[str, str], rollout: Rollout) -> Object:
         metadata = route["metadata"]
         name, namespace = metadata["name"], metadata["namespace"]
         rules = []
@@ -241,8 +260,8 @@ class RouteController(Controller):
             rules.append(
                 {"hosts": _local_hosts(label, namespace), "visibility": "ClusterLocal", "http": {"paths": paths}}
             )
-            if domain != LOCAL_DOMAIN:
-                host = self._config.host(label, namespace, domain)
+            if domains[tag] != LOCAL_DOMAIN:
+                host = self._config.host(label, namespace, domains[tag])
                 rules.append({"hosts": [host], "visibility": "ExternalIP", "http": {"paths": paths}})
         annotations = {
             **inherited(metadata.get("annotations")),
@@ -296,38 +315,51 @@ class RouteController(Controller):
     async def _placeholder(self, route: Object, name: str) -> None:
         """The Service that makes a cluster-local name resolve to the gateway."""
         metadata = route["metadata"]
-        labels = {keys.ROUTE: metadata["name"]}
+        # whether a name is cluster-local may be said of each on its own
+        labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != keys.VISIBILITY}
         wanted: Object = {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": name, "namespace": metadata["namespace"], "labels": labels},
+            "metadata": {
+                "name": name,
+                "namespace": metadata["namespace"],
+                "labels": {**labels, keys.ROUTE: metadata["name"]},
+                "annotations": inherited(metadata.get("annotations")),
+            },
             "spec": {
                 "type": "ExternalName",
                 "externalName": f"gateway.knative-serving.{LOCAL_DOMAIN}",
                 "sessionAffinity": "None",
-                "ports": [{"name": "http2", "port": 80, "targetPort": 80, "protocol": "TCP"}],
+                "ports": [
+                    {
+                        "name": "http2",
+                        "appProtocol": "kubernetes.io/h2c",
+                        "port": 80,
+                        "targetPort": 80,
+                        "protocol": "TCP",
+                    }
+                ],
             },
         }
-        await ensure(self, CORE_SERVICES, route, wanted, create_only=True)
+        await ensure(self, CORE_SERVICES, route, wanted)
 
     # -- certificates
 
-    async def _certify(self, route: Object, domain: str, conditions: ConditionSet) -> list[Object]:
+    async def _certify(self, route: Object, domains: Mapping[str, str], conditions: ConditionSet) -> list[Object]:
         """Ask for the certificates of all names that are to have one; those that are there, as the Ingress tells them."""
         metadata = route["metadata"]
         annotations = metadata.get("annotations") or {}
-        tags = sorted({one.get("tag") or "" for one in route["spec"].get("traffic") or ()} | {""})
-        inside, outside = self._config.local_tls(), self._config.external_tls(annotations) and domain != LOCAL_DOMAIN
-        if inside or outside:
+        inside, outside = self._config.local_tls(), self._config.external_tls(annotations)
+        if inside or (outside and set(domains.values()) != {LOCAL_DOMAIN}):
             conditions.true("CertificateProvisioned")
         else:
-            conditions.true("CertificateProvisioned", *(TLS_OFF_INSIDE if domain == LOCAL_DOMAIN else TLS_OFF))
+            conditions.true("CertificateProvisioned", *(TLS_OFF_INSIDE if outside else TLS_OFF))
         made: list[Object] = []
         asked = set()
-        for tag in tags if inside or outside else ():
+        for tag, domain in sorted(domains.items()) if inside or outside else ():
             name = f"route-{metadata['uid']}{f'-{adler32(tag.encode())}' if tag else ''}"
             label = self._config.tag_name(tag, metadata["name"]) if tag else metadata["name"]
-            if outside:
+            if outside and domain != LOCAL_DOMAIN:
                 asked.add(name)
                 host = self._config.host(label, metadata["namespace"], domain)
                 made += await self._certificate(route, name, [host], domain, conditions)
@@ -376,13 +408,13 @@ class RouteController(Controller):
     def _url(self, host: str, secure: Collection[str]) -> str:
         return f"{'https' if host in secure else self._config.scheme()}://{host}"
 
-    def _status_row(self, target: Target, key: Key, domain: str, secure: Collection[str]) -> Object:
+    def _status_row(self, target: Target, key: Key, domains: Mapping[str, str], secure: Collection[str]) -> Object:
         row: Object = {"revisionName": target.revision["metadata"]["name"], "percent": target.percent}
         row["latestRevision"] = target.latest
         if target.tag:
             row["tag"] = target.tag
             label = self._config.tag_name(target.tag, key.name)
-            row["url"] = self._url(self._config.host(label, key.namespace, domain), secure)
+            row["url"] = self._url(self._config.host(label, key.namespace, domains[target.tag]), secure)
         return row
 
     # -- what a route uses knows it
@@ -417,6 +449,18 @@ class RouteController(Controller):
         except ApiError as error:
             if not error.not_found:
                 raise
+
+
+def _not_owned(route: Object, revision: Object) -> str:
+    """What is wrong when a Service's Route names the revision of something else."""
+    service = dig(route, "metadata", "labels", keys.SERVICE)
+    theirs = dig(revision, "metadata", "labels", keys.SERVICE)
+    if not service or service == theirs:
+        return ""
+    name = revision["metadata"]["name"]
+    if not theirs:
+        return f'Revision "{name}" does not belong to Service "{service}".'
+    return f'Revision "{name}" belongs to Service "{theirs}", not Service "{service}".'
 
 
 def _local_hosts(label: str, namespace: str) -> list[str]:
