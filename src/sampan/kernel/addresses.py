@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from functools import cache
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104
@@ -47,6 +48,27 @@ def is_own(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_here(address: str) -> bool:
+    """Connections from here to this address, IPv4 or IPv6, arrive on this machine (in this network namespace)."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(found, IPv6Address):
+        found = found.ipv4_mapped or found
+    if found.is_loopback or found.is_unspecified:
+        return True
+    family = socket.AF_INET if found.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            asked.connect(
+                (str(found), 9)
+            )  # sends nothing; to an address of its own the kernel speaks from that address
+            return ip_address(asked.getsockname()[0]) == found
+    except OSError:
+        return False
 
 
 PRIVATE_PORTS = 1024

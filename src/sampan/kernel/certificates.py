@@ -141,11 +141,9 @@ class Authority:
         self._contexts.append((context, pair))
         return context
 
-    def client_context(self, pair: KeyPair | None = None, *, further: Authority | None = None) -> ssl.SSLContext:
-        """A TLS client context that trusts this authority, and a ``further`` one, and presents ``pair``, if given."""
+    def client_context(self, pair: KeyPair | None = None) -> ssl.SSLContext:
+        """A TLS client context that trusts this authority and presents ``pair`` (of whatever authority), if given."""
         context = ssl.create_default_context(cafile=str(self.certificate_path))
-        if further is not None:
-            context.load_verify_locations(further.certificate_path)
         if pair is not None:
             context.load_cert_chain(pair.certificate, pair.key)
         return context

@@ -347,13 +347,16 @@ def kubeconfig(authority: Authority, host: str, port: int) -> str:
     )
 
 
-def _identity(authority: Authority) -> tuple[ssl.SSLContext, tuple[str, str]]:
-    """As whom the API server calls kubelets, and the files that vouch for users to aggregated servers."""
-    kubelets = authority.client_context(
-        authority.client_certificate(*KUBELET_CLIENT), further=authority.apart(KUBELET_SERVING)
-    )
+def joined_kubelets(authority: Authority) -> ssl.SSLContext:
+    """As whom the API server calls the kubelets of nodes that joined, and whom alone it believes to be one. Reads files."""
+    return authority.apart(KUBELET_SERVING).client_context(authority.client_certificate(*KUBELET_CLIENT))
+
+
+def _identity(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext, tuple[str, str]]:
+    """As whom the API server calls its own kubelet and others', and the files that vouch for users to aggregated servers."""
+    own = authority.client_context(authority.client_certificate(*KUBELET_CLIENT))
     proxy = authority.client_certificate(FRONT_PROXY)
-    return kubelets, (str(proxy.certificate), str(proxy.key))
+    return own, joined_kubelets(authority), (str(proxy.certificate), str(proxy.key))
 
 
 def _reached(host: str) -> str:

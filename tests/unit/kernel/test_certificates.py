@@ -43,10 +43,12 @@ def test_an_authority_apart_is_believed_only_by_who_asks_for_it(tmp_path: Path) 
     authority = Authority(tmp_path)
     apart = authority.apart("apart")
     server = apart.server_context(["n1"])
-    handshake(server, authority.client_context(further=apart), "n1")
+    pair = authority.client_certificate("caller")
+    handshake(server, apart.client_context(pair), "n1")
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(server, authority.client_context(), "n1")
-    handshake(authority.server_context(["n1"]), authority.client_context(further=apart), "n1")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(authority.server_context(["n1"]), apart.client_context(pair), "n1")
     again = Authority(tmp_path).apart("apart")
     assert again.certificate_pem == apart.certificate_pem != authority.certificate_pem
 

@@ -9,7 +9,7 @@ import pytest
 from sampan.kernel.clock import Clock, Timeline
 from sampan.kube.access.admission import AdmissionChain
 from sampan.kube.access.interface import MASTER, AdmissionRequest, Operation, User
-from sampan.kube.access.plugins import first_plugins, last_plugins
+from sampan.kube.access.plugins import first_plugins, last_plugins, node_restriction
 from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.access.plugins.plugin import PluginContext
 from sampan.kube.access.rbac import AuthorizerChain, RbacAuthorizer
@@ -516,6 +516,25 @@ async def test_a_node_is_not_where_pods_and_services_are(world: World, address: 
         return
     with pytest.raises(ApiError, match='node "n1" is not allowed to be at'):
         await world.write(NODES, told, named("n1"), user=NODE, subresource="status")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "127.0.0.1", "::1", "fd00::1", "::ffff:192.0.2.1"])
+async def test_a_node_is_at_the_platforms_machine_only_if_it_runs_there(
+    world: World, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {"192.0.2.1", "127.0.0.1", "::1", "fd00::1", "::ffff:192.0.2.1"}
+    monkeypatch.setattr(node_restriction, "is_here", here.__contains__)
+    told = {**named("n1"), "status": {"addresses": [{"type": "InternalIP", "address": address}]}}
+
+    async def tell(source: str, old: Object | None = None, user: User = NODE) -> None:
+        await world.write(NODES, told, old or named("n1"), user=user, subresource="status", source=source)
+
+    await tell("192.0.2.1")
+    await tell("127.0.0.1")
+    await tell("192.0.2.2", told)  # it was told before
+    await tell("192.0.2.2", user=MASTER)
+    with pytest.raises(ApiError, match="that is the platform's machine, and this request comes from another"):
+        await tell("192.0.2.2")
 
 
 async def test_approving_needs_the_signer(world: World) -> None:

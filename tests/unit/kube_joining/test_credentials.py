@@ -112,6 +112,18 @@ async def test_a_file_is_used_for_as_long_as_it_fits(api: Signing, tmp_path: Pat
     assert not Credential(file, of_client("b"), clock).load()
 
 
+async def test_a_serving_certificate_of_the_clusters_own_authority_is_asked_for_anew(
+    api: Signing, tmp_path: Path
+) -> None:
+    file, clock, wanted = tmp_path / "serving.pem", Clock(), of_kubelet("a", ["10.0.0.2"])
+    cluster = api.authority
+    await Credential(file, wanted, clock).ensure(as_client(api))
+    api.authority = cluster.apart("kubelet-serving")
+    for _ in range(2):
+        await Credential(file, wanted, clock, not_of=cluster.certificate_path).ensure(as_client(api))
+    assert len(api.made) == 2, "the one of the authority apart is kept"
+
+
 async def test_a_certificate_that_has_ended_is_none(api: Signing, tmp_path: Path) -> None:
     file = tmp_path / "client.pem"
     api.seconds = -60.0

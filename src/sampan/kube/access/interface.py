@@ -143,6 +143,8 @@ class AdmissionRequest:
     """What admission wants to be told: the server calls each once, when the write has been stored or has failed."""
     reinvoke: bool = False
     """The object was changed from outside (a webhook, a policy): the chain runs the mutating phase once more."""
+    source: str = ""
+    """The address the request came from; empty: from the platform's own process."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What plugins remember of this request between their phases, by plugin."""
 

@@ -174,6 +174,19 @@ def read_pair(pem: bytes) -> Pair:
     )
 
 
+def is_of(pem: bytes, authority: bytes) -> bool:
+    """An authority signed the certificate. Raises ValueError: one of the two is none."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    certificate, issuer = x509.load_pem_x509_certificate(pem), x509.load_pem_x509_certificate(authority)
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
 def make_request(wanted: Wanted) -> tuple[bytes, bytes]:
     """A new key and a request signed by it, both in PEM."""
     from cryptography import x509
@@ -273,8 +286,10 @@ def due(pair: Pair) -> float:
 class Credential:
     """One certificate of the node, in its file and in the TLS contexts made from it."""
 
-    def __init__(self, file: Path, wanted: Wanted, clock: Clock) -> None:
+    def __init__(self, file: Path, wanted: Wanted, clock: Clock, not_of: Path | None = None) -> None:
+        """``not_of``: an authority whose certificates are none of this kind; one that it signed is asked for anew."""
         self.wanted = wanted
+        self._not_of = not_of
         self._file = file
         self._clock = clock
         self._contexts: list[ssl.SSLContext] = []
@@ -289,10 +304,13 @@ class Credential:
         except (OSError, ValueError):
             return False
         fits = pair.common_name == self.wanted.common_name and frozenset(self.wanted.names) <= pair.names
-        if not fits or pair.ends <= machine_time():
+        if not fits or pair.ends <= machine_time() or self._outdated(pair):
             return False
         self._pair = pair
         return True
+
+    def _outdated(self, pair: Pair) -> bool:
+        return self._not_of is not None and is_of(pair.pem, self._not_of.read_bytes())
 
     async def ensure(self, client: Client) -> None:
         """Have a certificate: the file's, or a new one. Raises JoinError, ApiError."""

@@ -67,7 +67,8 @@ class JoinedKubePart(Part[PartSettings]):
                 f"the certificate of {membership.node} in {folder.path} has ended or is missing: join again with a token"
             )
         wanted = of_kubelet(membership.node, [membership.address])
-        self._serving = Credential(folder.path / "serving.pem", wanted, clock)
+        # versions before served with what the cluster's own authority had signed; the API server does not believe that now
+        self._serving = Credential(folder.path / "serving.pem", wanted, clock, not_of=folder.authority)
         self._network = Credential(folder.path / "network.pem", of_network(), clock)
 
     async def start(self) -> None:

@@ -59,12 +59,17 @@ def _gzip(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
+def peer_of(request: web.BaseRequest) -> str:
+    """The address a request came from; 127.0.0.1 where it did not come by TCP, or is gone."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return peer[0] if isinstance(peer, tuple) else "127.0.0.1"
+
+
 def _worth_compressing(request: web.BaseRequest) -> bool:
     """The client takes gzip and is on another machine: over loopback compressing costs several times what it saves."""
     if "gzip" not in request.headers.get("Accept-Encoding", ""):
         return False
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    host = peer[0] if isinstance(peer, tuple) else "127.0.0.1"
+    host = peer_of(request)
     return not (host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1"))
 
 

@@ -89,13 +89,16 @@ class ApiServer:
             aggregator=self._aggregation,
         )
 
-    def identify(self, kubelet_context: ssl.SSLContext, proxy_certificate: tuple[str, str]) -> None:
+    def identify(
+        self, kubelet_context: ssl.SSLContext, joined_context: ssl.SSLContext, proxy_certificate: tuple[str, str]
+    ) -> None:
         """Say as whom the API server calls others.
 
-        ``kubelet_context`` trusts the kubelets and presents the API server's client certificate; ``proxy_certificate`` (files
-        of certificate and key) vouches for users to aggregated API servers.
+        ``kubelet_context`` trusts the platform's own kubelet and presents the API server's client certificate,
+        ``joined_context`` those of nodes that joined; ``proxy_certificate`` (files of certificate and key) vouches for users
+        to aggregated API servers.
         """
-        self._connector.context = kubelet_context
+        self._connector.context, self._connector.joined_context = kubelet_context, joined_context
         self._aggregation.certificate = proxy_certificate
 
     async def start(self, listener: socket.socket, ssl_context: ssl.SSLContext | None) -> None:

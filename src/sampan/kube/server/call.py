@@ -23,6 +23,8 @@ class Call:
     options: WriteOptions = field(default_factory=WriteOptions)
     warnings: list[str] = field(default_factory=list)
     """Sent to the client as Warning headers."""
+    source: str = ""
+    """The address the request came from; empty: from this process."""
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ from aiohttp import web
 from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kube.access.interface import AdmissionRequest, Operation, User
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.objects import Object, dig
 from sampan.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICES
 from sampan.kube.server.options import Query, flag, number, text
@@ -42,7 +43,9 @@ class KubeletConnector:
         self._api = api
         self._clock = clock
         self.context: ssl.SSLContext | None = None
-        """Trusts the kubelets' authority and presents the API server's client certificate; None: plain HTTP."""
+        """Trusts the platform's own kubelet and presents the API server's client certificate; None: plain HTTP."""
+        self.joined_context: ssl.SSLContext | None = None
+        """The same for the kubelets of nodes that joined, whose certificates another authority signs."""
         self._unknown: ssl.SSLContext | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -119,7 +122,8 @@ class KubeletConnector:
         if not host:
             raise internal(f"no preferred addresses found; known addresses: {list(by_type.values())}")
         port = int(dig(node, "status", "daemonEndpoints", "kubeletEndpoint", "Port", default=KUBELET_PORT))
-        return Backend(host, port, self.context)
+        joined = JOINED in (node["metadata"].get("annotations") or {})
+        return Backend(host, port, self.joined_context if joined else self.context)
 
     def _proxied(self, type: ResourceType, target: Target) -> tuple[Backend, str]:
         scheme, name, port = _split_name(target.name)

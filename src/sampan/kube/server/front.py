@@ -19,7 +19,7 @@ from sampan.kernel.http import read_body
 from sampan.kube.access.interface import ANONYMOUS, Authenticator, User
 from sampan.kube.objects import Object
 from sampan.kube.server import decoding, representation, routing
-from sampan.kube.server.answers import error_of, reply_error, reply_object, reply_text, warning_headers
+from sampan.kube.server.answers import error_of, peer_of, reply_error, reply_object, reply_text, warning_headers
 from sampan.kube.server.call import Answer, Call
 from sampan.kube.server.endpoints import Endpoints
 from sampan.kube.server.metrics import Metrics
@@ -151,7 +151,7 @@ class Front:
                 raise method_not_allowed()
             labels[0] = "CONNECT"
             return await self._connector.serve(request, user, type, target, query)
-        call = Call(user, type, target.namespace, target.name, target.subresource)
+        call = Call(user, type, target.namespace, target.name, target.subresource, source=peer_of(request))
         handler = self._verbs.get(verb)
         if handler is None:
             raise method_not_allowed()

@@ -61,6 +61,11 @@ class Backend:
 
 def dial_problem(error: OSError) -> str:
     """Why a connection could not be opened, in Go's words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"tls: failed to verify certificate: {error.verify_message} (a node of an earlier version has to be started "
+            "again, or to join again with a token)"
+        )
     return f"connect: {os.strerror(error.errno).lower()}" if error.errno else str(error)
 
 

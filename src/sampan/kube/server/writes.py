@@ -349,6 +349,7 @@ class Writer:
             subresource=call.subresource,
             options=call.options.as_object(),
             dry_run=call.options.dry_run,
+            source=call.source,
         )
 
     @staticmethod

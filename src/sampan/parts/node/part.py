@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -162,17 +161,12 @@ class NodePart(Part[NodeSettings]):
         self.context.tasks.keep("statistics", statistics.run)
         types = self.context.find(TypeRegistry)
         if types is not None:
-            from sampan.kube.part import KUBELET_CLIENT, KUBELET_SERVING
+            from sampan.kube.part import joined_kubelets
             from sampan.parts.node.resources import ResourceMetrics
             from sampan.parts.node.scraping import Scraper
 
             authority, informers = self.context.authority, self.context.get(ControlContext).informers
-
-            def as_api_server() -> ssl.SSLContext:
-                pair = authority.client_certificate(*KUBELET_CLIENT)
-                return authority.client_context(pair, further=authority.apart(KUBELET_SERVING))
-
-            others = Scraper(informers.informer(NODES), agent.name, as_api_server)
+            others = Scraper(informers.informer(NODES), agent.name, lambda: joined_kubelets(authority))
             types.add(ResourceMetrics(agent, statistics, others, informers).types())
 
     async def drain(self) -> None:

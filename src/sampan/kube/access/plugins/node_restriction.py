@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network
 
+from sampan.kernel.addresses import is_here
 from sampan.kube.access.interface import AdmissionRequest
 from sampan.kube.access.plugins.node_addresses import (
     CLUSTER_RANGE,
@@ -128,9 +129,14 @@ class NodeRestriction(Plugin):
             metadata = request.object["metadata"]
             metadata["annotations"] = {**(metadata.get("annotations") or {}), JOINED: "true"}
         self._pod_ranges(request, node)
+        # what is on the platform's machine is reached at its addresses, also what listens there for itself alone
+        from_here = not request.source or is_here(request.source)
         for text in sorted(node_addresses(request.object) - node_addresses(request.old_object)):
             if not may_be_node(text, self.cache.objects(SERVICES)):
                 raise refused(request, f"node {_quoted(node)} is not allowed to be at {_quoted(text)}")
+            if not from_here and is_here(text):
+                why = "that is the platform's machine, and this request comes from another"
+                raise refused(request, f"node {_quoted(node)} is not allowed to be at {_quoted(text)}: {why}")
         new, old = _labels(request.object), _labels(request.old_object)
         changed = {key for key in {*new, *old} if new.get(key) != old.get(key)}
         bad = sorted(key for key in changed if _forbidden(key))
