@@ -13,6 +13,7 @@ import asyncio
 import base64
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -84,8 +85,9 @@ class KubeSettings(PartSettings, kw_only=True):
     service_range: Annotated[
         str,
         msgspec.Meta(
-            description="addresses of Services; empty: 10.96.0.0/12, or, for an ordinary user, the first of that and "
-            "10.112.0.0/16 to 10.127.0.0/16 that no other platform of theirs has, the same at the next start"
+            description="addresses of Services; empty: 10.96.0.0/12, or, where pods have no addresses of their own (an "
+            "ordinary user, or root without CAP_NET_ADMIN and CAP_SYS_ADMIN), the first of that and "
+            "10.112.0.0/16 to 10.127.0.0/16 that no other platform of that user has, the same at the next start"
         ),
     ] = ""
 
@@ -93,6 +95,26 @@ class KubeSettings(PartSettings, kw_only=True):
 SERVICES = "10.96.0.0/12"
 SPARE_SERVICES = tuple(f"10.{number}.0.0/16" for number in range(112, 128))
 """For further platforms of an ordinary user."""
+
+
+CLAIM_ATTEMPTS = 20
+"""How often a range is asked for whose holder may be on its way out; one second in all."""
+_NET_ADMIN, _SYS_ADMIN = 1 << 12, 1 << 21
+
+
+def _pods_may_have_addresses() -> bool:
+    """This process has the rights that take (tiers T1 and T1n): it is root of the machine, not only of a container or of a user
+    namespace. Reads files."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        status, users = Path("/proc/self/status").read_text(), Path("/proc/self/uid_map").read_text()
+    except OSError:
+        return True
+    lines = (line.split() for line in status.splitlines())
+    effective = next((int(words[1], 16) for words in lines if words and words[0] == "CapEff:"), 0)
+    needed = _NET_ADMIN | _SYS_ADMIN
+    return users.split()[:2] == ["0", "0"] and effective & needed == needed
 
 
 @dataclass(frozen=True)
@@ -268,9 +290,18 @@ class KubePart(Part[KubeSettings]):
 
     def _services(self) -> str:
         """A range that no other platform here has, where Services are loopback addresses: those are everybody's."""
-        if os.geteuid() == 0:  # its pods have addresses of their own, and Services exist for them alone
+        if _pods_may_have_addresses():  # Services exist for them alone
             return SERVICES
-        found, self._claim = claims.claim_one((SERVICES, *SPARE_SERVICES), self.context.data_dir / "service-range")
+        kept, owner = self.context.data_dir / "service-range", str(self.context.root)
+        # what began with the usual range before platforms kept theirs has Services there
+        spare = () if not kept.exists() and (self.context.data_dir / "objects.db").exists() else SPARE_SERVICES
+        found, self._claim = claims.claim_one((SERVICES, *spare), kept, CLAIM_ATTEMPTS, owner)
+        if self._claim is None and (other := claims.holder(found)) is not None and other.owner != owner:
+            raise SampanError(
+                f"the range of Services {found} is the one of another platform of this machine ({other.owner or 'unknown'}, "
+                f"process {other.pid}), and both are on the loopback network here: stop that one, or give this one another "
+                "with the setting kubernetes.service_range (10.80.0.0/16, say)"
+            )
         return found
 
     def status(self) -> dict[str, Any]:

@@ -20,10 +20,13 @@ def test_a_range_has_one_holder_and_is_free_again_when_that_lets_go(
     other = claims.claim("10.244.2.0/24")
     assert other is not None
     assert claims.claimed() == ["10.244.1.0/24", "10.244.2.0/24"]
+    assert claims.holder("10.244.1.0/24") == (os.getpid(), "")
+    assert claims.holder("10.244.3.0/24") is None
     os.close(held)
     assert claims.claimed() == ["10.244.2.0/24"]
-    again = claims.claim("10.244.1.0/24")
+    again = claims.claim("10.244.1.0/24", owner="/a b/c")
     assert again is not None
+    assert claims.holder("10.244.1.0/24") == (os.getpid(), "/a b/c")
     for descriptor in (again, other):
         os.close(descriptor)
 

@@ -15,6 +15,7 @@ from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object
 from sampan.kube.resources import ENDPOINT_SLICES, SERVICES
+from sampan.parts.network import loopback_address
 from sampan.parts.network.datapath.interface import DataPath
 from sampan.parts.network.directory import BY_SERVICE, service_of
 from sampan.parts.network.services import Backends, Frontend, frontends
@@ -144,6 +145,11 @@ class ServiceProxy(Controller):
 def explained(frontend: Frontend, error: OSError) -> str:
     """Why a frontend is not listened on, in words for an event."""
     where = f"{frontend.address}:{frontend.port}/{frontend.protocol}"
+    if error.errno == errno.EADDRINUSE and frontend.address.startswith("10."):
+        return (
+            f"cannot listen for {where} at {loopback_address(frontend.address)}: it is in use on this machine, by another "
+            "platform it seems: give one of them a range of its own (kubernetes.service_range)"
+        )
     if error.errno == errno.EADDRINUSE:
         return f"cannot listen on {where}: the port is in use on this machine"
     if error.errno == errno.EACCES:
