@@ -256,7 +256,7 @@ class PodPlayer(Controller):
             {
                 "name": one["name"],
                 "image": one["image"],
-                "imageID": "sha256:1",
+                "imageID": f"sha256:{1:064x}",
                 "ready": ready,
                 "restartCount": 0,
                 "state": state,

@@ -114,6 +114,149 @@ def test_containers_are_checked(container: dict[str, Any], text: str) -> None:
     assert text in refusal(service)
 
 
+OPEN = {
+    "kubernetes.podspec-fieldref": "enabled",
+    "kubernetes.podspec-init-containers": "enabled",
+    "kubernetes.podspec-persistent-volume-claim": "enabled",
+    "kubernetes.podspec-persistent-volume-write": "enabled",
+    "kubernetes.podspec-volumes-hostpath": "enabled",
+    "multi-container-probing": "enabled",
+}
+SPEC = "spec.template.spec"
+FIELD = {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "with_flags"),
+    [
+        ({"containers": [{"image": "app", "env": [FIELD]}]}, f"{SPEC}.containers[0].env[0].valueFrom.fieldRef", True),
+        (
+            {"initContainers": [{"image": "app"}]},
+            "pod spec support for init-containers is off, but found 1 init containers",
+            True,
+        ),
+        (
+            {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+            "Persistent volume write support is disabled, but found persistent volume claim c that is not read-only",
+            True,
+        ),
+        ({"volumes": [{"name": "v", "hostPath": {"path": "/x"}}]}, "HostPath volume support is disabled", True),
+        (
+            {
+                "containers": [
+                    {"image": "a", "ports": [{"containerPort": 80}]},
+                    {"image": "b", "livenessProbe": {"tcpSocket": {"port": 81}}},
+                ]
+            },
+            f"must not set the field(s): {SPEC}.containers[1].livenessProbe.tcpSocket",
+            True,
+        ),
+        ({"volumes": [{"name": "v"}]}, f"expected exactly one, got neither: {SPEC}.volumes[0].configMap", False),
+        ({"serviceAccountName": "foo@bar.baz"}, f"invalid value: foo@bar.baz: {SPEC}.serviceAccountName\n", False),
+        (
+            {"containers": [{"image": "Not An Image"}]},
+            f"Failed to parse image reference: {SPEC}.containers[0].image",
+            False,
+        ),
+        (
+            {"containers": [{"image": "a", "tty": True, "stdin": True}]},
+            f"must not set the field(s): {SPEC}.containers[0].stdin, {SPEC}.containers[0].tty",
+            False,
+        ),
+        (
+            {"containers": [{"image": "a", "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}}}]},
+            f"must not set the field(s): {SPEC}.containers[0].securityContext.capabilities.add",
+            False,
+        ),
+        (
+            {"containers": [{"image": "a", "securityContext": {"runAsUser": -10}}]},
+            f"expected 0 <= -10 <= 2147483647: {SPEC}.containers[0].securityContext.runAsUser",
+            False,
+        ),
+        (
+            {"containers": [{"image": "a", "readinessProbe": {"failureThreshold": 2}}]},
+            "failureThreshold is disallowed when periodSeconds is zero",
+            False,
+        ),
+        (
+            {"containers": [{"image": "a", "livenessProbe": {"httpGet": {"port": "web"}}}]},
+            f"invalid value: web: {SPEC}.containers[0].livenessProbe.httpGet.port\nProbe port must match container port",
+            False,
+        ),
+        ({"containers": [{"image": "a", "envFrom": [{}]}]}, f"got neither: {SPEC}.containers[0].envFrom[0].", False),
+        ({"hostname": "h"}, f"must not set the field(s): {SPEC}.hostname", False),
+    ],
+)
+def test_a_pod_says_only_what_knative_takes(spec: dict[str, Any], text: str, with_flags: bool) -> None:
+    service = ksvc()
+    template = service["spec"]["template"]["spec"]
+    template |= spec
+    for volume in template.get("volumes") or ():
+        template["containers"][0]["volumeMounts"] = [{"name": volume["name"], "mountPath": "/v"}]
+    made = defaulted(service)
+    assert text in refusal(made)
+    if with_flags:
+        flags = config(config_features=OPEN)
+        for container in made["spec"]["template"]["spec"]["containers"]:
+            for mount in container.get("volumeMounts") or ():
+                mount["readOnly"] = True
+        validation.service(made, None, flags)
+
+
+def test_a_claim_may_be_mounted_for_reading_without_the_flag_for_writing() -> None:
+    service = ksvc(volumeMounts=[{"name": "v", "mountPath": "/v", "readOnly": True}])
+    claim = {"name": "v", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}}
+    service["spec"]["template"]["spec"]["volumes"] = [claim]
+    flags = config(config_features={"kubernetes.podspec-persistent-volume-claim": "enabled"})
+    validation.service(defaulted(service), None, flags)
+
+
+def test_names_that_the_user_gave_are_not_given_again() -> None:
+    service = ksvc(ports=[{"containerPort": 8080}])
+    containers = service["spec"]["template"]["spec"]["containers"]
+    containers += [{"image": "b", "name": "user-container-0"}, {"image": "c"}]
+    names = [one["name"] for one in defaulted(service)["spec"]["template"]["spec"]["containers"]]
+    assert names == ["user-container-1", "user-container-0", "user-container-2"]
+
+
+def test_names_follow_the_template_of_the_cluster() -> None:
+    made = ksvc()
+    defaults.default_service(made, None, "alice", RevisionDefaults.parse({"container-name-template": "{{.Name}}"}))
+    assert made["spec"]["template"]["spec"]["containers"][0]["name"] == "hello"
+
+
+@pytest.mark.parametrize(("state", "as_user"), [("enabled", True), ("allowrootbounded", None)])
+def test_pods_are_made_secure_where_the_cluster_says_so(state: str, as_user: bool | None) -> None:
+    made = ksvc(ports=[{"containerPort": 80}])
+    defaults.default_service(made, None, "alice", RevisionDefaults(), state)
+    context = made["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    assert context.get("runAsNonRoot") is as_user
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
+    validation.service(made, None, config(config_features={"secure-pod-defaults": state}))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"revision-timeout-seconds": "700"}, "cannot be greater than max-revision-timeout-seconds (600)"),
+        ({"revision-idle-timeout-seconds": "301"}, "cannot be greater than revision-timeout-seconds (300)"),
+        ({"container-concurrency": "1001"}, "expected 0 <= 1001 <= 1000: container-concurrency"),
+        ({"container-concurrency-max-limit": "0"}, "expected 1 <= 0"),
+    ],
+)
+def test_defaults_that_contradict_each_other_are_refused(data: dict[str, str], text: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validation.config_map({"metadata": {"name": "config-defaults"}, "data": data})
+    assert text in caught.value.message
+
+
+def test_no_limit_may_be_forbidden() -> None:
+    settings = config(config_defaults={"allow-container-concurrency-zero": "false"})
+    assert "expected 1 <= 0 <= 1000" in refusal(defaulted(ksvc()), None, settings)
+
+
 def test_a_pod_field_needs_its_flag() -> None:
     service = defaulted(ksvc())
     service["spec"]["template"]["spec"]["nodeSelector"] = {"a": "b"}

@@ -33,15 +33,16 @@ class ServingAdmission:
         if obj is None or not _concerns(request):
             return
         settings, user = self._config.defaults(), request.user.name
+        secure = self._config.feature(defaults.SECURE_PODS)
         match request.type.resource.plural:
             case "services":
-                defaults.default_service(obj, request.old_object, user, settings)
+                defaults.default_service(obj, request.old_object, user, settings, secure)
             case "configurations":
-                defaults.default_configuration(obj, request.old_object, user, settings)
+                defaults.default_configuration(obj, request.old_object, user, settings, secure)
             case "routes":
                 defaults.default_route(obj, request.old_object, user)
             case "revisions" if request.old_object is None:
-                defaults.default_revision_spec(obj.setdefault("spec", {}), settings, create=True)
+                defaults.default_revision_spec(obj.setdefault("spec", {}), settings, create=True, secure=secure)
 
     async def validate(self, request: AdmissionRequest) -> None:
         if _is_our_config_map(request):

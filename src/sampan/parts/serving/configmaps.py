@@ -48,11 +48,43 @@ class RevisionDefaults:
     max_timeout: int = 600
     container_concurrency: int = 0
     container_concurrency_limit: int = 1000
+    concurrency_may_be_zero: bool = True
+    service_links: bool | None = False
+    """None: left to Kubernetes."""
+    container_name: str = "user-container"
+    init_container_name: str = "init-container"
+    """Templates, with ``{{.Name}}`` and ``{{.Namespace}}`` of the object."""
     resources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @staticmethod
     def parse(data: Mapping[str, str]) -> RevisionDefaults:
+        """Raises ValueError: a value that cannot be."""
+        made = RevisionDefaults._read(data)
+        for name, value, most_name, most in (
+            ("revision-timeout-seconds", made.timeout, "max-revision-timeout-seconds", made.max_timeout),
+            (
+                "revision-response-start-timeout-seconds",
+                made.response_start_timeout,
+                "revision-timeout-seconds",
+                made.timeout,
+            ),
+            ("revision-idle-timeout-seconds", made.idle_timeout, "revision-timeout-seconds", made.timeout),
+        ):
+            if value > most:
+                raise ValueError(f"{name} ({value}) cannot be greater than {most_name} ({most})")
+        if made.container_concurrency_limit < 1:
+            limit = made.container_concurrency_limit
+            raise ValueError(f"expected 1 <= {limit} <= {2**31 - 1}: container-concurrency-max-limit")
+        if not 0 <= made.container_concurrency <= made.container_concurrency_limit:
+            bounds = f"0 <= {made.container_concurrency} <= {made.container_concurrency_limit}"
+            raise ValueError(f"expected {bounds}: container-concurrency")
+        return made
+
+    @staticmethod
+    def _read(data: Mapping[str, str]) -> RevisionDefaults:
         base = RevisionDefaults()
+        timeout = int(data.get("revision-timeout-seconds", base.timeout))
+        links = data.get("enable-service-links", "false").lower()
         resources: dict[str, dict[str, str]] = {}
         for kind in ("request", "limit"):
             for name, key in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "ephemeral-storage")):
@@ -60,16 +92,18 @@ class RevisionDefaults:
                 if value:
                     resources.setdefault(f"{kind}s", {})[name] = value
         return RevisionDefaults(
-            timeout=int(data.get("revision-timeout-seconds", base.timeout)),
-            response_start_timeout=int(
-                data.get("revision-response-start-timeout-seconds", base.response_start_timeout)
-            ),
+            timeout=timeout,
+            response_start_timeout=int(data.get("revision-response-start-timeout-seconds", timeout)),
             idle_timeout=int(data.get("revision-idle-timeout-seconds", base.idle_timeout)),
             max_timeout=int(data.get("max-revision-timeout-seconds", base.max_timeout)),
             container_concurrency=int(data.get("container-concurrency", base.container_concurrency)),
             container_concurrency_limit=int(
                 data.get("container-concurrency-max-limit", base.container_concurrency_limit)
             ),
+            concurrency_may_be_zero=data.get("allow-container-concurrency-zero", "true").lower() != "false",
+            service_links={"true": True, "false": False}.get(links),
+            container_name=data.get("container-name-template", base.container_name),
+            init_container_name=data.get("init-container-name-template", base.init_container_name),
             resources=resources,
         )
 

@@ -3,104 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sampan.kube.objects import Object, dig
-from sampan.kube.status import ApiError, bad_request
 from sampan.parts.serving import keys
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import ClusterSettings, SettingError
-from sampan.parts.serving.configmaps import PARSERS, Config, RevisionDefaults
+from sampan.parts.serving.configmaps import PARSERS, Config
+from sampan.parts.serving.findings import Findings, denied
+from sampan.parts.serving.pod_validation import revision_spec
 
-WEBHOOK = "validation.webhook.serving.knative.dev"
 CONFIG_WEBHOOK = "config.webhook.serving.knative.dev"
-RESERVED_PORTS = frozenset({8008, 8012, 8013, 8022, 9090, 9091})
-RESERVED_ENV = frozenset({"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"})
-RESERVED_PATHS = frozenset({"/", "/dev", "/dev/log"})
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-_ALWAYS_ALLOWED = frozenset(
-    {
-        "containers",
-        "serviceAccountName",
-        "serviceAccount",
-        "volumes",
-        "imagePullSecrets",
-        "enableServiceLinks",
-        "automountServiceAccountToken",
-        "containerConcurrency",
-        "timeoutSeconds",
-        "responseStartTimeoutSeconds",
-        "idleTimeoutSeconds",
-    }
-)
-_FLAGGED = {
-    "affinity": "kubernetes.podspec-affinity",
-    "dnsConfig": "kubernetes.podspec-dnsconfig",
-    "dnsPolicy": "kubernetes.podspec-dnspolicy",
-    "hostAliases": "kubernetes.podspec-hostaliases",
-    "hostIPC": "kubernetes.podspec-hostipc",
-    "hostNetwork": "kubernetes.podspec-hostnetwork",
-    "hostPID": "kubernetes.podspec-hostpid",
-    "initContainers": "kubernetes.podspec-init-containers",
-    "nodeSelector": "kubernetes.podspec-nodeselector",
-    "priorityClassName": "kubernetes.podspec-priorityclassname",
-    "runtimeClassName": "kubernetes.podspec-runtimeclassname",
-    "schedulerName": "kubernetes.podspec-schedulername",
-    "securityContext": "kubernetes.podspec-securitycontext",
-    "shareProcessNamespace": "kubernetes.podspec-shareprocessnamespace",
-    "tolerations": "kubernetes.podspec-tolerations",
-    "topologySpreadConstraints": "kubernetes.podspec-topologyspreadconstraints",
-}
-_VOLUMES = {
-    "secret": "",
-    "configMap": "",
-    "projected": "",
-    "emptyDir": "kubernetes.podspec-volumes-emptydir",
-    "persistentVolumeClaim": "kubernetes.podspec-persistent-volume-claim",
-    "hostPath": "kubernetes.podspec-volumes-hostpath",
-    "csi": "kubernetes.podspec-volumes-csi",
-    "image": "kubernetes.podspec-volumes-image",
-    "ephemeral": "kubernetes.podspec-volumes-ephemeral",
-}
-
-
-class Findings:
-    """Problems collected with their field paths."""
-
-    def __init__(self) -> None:
-        self._found: list[str] = []
-
-    def add(self, why: str, *paths: str) -> None:
-        self._found.append(f"{why}: {', '.join(paths)}" if paths else why)
-
-    def missing(self, *paths: str) -> None:
-        self.add("missing field(s)", *paths)
-
-    def forbidden(self, *paths: str) -> None:
-        self.add("must not set the field(s)", *paths)
-
-    def invalid(self, value: Any, path: str, details: str = "") -> None:
-        self.add(f"invalid value: {value}", path)
-        if details:
-            self._found[-1] += f"\n{details}"
-
-    def bounds(self, value: float, low: float, high: float, path: str) -> None:
-        self.add(f"expected {low} <= {value} <= {high}", path)
-
-    def check(self) -> None:
-        """Raises the webhook's denial when anything was found.
-
-        Raises:
-            ApiError: 400, as the API server words a webhook's denial.
-        """
-        if self._found:
-            text = "\n".join(sorted(self._found))
-            raise _denied(f"validation failed: {text}")
-
-
-def _denied(message: str, webhook: str = WEBHOOK) -> ApiError:
-    return bad_request(f'admission webhook "{webhook}" denied the request: {message}')
 
 
 def service(obj: Object, old: Object | None, config: Config) -> None:
@@ -134,7 +49,7 @@ def revision(obj: Object, old: Object | None, config: Config) -> None:
     if old is not None and obj.get("spec") != old.get("spec"):
         found.add("Immutable fields changed (-old +new)", "spec")
     elif old is None:
-        _revision_spec(obj.get("spec") or {}, "spec", config, found)
+        revision_spec(obj.get("spec") or {}, "spec", config, found)
         _autoscaling(obj, "metadata", config, found)
     found.check()
 
@@ -175,7 +90,7 @@ def config_map(obj: Object) -> None:
     try:
         parse(data)
     except (ValueError, SettingError) as error:
-        raise _denied(f"validation failed: {error}", CONFIG_WEBHOOK) from error
+        raise denied(f"validation failed: {error}", CONFIG_WEBHOOK) from error
 
 
 # -- shared
@@ -219,7 +134,7 @@ def _template(obj: Object, old: Object | None, config: Config, found: Findings) 
             and dig(old, "spec", "template") != template
         ):
             found.add("Saw the following changes without a name change (-old +new)", path)
-    _revision_spec(template.get("spec") or {}, "spec.template.spec", config, found)
+    revision_spec(template.get("spec") or {}, "spec.template.spec", config, found)
     _autoscaling(template, "spec.template.metadata", config, found)
 
 
@@ -243,143 +158,6 @@ def _autoscaling(template: Mapping[str, Any], path: str, config: Config, found: 
         autoscaling.read(annotations, concurrency, cluster)
     except SettingError as error:
         found.add(error.why, f"{path}.annotations.{error.key}")
-
-
-def _revision_spec(spec: Mapping[str, Any], path: str, config: Config, found: Findings) -> None:
-    for field in spec:
-        if field in _ALWAYS_ALLOWED:
-            continue
-        flag = _FLAGGED.get(field)
-        if flag is None or config.feature(flag) == "disabled":
-            found.forbidden(f"{path}.{field}")
-    if spec.get("automountServiceAccountToken"):
-        found.forbidden(f"{path}.automountServiceAccountToken")
-    settings = config.defaults()
-    _timeouts(spec, path, settings, found)
-    mounted = _containers(spec, path, found)
-    seen: set[str] = set()
-    for position, volume in enumerate(spec.get("volumes") or ()):
-        here = f"{path}.volumes[{position}]"
-        name = volume.get("name") or ""
-        if not _LABEL.fullmatch(name) and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
-            found.invalid(name, f"{here}.name")
-        if name in seen:
-            found.add(f'duplicate volume name "{name}"', f"{here}.name")
-        seen.add(name)
-        sources = volume.keys() - {"name"}
-        for source in sources:
-            flag = _VOLUMES.get(source)
-            if flag is None or (flag and config.feature(flag) == "disabled"):
-                found.forbidden(f"{here}.{source}")
-        if name and name not in mounted:
-            found.add(f'volume with name "{name}" not mounted', f"{here}.name")
-    for name in mounted - seen:
-        found.add("volumeMount has no matching volume", f"{path}.containers[0].volumeMounts[0].name ({name})")
-
-
-def _timeouts(spec: Mapping[str, Any], path: str, settings: RevisionDefaults, found: Findings) -> None:
-    concurrency = spec.get("containerConcurrency") or 0
-    if not 0 <= concurrency <= settings.container_concurrency_limit:
-        found.bounds(concurrency, 0, settings.container_concurrency_limit, f"{path}.containerConcurrency")
-    timeout = spec.get("timeoutSeconds") or 0
-    if not 0 <= timeout <= settings.max_timeout:
-        found.bounds(timeout, 0, settings.max_timeout, f"{path}.timeoutSeconds")
-    for field in ("responseStartTimeoutSeconds", "idleTimeoutSeconds"):
-        value = spec.get(field)
-        if value is not None and not 0 <= value <= (timeout or settings.max_timeout):
-            found.bounds(value, 0, timeout, f"{path}.{field}")
-
-
-def _containers(spec: Mapping[str, Any], path: str, found: Findings) -> set[str]:
-    """Check the containers; the names of mounted volumes."""
-    containers = spec.get("containers") or []
-    if not containers:
-        found.missing(f"{path}.containers")
-    with_ports = [one for one in containers if one.get("ports")]
-    if len(containers) > 1 and not with_ports:
-        found.missing(f"{path}.containers.ports")
-    if len(with_ports) > 1:
-        found.add("more than one container port is set", f"{path}.containers[*].ports")
-    names: set[str] = set()
-    mounted: set[str] = set()
-    for position, container in enumerate(containers):
-        here = f"{path}.containers[{position}]"
-        serving = len(containers) == 1 or bool(container.get("ports"))
-        name = container.get("name") or ""
-        if name == "queue-proxy":
-            found.add('"queue-proxy" is a reserved container name', f"{here}.name")
-        if name in names and name:
-            found.add(f'duplicate container name "{name}"', f"{here}.name")
-        names.add(name)
-        _container(container, here, found, serving=serving)
-        mounted |= {mount.get("name", "") for mount in container.get("volumeMounts") or ()}
-    for container in spec.get("initContainers") or ():
-        mounted |= {mount.get("name", "") for mount in container.get("volumeMounts") or ()}
-    return mounted
-
-
-def _container(container: Mapping[str, Any], here: str, found: Findings, *, serving: bool) -> None:
-    if not container.get("image"):
-        found.missing(f"{here}.image")
-    for field in ("lifecycle", "stdin", "stdinOnce", "tty", "volumeDevices"):
-        if container.get(field):
-            found.forbidden(f"{here}.{field}")
-    if serving:
-        for position, variable in enumerate(container.get("env") or ()):
-            if variable.get("name") in RESERVED_ENV:
-                found.add(f'"{variable["name"]}" is a reserved environment variable', f"{here}.env[{position}].name")
-    _ports(container.get("ports") or [], here, found)
-    paths: set[str] = set()
-    for position, mount in enumerate(container.get("volumeMounts") or ()):
-        target = (mount.get("mountPath") or "").rstrip("/") or "/"
-        where = f"{here}.volumeMounts[{position}].mountPath"
-        if not mount.get("mountPath"):
-            found.missing(where)
-        elif target in RESERVED_PATHS:
-            found.add(f'mountPath "{target}" is a reserved path', where)
-        elif not target.startswith("/"):
-            found.invalid(mount["mountPath"], where)
-        elif target in paths:
-            found.invalid(f'"{target}" must be unique', where)
-        paths.add(target)
-    _probe(container.get("readinessProbe") or {}, f"{here}.readinessProbe", found)
-
-
-def _ports(ports: Iterable[Mapping[str, Any]], here: str, found: Findings) -> None:
-    listed = list(ports)
-    if len(listed) > 1:
-        found.add("more than one container port is set", f"{here}.ports")
-    for port in listed[:1]:
-        for field in ("hostPort", "hostIP"):
-            if port.get(field):
-                found.forbidden(f"{here}.ports[0].{field}")
-        number = port.get("containerPort") or 0
-        if number in RESERVED_PORTS:
-            found.invalid(f"{number} is a reserved port", f"{here}.ports[0].containerPort")
-        elif not 0 <= number <= 65535:
-            found.bounds(number, 0, 65535, f"{here}.ports[0].containerPort")
-        if port.get("protocol") not in (None, "", "TCP"):
-            found.invalid(port["protocol"], f"{here}.ports[0].protocol")
-        if port.get("name") not in (None, "", "http1", "h2c"):
-            found.invalid(
-                f"Port name {port['name']} is not allowed",
-                f"{here}.ports[0].name",
-                'Name must be empty, or one of: "h2c", "http1"',
-            )
-
-
-def _probe(probe: Mapping[str, Any], path: str, found: Findings) -> None:
-    if not probe:
-        return
-    handlers = [name for name in ("httpGet", "tcpSocket", "exec", "grpc") if name in probe]
-    if len(handlers) > 1:
-        found.add("expected exactly one, got both", *(f"{path}.{name}" for name in handlers))
-    if probe.get("successThreshold") is not None and probe["successThreshold"] < 1:
-        found.bounds(probe["successThreshold"], 1, 2**31 - 1, f"{path}.successThreshold")
-    if not probe.get("periodSeconds"):
-        for field in ("failureThreshold", "timeoutSeconds"):
-            if probe.get(field):
-                found.forbidden(f"{path}.{field}")
 
 
 def _traffic(traffic: list[Mapping[str, Any]], found: Findings, *, in_service: bool) -> None:
