@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.control import SharedInformers, informer
+from sampan.kube.control.held import SCANNED, KeysByValue
 from sampan.kube.control.informer import SharedInformer
 from sampan.kube.control.local import LocalFeed
 from sampan.kube.objects import Key, Object, Resource, copy, encode
@@ -230,7 +231,7 @@ async def test_what_is_asked_for_is_decoded_once_and_kept_while_it_is_used(
     assert held.thaws == 1
     assert len(held.objects("default")) == 200 and held.thaws == 200
     assert len(held.objects("default")) == 200 and held.thaws == 200
-    assert [await informers.rest() for _ in range(3)] == [0, 200, 0]
+    assert [await informers.rest() for _ in range(8)] == [0] * SCANNED + [200, 0]
 
 
 async def test_what_is_asked_for_during_a_sweep_stays(held: SharedInformer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +254,20 @@ async def test_a_scan_keeps_warm_what_it_went_over_and_nothing_else(
     held.objects()
     assert held.thaws == 1
     assert await informers.rest() == 0
+
+
+async def test_what_is_picked_by_its_labels_is_found_without_decoding_the_rest(
+    world: World, informers: SharedInformers, held: SharedInformer
+) -> None:
+    for name in ("a", "b"):
+        await world.create(CONFIG_MAPS, name, "default", labels={"app": name})
+    for _ in range(2):
+        await informers.rest()
+    assert [one["metadata"]["name"] for one in held.objects("default", {"app": "a"})] == ["a"] and held.thaws == 1
+    assert held.objects("other", {"app": "a"}) == [] and held.thaws == 1
+    # who does it again goes over all of them often
+    (one,) = held.select("default", {"matchLabels": {"app": "b"}})
+    assert one["metadata"]["name"] == "b" and held.thaws == 202
 
 
 async def test_a_frozen_object_costs_what_a_pointer_costs(
@@ -304,3 +319,19 @@ async def test_sweeps_go_by_the_clock_of_the_machine(monkeypatch: pytest.MonkeyP
         assert type(held._held._kept[Key("x", "a")]) is bytes
         await tasks.cancel()
     await store.close()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("vw"), st.sampled_from(KEYS[:3])), max_size=30))
+def test_an_index_remembers_the_keys_of_a_value_in_the_order_of_their_coming(
+    steps: list[tuple[bool, str, Key]],
+) -> None:
+    index = KeysByValue()
+    model: dict[str, dict[Key, None]] = {"v": {}, "w": {}}
+    for add, value, key in steps:
+        if add:
+            index.add(value, key)
+            model[value][key] = None
+        else:
+            index.discard(value, key)
+            model[value].pop(key, None)
+        assert {each: list(index.of(each)) for each in model} == {each: list(keys) for each, keys in model.items()}

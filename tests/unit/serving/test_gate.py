@@ -160,6 +160,9 @@ class Informers:
     def informer(self, resource: object) -> Informers:
         return self
 
+    def add_index(self, name: str, index: object) -> None:
+        return None
+
     def indexed(self, index: str, value: str) -> list[Object]:
         return []
 

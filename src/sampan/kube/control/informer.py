@@ -21,7 +21,7 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client import Client, WatchEvent
 from sampan.kube.control.compact import Compactor
-from sampan.kube.control.held import Encoding, Held, discard
+from sampan.kube.control.held import Encoding, Held, KeysByValue
 from sampan.kube.control.interface import Index
 from sampan.kube.control.reflector import Feed, Reflector
 from sampan.kube.objects import Key, Object, Resource, controller_of
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Listener = Callable[[Object | None, Object | None], None]
 
-SWEEP = 15.0
+SWEEP = 5.0
 """Seconds of the machine between two looks at what nobody uses; what was not used in between is held encoded. Decoding it again
 takes some 20 microseconds, so that being wrong once a sweep costs next to nothing."""
 SLICE = 200
@@ -53,7 +53,7 @@ class SharedInformer:
         self._compactor = compactor or Compactor()
         self._held = Held()
         self._indexes: dict[str, Index] = {"owner": _owner}
-        self._indexed: dict[str, dict[str, dict[Key, None]]] = {"owner": {}}
+        self._indexed: dict[str, KeysByValue] = {"owner": KeysByValue()}
         self._listeners: list[Listener] = []
         self._synced = asyncio.Event()
 
@@ -68,18 +68,19 @@ class SharedInformer:
 
     def objects(self, namespace: str | None = None, labels: Mapping[str, str] | None = None) -> list[Object]:
         """Cached objects of a namespace (None: all) that carry these labels."""
-        found = self._held.within(namespace)
         if not labels:
-            return found
+            return self._held.within(namespace)
         wanted = labels.items()
-        return [obj for obj in found if wanted <= (obj["metadata"].get("labels") or {}).items()]
+        return self._held.labelled(namespace, lambda carried: wanted <= carried.items())
 
     def select(self, namespace: str | None, selector: Mapping[str, Any] | None) -> list[Object]:
         """Cached objects matching a LabelSelector; None matches nothing, an empty one everything."""
         parsed = selectors.of_object(selector)
         if parsed.nothing:
             return []
-        return [obj for obj in self._held.within(namespace) if parsed.selects(obj)]
+        if parsed.everything:
+            return self._held.within(namespace)
+        return self._held.labelled(namespace, parsed.matches)
 
     def indexed(self, index: str, value: str) -> list[Object]:
         """Cached objects with this value under a named index.
@@ -87,7 +88,7 @@ class SharedInformer:
         Raises:
             KeyError: there is no such index.
         """
-        return self._held.of(self._indexed[index].get(value, ()))
+        return self._held.of(self._indexed[index].of(value))
 
     @property
     def synced(self) -> bool:
@@ -105,16 +106,17 @@ class SharedInformer:
         if name in self._indexes:
             return
         self._indexes[name] = index
-        table: dict[str, dict[Key, None]] = {}
-        for key, obj in zip(self._held, self._held.within(None), strict=True):
+        table = KeysByValue()
+        for key in list(self._held):
+            (obj,) = self._held.of((key,))
             for value in index(obj):
-                table.setdefault(value, {})[key] = None
+                table.add(value, key)
         self._indexed[name] = table
 
     def on_change(self, listener: Listener) -> None:
         """Call ``listener(old, new)`` for what is cached already and after each change; None stands for absent."""
         self._listeners.append(listener)
-        for obj in self._held.within(None):
+        for obj in self._held.of(list(self._held)):
             self._tell(listener, None, obj)
 
     def freezable(self, encoding: Encoding) -> None:
@@ -188,9 +190,9 @@ class SharedInformer:
             after = () if new is None else tuple(index(new))
             if before != after:
                 for value in before:
-                    discard(table, value, key)
+                    table.discard(value, key)
                 for value in after:
-                    table.setdefault(value, {})[key] = None
+                    table.add(value, key)
         return old
 
     def _tell(self, listener: Listener, old: Object | None, new: Object | None) -> None:

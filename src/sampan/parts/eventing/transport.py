@@ -22,6 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from sampan.kernel.addresses import door
 from sampan.kernel.clock import Clock
 from sampan.kube.client.resources import ENDPOINT_SLICES, SERVICES
+from sampan.kube.control.indexes import SLICES_OF_SERVICE
 from sampan.kube.control.interface import Informers
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.eventing.delivery import Outcome
@@ -31,8 +32,6 @@ RESPONSE_LIMIT = 4 * 1024 * 1024
 """Bytes of a response that may be a reply event."""
 EXTERNAL_NAMES = 5
 """ExternalName Services followed in a row."""
-BY_SERVICE = "eventing/service"
-SERVICE_NAME = "kubernetes.io/service-name"
 
 
 class Answer(msgspec.Struct):
@@ -49,7 +48,6 @@ class ServiceResolver(AbstractResolver):
     def __init__(self, informers: Informers) -> None:
         self._services = informers.informer(SERVICES)
         self._slices = informers.informer(ENDPOINT_SLICES)
-        self._slices.add_index(BY_SERVICE, _service_of)
         self._turn = itertools.count()
         self._system = aiohttp.ThreadedResolver()
 
@@ -88,7 +86,7 @@ class ServiceResolver(AbstractResolver):
         if name is None:
             return []
         found: list[tuple[str, int]] = []
-        for one in self._slices.indexed(BY_SERVICE, str(key)):
+        for one in SLICES_OF_SERVICE(self._slices, str(key)):
             number = next((p.get("port") for p in one.get("ports") or () if (p.get("name") or "") == name), None)
             if number is None:
                 continue
@@ -109,11 +107,6 @@ def service_key(host: str) -> Key | None:
             parts = host[: -len(suffix)].split(".")
             return Key(parts[1], parts[0]) if len(parts) == 2 else None
     return None
-
-
-def _service_of(endpoint_slice: Object) -> list[str]:
-    name = (endpoint_slice["metadata"].get("labels") or {}).get(SERVICE_NAME)
-    return [f"{endpoint_slice['metadata']['namespace']}/{name}"] if name else []
 
 
 class Transport:

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from sampan.kube.control.indexes import SLICES_OF_SERVICE, service_of
 from sampan.kube.control.interface import Informers
 from sampan.kube.objects import Key, Object
 from sampan.kube.resources import ENDPOINT_SLICES, NAMESPACES, SERVICES
 from sampan.parts.network.records import ServiceRecords, endpoint_name, is_ready, service_records
 
-SERVICE_NAME = "kubernetes.io/service-name"
-"""The label by which an EndpointSlice names its Service."""
-BY_SERVICE = "network/service"
 _BY_ADDRESS = "network/address"
-
-
-def service_of(one: Object) -> Iterable[str]:
-    """``namespace/name`` of an EndpointSlice's Service; an informer index."""
-    name = (one["metadata"].get("labels") or {}).get(SERVICE_NAME)
-    return (f"{one['metadata']['namespace']}/{name}",) if name else ()
 
 
 def _cluster_addresses(service: Object) -> Iterable[str]:
@@ -46,7 +38,6 @@ class ClusterDirectory:
         self._services = informers.informer(SERVICES)
         self._slices = informers.informer(ENDPOINT_SLICES)
         self._services.add_index(_BY_ADDRESS, self._shown_addresses)
-        self._slices.add_index(BY_SERVICE, service_of)
         self._slices.add_index(_BY_ADDRESS, _endpoint_addresses)
         self._known: dict[str, ServiceRecords] = {}
         self._services.on_change(self._service_changed)
@@ -90,7 +81,7 @@ class ClusterDirectory:
             service = self._services.get(Key(namespace, name))
             if service is None:
                 return None
-            found = self._known[key] = service_records(service, self._slices.indexed(BY_SERVICE, key), self._shown)
+            found = self._known[key] = service_records(service, SLICES_OF_SERVICE(self._slices, key), self._shown)
         return found
 
     def names_of(self, address: str) -> Sequence[str]:

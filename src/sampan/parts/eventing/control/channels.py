@@ -14,6 +14,7 @@ from typing import Any
 from sampan.kube.client.resources import SERVICES
 from sampan.kube.control.conditions import ConditionSet, is_ready
 from sampan.kube.control.controller import Controller
+from sampan.kube.control.indexes import Lookup
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
@@ -37,6 +38,11 @@ from sampan.parts.eventing.streams import UnavailableError
 
 FINALIZER = "subscriptions.messaging.knative.dev"
 NOT_CONFIGURED = ("DeadLetterSinkNotConfigured", "No dead letter sink is configured.")
+_BY_CHANNEL = Lookup(
+    "channel",
+    lambda one: [f"{one['metadata']['namespace']}/{name}"] if (name := dig(one, "spec", "channel", "name")) else [],
+)
+"""Subscriptions by their channel, of whatever kind."""
 POLICIES = ("DefaultAuthorizationMode", 'Default authz mode is "Allow-Same-Namespace"')
 
 
@@ -226,9 +232,8 @@ class SubscriptionController(Controller):
 
     def _subscriptions_of(self, channel: Object) -> Iterable[Key]:
         kind, metadata = channel.get("kind"), channel["metadata"]
-        for one in self.informer(SUBSCRIPTIONS).objects(metadata["namespace"]):
-            reference = dig(one, "spec", "channel", default={})
-            if reference.get("name") == metadata["name"] and reference.get("kind") in (kind, "Channel"):
+        for one in _BY_CHANNEL(self.informer(SUBSCRIPTIONS), f"{metadata['namespace']}/{metadata['name']}"):
+            if dig(one, "spec", "channel", "kind") in (kind, "Channel"):
                 yield Key.of(one)
 
     async def reconcile(self, key: Key) -> float | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sampan.kube.client.interface import Client
+from sampan.kube.control.indexes import SERVICE_NAME
 from sampan.kube.objects import Object, Resource
 from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICES
 from sampan.kube.status import ApiError
-from sampan.parts.network.directory import SERVICE_NAME
 
 NAMESPACE = "kube-system"
 NAME = "kube-dns"

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import msgspec
 
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import SLICES_OF_SERVICE
 from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key
 from sampan.kube.resources import ENDPOINT_SLICES, SERVICES
 from sampan.parts.network.control.proxy import RETRY_SECONDS, service_keys
-from sampan.parts.network.directory import BY_SERVICE, service_of
 from sampan.parts.network.services import Health, health_of
 
 REQUEST_LIMIT = 8192
@@ -35,7 +35,6 @@ class HealthChecks(Controller):
         self._host = host
         self._node = node
         self._servers: dict[Key, tuple[int, asyncio.Server]] = {}
-        self.informer(ENDPOINT_SLICES).add_index(BY_SERVICE, service_of)
 
     def sources(self) -> list[Source]:
         return [For(SERVICES), Watches(ENDPOINT_SLICES, service_keys)]
@@ -50,7 +49,7 @@ class HealthChecks(Controller):
         service = self.informer(SERVICES).get(key)
         if service is None:
             return None
-        return health_of(service, self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key)), self._node())
+        return health_of(service, SLICES_OF_SERVICE(self.informer(ENDPOINT_SLICES), str(key)), self._node())
 
     async def reconcile(self, key: Key) -> float | None:
         health, there = self._health(key), self._servers.get(key)

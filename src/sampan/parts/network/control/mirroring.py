@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from sampan.kube.control.controller import Controller
+from sampan.kube.control.indexes import SERVICE_NAME, SLICES_OF_SERVICE
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, owner_reference
 from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICES
 from sampan.kube.status import ApiError
-from sampan.parts.network.directory import BY_SERVICE, SERVICE_NAME
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslicemirroring-controller.k8s.io"
@@ -95,7 +95,7 @@ class EndpointMirror(Controller):
         endpoints = self.informer(ENDPOINTS).get(key)
         mirrored = endpoints is not None and is_mirrored(endpoints, self.informer(SERVICES).get(key))
         wanted = {one["metadata"]["name"]: one for one in slices_of(endpoints)} if endpoints and mirrored else {}
-        for one in self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key)):
+        for one in SLICES_OF_SERVICE(self.informer(ENDPOINT_SLICES), str(key)):
             metadata = one["metadata"]
             if (metadata.get("labels") or {}).get(MANAGED_BY) != MANAGER:
                 continue

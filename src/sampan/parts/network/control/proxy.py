@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import SLICES_OF_SERVICE, service_of
 from sampan.kube.control.interface import For, Source, Watches
 from sampan.kube.objects import Key, Object
 from sampan.kube.resources import ENDPOINT_SLICES, SERVICES
 from sampan.parts.network import loopback_address
 from sampan.parts.network.datapath.interface import DataPath
-from sampan.parts.network.directory import BY_SERVICE, service_of
 from sampan.parts.network.services import Backends, Frontend, frontends
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,6 @@ class ServiceProxy(Controller):
         self._claims: dict[Frontend, list[Key]] = {}
         self._told: dict[Key, str] = {}
         """What could not be listened on, as the last event said it."""
-        self.informer(ENDPOINT_SLICES).add_index(BY_SERVICE, service_of)
 
     def sources(self) -> list[Source]:
         return [For(SERVICES), Watches(ENDPOINT_SLICES, service_keys)]
@@ -84,7 +83,7 @@ class ServiceProxy(Controller):
         return {**made, **self.frontends}
 
     def _frontends(self, key: Key, service: Object) -> dict[Frontend, Backends]:
-        slices = self.informer(ENDPOINT_SLICES).indexed(BY_SERVICE, str(key))
+        slices = SLICES_OF_SERVICE(self.informer(ENDPOINT_SLICES), str(key))
         return frontends(service, self._seen(key, slices), self.node, self.node_addresses)
 
     def leave(self, path: DataPath) -> None:

@@ -39,6 +39,7 @@ from sampan.parts.serving.activator.socket import GateServer, Reply
 from sampan.parts.serving.activator.throttle import QueueFullError, Slot, Throttle
 from sampan.parts.serving.autoscaling.scaler import Scaler
 from sampan.parts.serving.control.revision import user_port
+from sampan.parts.serving.lookups import PODS_OF_REVISION
 from sampan.parts.serving.resources import REVISIONS
 from sampan.parts.traffic import ClusterLoad, DataPlane
 
@@ -136,7 +137,6 @@ class Gate:
         """Listen, and follow what there is."""
         informers = self._context.informers
         revisions, pods = informers.informer(REVISIONS), informers.informer(PODS)
-        pods.add_index("revision", lambda pod: [dig(pod, "metadata", "labels", keys.REVISION_UID, default="")])
         await revisions.wait_synced()
         await pods.wait_synced()
         revisions.on_change(self._revision_changed)
@@ -234,7 +234,7 @@ class Gate:
         if not revision.reachable:
             self._follow_addresses()
             self._scaler.first(revision.key)
-            for pod in self._context.informers.informer(PODS).indexed("revision", revision.uid):
+            for pod in PODS_OF_REVISION(self._context.informers.informer(PODS), revision.uid):
                 self._pod_changed(None, pod)
         return leave
 
@@ -330,7 +330,7 @@ class Gate:
         uid = new["metadata"]["uid"]
         throttle = Throttle(limit, held_back=not self._settled)
         self._revisions[key] = _Revision(key, uid, throttle, timeout, user_port(new), question(new))
-        for pod in self._context.informers.informer(PODS).indexed("revision", uid):
+        for pod in PODS_OF_REVISION(self._context.informers.informer(PODS), uid):
             self._pod_changed(None, pod)
 
     def _follow_addresses(self) -> None:
@@ -454,7 +454,7 @@ class Gate:
 
     def _is_of_another(self, revision: _Revision, address: str, uid: str) -> bool:
         """Whether another pod of the revision has got the address meanwhile."""
-        pods = self._context.informers.informer(PODS).indexed("revision", revision.uid)
+        pods = PODS_OF_REVISION(self._context.informers.informer(PODS), revision.uid)
         return any(_address(one, revision.port) == address and one["metadata"]["uid"] != uid for one in pods)
 
     def _no_longer_early(self, revision: _Revision, uid: str) -> None:

@@ -6,6 +6,7 @@ from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
 from sampan.kube.control.conditions import ConditionSet, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import Lookup
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
@@ -21,6 +22,12 @@ from sampan.parts.serving.resources import (
     ROUTES,
     SERVICES,
 )
+
+_BY_TARGET = Lookup(
+    "target",
+    lambda one: [f"{one['metadata']['namespace']}/{name}"] if (name := dig(one, "spec", "ref", "name")) else [],
+)
+"""DomainMappings by what they lead to."""
 
 
 class DomainMappingController(Controller):
@@ -45,9 +52,7 @@ class DomainMappingController(Controller):
         ]
 
     def _mappings_to(self, target: Object) -> list[Key]:
-        namespace, name = Key.of(target)
-        found = self.informer(DOMAIN_MAPPINGS).objects(namespace)
-        return [Key.of(one) for one in found if dig(one, "spec", "ref", "name") == name]
+        return [Key.of(one) for one in _BY_TARGET(self.informer(DOMAIN_MAPPINGS), str(Key.of(target)))]
 
     def _mapping_of_claim(self, claim: Object) -> list[Key]:
         namespace = dig(claim, "spec", "namespace")

@@ -23,6 +23,7 @@ from sampan.parts.serving.autoscaling.kpa import Decision, activators, within_bo
 from sampan.parts.serving.autoscaling.scaler import TICK, Scaler
 from sampan.parts.serving.autoscaling.settings import RevisionSettings, duration
 from sampan.parts.serving.configmaps import Config, everything
+from sampan.parts.serving.lookups import PODS_OF_REVISION
 from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, SERVICES
 
 ACTIVATION_GRACE = 30.0
@@ -98,10 +99,10 @@ class PodAutoscalerController(Controller):
         return await self._follow_kpa(autoscaler, settings, deployment, conditions, ready, cluster.activator_capacity)
 
     def _ready_pods(self, autoscaler: Object) -> int:
-        labels = {keys.REVISION_UID: dig(autoscaler, "metadata", "labels", keys.REVISION_UID, default="")}
+        uid = dig(autoscaler, "metadata", "labels", keys.REVISION_UID, default="")
         return sum(
             (condition(pod, "Ready") or {}).get("status") == "True" and not pod["metadata"].get("deletionTimestamp")
-            for pod in self.informer(PODS).objects(autoscaler["metadata"]["namespace"], labels)
+            for pod in PODS_OF_REVISION(self.informer(PODS), uid)
         )
 
     # -- KPA
@@ -210,8 +211,7 @@ class PodAutoscalerController(Controller):
         """Let the pods with the fewest requests under way go first: a long task is not cut off by a smaller scale."""
         metadata = autoscaler["metadata"]
         busy = self.busy(Key.of(autoscaler))
-        labels = {keys.REVISION_UID: dig(metadata, "labels", keys.REVISION_UID, default="")}
-        for pod in self.informer(PODS).objects(metadata["namespace"], labels):
+        for pod in PODS_OF_REVISION(self.informer(PODS), dig(metadata, "labels", keys.REVISION_UID, default="")):
             cost = str(busy.get(dig(pod, "status", "podIP", default=""), 0))
             if dig(pod, "metadata", "annotations", DELETION_COST, default="0") != cost:
                 patch = {"metadata": {"annotations": {DELETION_COST: cost}}}

@@ -16,6 +16,7 @@ from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import duration
 from sampan.parts.serving.configmaps import Config, everything
+from sampan.parts.serving.lookups import PODS_OF_REVISION
 from sampan.parts.serving.resources import IMAGES, POD_AUTOSCALERS, REVISIONS
 
 USER_PORT = "user-port"
@@ -267,9 +268,8 @@ class RevisionController(Controller):
 
     def _trouble(self, revision: Object) -> tuple[str, str, str] | None:
         """(condition, reason, message) of what keeps the pods from running."""
-        labels = {keys.REVISION_UID: revision["metadata"]["uid"]}
         serving = serving_container(revision)["name"]
-        for pod in self.informer(PODS).objects(revision["metadata"]["namespace"], labels):
+        for pod in PODS_OF_REVISION(self.informer(PODS), revision["metadata"]["uid"]):
             scheduled = condition(pod, "PodScheduled")
             if scheduled is not None and scheduled["status"] == "False":
                 return "ResourcesAvailable", scheduled["reason"], scheduled.get("message") or ""
@@ -292,8 +292,7 @@ class RevisionController(Controller):
     def _digests(self, revision: Object, known: list[Object] | None, *, init: bool = False) -> list[Object]:
         """Image digests by container, as far as a pod has told them."""
         found = {one["name"]: one for one in known or ()}
-        labels = {keys.REVISION_UID: revision["metadata"]["uid"]}
-        for pod in self.informer(PODS).objects(revision["metadata"]["namespace"], labels):
+        for pod in PODS_OF_REVISION(self.informer(PODS), revision["metadata"]["uid"]):
             for status in dig(pod, "status", "initContainerStatuses" if init else "containerStatuses", default=[]):
                 if status.get("imageID"):
                     digest = status["imageID"]

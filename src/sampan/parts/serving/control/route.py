@@ -6,7 +6,7 @@ Which configurations and revisions a Route uses is written on them, so that revi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from zlib import adler32
 
@@ -16,6 +16,7 @@ from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
 from sampan.kube.control.conditions import ConditionSet, condition, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import Lookup
 from sampan.kube.control.interface import For, Informer, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, Resource, copy, dig
@@ -77,14 +78,9 @@ class RouteController(Controller):
     def _routes_using(self, obj: Object) -> list[Key]:
         namespace, name = Key.of(obj)
         configuration = dig(obj, "metadata", "labels", keys.CONFIGURATION)
-        found = []
-        for route in self.informer(ROUTES).objects(namespace):
-            for target in route["spec"].get("traffic") or ():
-                if name in (target.get("configurationName"), target.get("revisionName")) or (
-                    configuration and target.get("configurationName") == configuration
-                ):
-                    found.append(Key.of(route))
-                    break
+        found: list[Key] = []
+        for target in {name, configuration} - {None}:
+            found += map(Key.of, _BY_TARGET(self.informer(ROUTES), f"{namespace}/{target}"))
         return found
 
     async def reconcile(self, key: Key) -> float | None:
@@ -422,21 +418,22 @@ class RouteController(Controller):
     async def _label(self, route: Object, assignment: Assignment, *, settled: bool) -> None:
         name, namespace = route["metadata"]["name"], route["metadata"]["namespace"]
         used = {target.revision["metadata"]["name"] for target in assignment.targets} | assignment.revisions
-        for configuration in self.informer(CONFIGURATIONS).objects(namespace):
-            uses = configuration["metadata"]["name"] in assignment.configurations
-            await self._mark(CONFIGURATIONS, configuration, name, uses=uses, settled=settled)
-        for revision in self.informer(REVISIONS).objects(namespace):
-            uses = revision["metadata"]["name"] in used
-            await self._mark(REVISIONS, revision, name, uses=uses, settled=settled)
+        for resource, wanted in ((CONFIGURATIONS, assignment.configurations), (REVISIONS, used)):
+            informer = self.informer(resource)
+            marked = {one["metadata"]["name"] for one in _MARKED(informer, f"{namespace}/{name}")}
+            for each in sorted({*marked, *wanted}):
+                obj = informer.get(Key(namespace, each))
+                if obj is not None:
+                    await self._mark(resource, obj, name, uses=each in wanted, settled=settled)
 
     async def _unlabel(self, key: Key) -> None:
         for resource in (CONFIGURATIONS, REVISIONS):
-            for obj in self.informer(resource).objects(key.namespace):
+            for obj in _MARKED(self.informer(resource), str(key)):
                 await self._mark(resource, obj, key.name, uses=False, settled=True)
 
     async def _mark(self, resource: Resource, obj: Object, route: str, *, uses: bool, settled: bool) -> None:
         metadata = obj["metadata"]
-        listed = [one for one in (dig(metadata, "annotations", keys.ROUTES) or "").split(",") if one]
+        listed = _routes_of(obj)
         if (route in listed) == uses or (not uses and not settled) or metadata.get("deletionTimestamp"):
             return
         remaining = sorted({*listed, route} if uses else set(listed) - {route})
@@ -461,6 +458,23 @@ def _not_owned(route: Object, revision: Object) -> str:
     if not theirs:
         return f'Revision "{name}" does not belong to Service "{service}".'
     return f'Revision "{name}" belongs to Service "{theirs}", not Service "{service}".'
+
+
+def _routes_of(obj: Object) -> list[str]:
+    """The routes that a configuration or revision says it is used by."""
+    return [one for one in (dig(obj, "metadata", "annotations", keys.ROUTES) or "").split(",") if one]
+
+
+def _targets_of(route: Object) -> Iterable[str]:
+    namespace, named = route["metadata"]["namespace"], ("configurationName", "revisionName")
+    targets = route["spec"].get("traffic") or ()
+    return {f"{namespace}/{target[field]}" for target in targets for field in named if target.get(field)}
+
+
+_BY_TARGET = Lookup("target", _targets_of)
+"""Routes by what they lead to."""
+_MARKED = Lookup("route", lambda obj: {f"{obj['metadata']['namespace']}/{one}" for one in _routes_of(obj)})
+"""Configurations and revisions by the routes that use them."""
 
 
 def _local_hosts(label: str, namespace: str) -> list[str]:

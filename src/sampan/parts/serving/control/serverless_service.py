@@ -10,6 +10,7 @@ from __future__ import annotations
 from sampan.kube.client.resources import ENDPOINT_SLICES, SERVICES
 from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.controller import Controller
+from sampan.kube.control.indexes import SERVICE_NAME, SLICES_OF_SERVICE
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
@@ -17,7 +18,6 @@ from sampan.parts.serving import keys, names
 from sampan.parts.serving.control.revision import user_port
 from sampan.parts.serving.resources import REVISIONS, SERVERLESS_SERVICES
 
-SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 
 ADDITIONS_LATER = 0.05
@@ -116,9 +116,8 @@ class ServerlessServiceController(Controller):
         key = Key.of(sks)
         endpoints: list[Object] = []
         ports: list[Object] = []
-        for one in self.informer(ENDPOINT_SLICES).objects(
-            key.namespace, {SERVICE_NAME: names.private_service(key.name)}
-        ):
+        private = f"{key.namespace}/{names.private_service(key.name)}"
+        for one in SLICES_OF_SERVICE(self.informer(ENDPOINT_SLICES), private):
             endpoints += copy(one.get("endpoints") or [])
             ports = one.get("ports") or ports
         labels = {SERVICE_NAME: key.name, MANAGED_BY: "serverlessservice-controller.knative.dev", "app": key.name}

@@ -15,6 +15,7 @@ from pathlib import Path
 from sampan.kube.client import resources as core
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.events import EventRecorder
+from sampan.kube.control.indexes import SERVICE_NAME
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.control.quarantine import Quarantine
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 CERTIFICATE_AGE = 3600.0
 """Seconds the platform's own certificate is kept in memory."""
-SERVICE_NAME = "kubernetes.io/service-name"
 
 _FIELDS: Mapping[Resource, str] = {
     resources.GATEWAY_CLASSES: "gateway_classes",

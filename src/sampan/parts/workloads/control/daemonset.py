@@ -12,6 +12,7 @@ from typing import Any
 
 from sampan.kube.client.resources import CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import BySelector
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, controller_of, copy, dig
 from sampan.kube.status import ApiError
@@ -34,6 +35,7 @@ TOLERATED = (
 FIRST_BACKOFF = 1.0
 LAST_BACKOFF = 900.0
 """Seconds before a failed daemon pod is replaced; doubles with each failure on the same node."""
+_SELECTING = BySelector(lambda one: one["spec"].get("selector"))
 HOST_NETWORK_TOLERATED = ("node.kubernetes.io/network-unavailable", "NoSchedule")
 
 
@@ -65,7 +67,7 @@ class DaemonSetController(Controller):
         labels = pod["metadata"].get("labels")
         if controller_of(pod) is not None or not labels:
             return []
-        candidates = self.informer(DAEMON_SETS).objects(pod["metadata"]["namespace"])
+        candidates = _SELECTING.candidates(self.informer(DAEMON_SETS), pod["metadata"]["namespace"], labels)
         return [Key.of(one) for one in candidates if matches(one["spec"].get("selector"), labels)]
 
     async def reconcile(self, key: Key) -> float | None:

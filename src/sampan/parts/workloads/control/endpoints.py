@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sampan.kube.client.resources import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import SERVICE_NAME, BySelector
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, dig, owner_reference
 from sampan.kube.status import ApiError
@@ -15,10 +16,10 @@ MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslice-controller.k8s.io"
 ENDPOINTS_MANAGED_BY = "endpoints.kubernetes.io/managed-by"
 ENDPOINTS_MANAGER = "endpoint-controller"
-SERVICE_NAME = "kubernetes.io/service-name"
 HEADLESS = "service.kubernetes.io/headless"
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 ZONE = "topology.kubernetes.io/zone"
+_SELECTING = BySelector(lambda service: {"matchLabels": found} if (found := service["spec"].get("selector")) else None)
 
 
 class EndpointsController(Controller):
@@ -44,7 +45,7 @@ class EndpointsController(Controller):
         if not labels:
             return []
         found = []
-        for service in self.informer(SERVICES).objects(pod["metadata"]["namespace"]):
+        for service in _SELECTING.candidates(self.informer(SERVICES), pod["metadata"]["namespace"], labels):
             selector = service["spec"].get("selector")
             if selector and selector.items() <= labels.items():
                 found.append(Key.of(service))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from sampan.kube.client.resources import PODS, REPLICA_SETS, REPLICATION_CONTROLLERS
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import BySelector
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, Resource, controller_of, copy
 from sampan.kube.status import ApiError
@@ -34,6 +35,7 @@ class ReplicaController(Controller):
     def __init__(self, context: ControlContext) -> None:
         super().__init__(context)
         self._overlay = Overlay(self.informer(PODS), self.clock)
+        self._selecting = BySelector(self.selector)
 
     def sources(self) -> list[Source]:
         return [For(self.resource), Owns(PODS, self.kind), Watches(PODS, self._orphan_keys)]
@@ -47,7 +49,7 @@ class ReplicaController(Controller):
         if controller_of(pod) is not None or not pod["metadata"].get("labels"):
             return []
         namespace = pod["metadata"]["namespace"]
-        owners = self.informer(self.resource).objects(namespace)
+        owners = self._selecting.candidates(self.informer(self.resource), namespace, pod["metadata"]["labels"])
         return [Key.of(owner) for owner in owners if matches(self.selector(owner), pod["metadata"]["labels"])]
 
     async def reconcile(self, key: Key) -> float | None:

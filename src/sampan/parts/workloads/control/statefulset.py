@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sampan.kube.client.resources import PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS
 from sampan.kube.control.controller import ControlContext, Controller
+from sampan.kube.control.indexes import BySelector
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, controller_of, copy, dig
 from sampan.kube.status import ApiError, conflict
@@ -13,6 +14,7 @@ from sampan.parts.workloads.claims import claim
 from sampan.parts.workloads.overlay import Overlay
 
 POD_NAME_LABEL = "statefulset.kubernetes.io/pod-name"
+_SELECTING = BySelector(lambda one: one["spec"].get("selector"))
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 
 
@@ -33,7 +35,7 @@ class StatefulSetController(Controller):
         labels = pod["metadata"].get("labels")
         if controller_of(pod) is not None or not labels:
             return []
-        candidates = self.informer(STATEFUL_SETS).objects(pod["metadata"]["namespace"])
+        candidates = _SELECTING.candidates(self.informer(STATEFUL_SETS), pod["metadata"]["namespace"], labels)
         return [Key.of(one) for one in candidates if matches(one["spec"].get("selector"), labels)]
 
     async def reconcile(self, key: Key) -> float | None:

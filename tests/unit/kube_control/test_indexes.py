@@ -1,0 +1,74 @@
+"""Look-ups find what going over a whole namespace would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sampan.kube.control.indexes import SLICES_OF_SERVICE, BySelector
+from sampan.kube.control.informer import SharedInformer
+from sampan.kube.objects import Object
+from sampan.kube.resources import ENDPOINT_SLICES, REPLICA_SETS
+from sampan.kube.types.selectors import matches
+
+labels = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy"), max_size=3)
+expressions = st.lists(
+    st.fixed_dictionaries(
+        {"key": st.sampled_from("abc"), "operator": st.sampled_from(["Exists", "DoesNotExist"])},
+    ),
+    max_size=2,
+)
+selecting = st.none() | st.fixed_dictionaries({}, optional={"matchLabels": labels, "matchExpressions": expressions})
+
+
+def named(number: int, namespace: str, **fields: Any) -> Object:
+    metadata = {"name": f"o{number}", "namespace": namespace, "resourceVersion": str(number), "uid": str(number)}
+    return {"metadata": {**metadata, **fields.pop("metadata", {})}, **fields}
+
+
+@given(st.lists(st.tuples(st.sampled_from("nm"), selecting), max_size=8), labels)
+def test_what_selects_labels_is_among_the_candidates(
+    selectors: list[tuple[str, dict[str, Any] | None]], carried: dict[str, str]
+) -> None:
+    informer = SharedInformer(REPLICA_SETS)
+    informer.replace(
+        [
+            named(number, namespace, spec={"selector": selector})
+            for number, (namespace, selector) in enumerate(selectors, 1)
+        ]
+    )
+    by_selector = BySelector(lambda one: one["spec"].get("selector"))
+    for namespace in "nm":
+        found = [one["metadata"]["name"] for one in by_selector.candidates(informer, namespace, carried)]
+        assert len(found) == len(set(found))
+        expected = {
+            one["metadata"]["name"]
+            for one in informer.objects(namespace)
+            if matches(one["spec"].get("selector"), carried)
+        }
+        assert expected <= set(found)
+
+
+def test_only_those_that_want_one_of_the_labels_are_candidates() -> None:
+    informer = SharedInformer(REPLICA_SETS)
+    wanted = [{"app": f"a{number}", "pod-template-hash": f"h{number}"} for number in range(100)]
+    informer.replace(
+        [named(number, "n", spec={"selector": {"matchLabels": each}}) for number, each in enumerate(wanted, 1)]
+    )
+    by_selector = BySelector(lambda one: one["spec"].get("selector"))
+    (found,) = by_selector.candidates(informer, "n", {"app": "a7", "pod-template-hash": "h7", "x": "y"})
+    assert found["metadata"]["name"] == "o8"
+
+
+def test_slices_are_found_by_their_service() -> None:
+    informer = SharedInformer(ENDPOINT_SLICES)
+    informer.replace(
+        [
+            named(number, namespace, metadata={"labels": {"kubernetes.io/service-name": name}} if name else {})
+            for number, (namespace, name) in enumerate([("n", "a"), ("n", "b"), ("m", "a"), ("n", "a"), ("n", "")], 1)
+        ]
+    )
+    assert [one["metadata"]["name"] for one in SLICES_OF_SERVICE(informer, "n/a")] == ["o1", "o4"]
+    assert SLICES_OF_SERVICE(informer, "n/") == []
