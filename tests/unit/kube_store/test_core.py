@@ -23,6 +23,8 @@ from sampan.kube.store import (
     SlowWatchError,
     Store,
     StoreError,
+    core,
+    history,
 )
 from sampan.kube.store.keys import KeyIndex, collection_of
 from sampan.kube.store.measures import StoreMetrics
@@ -387,6 +389,46 @@ async def test_history_is_bounded_and_older_revisions_are_compacted(limits: dict
         store.range_at(PODS, store.compacted - 1)
     assert len(await store.watch(PODS, store.compacted).batch()) == store.revision - store.compacted
     assert len(store.range_at(PODS, store.compacted)) == 1
+
+
+async def test_thousands_of_changes_take_a_tenth_of_their_size_and_are_all_there() -> None:
+    store = await opened()
+    body = "".join(f"field{number}: value{number}, " for number in range(100))
+    for number in range(3_000):
+        await store.put(A if number % 3 else B, value(f"{number} {body}"), None)
+    assert store.compacted == 1 and store.history_bytes < 3_000 * len(body) / 10 + history.PLAIN_BYTES
+    changes = await store.watch(PODS, 1).batch()
+    assert [change.revision for change in changes] == [*range(2, 3_002)]
+    assert all(f"{change.revision - 2} field0".encode() in (change.value or b"") for change in changes)
+    values: dict[str, bytes | None] = {A: None, B: None}
+    for change in changes:
+        assert change.previous == values[change.key]
+        values[change.key] = change.value
+    assert values == {entry.key: entry.value for entry in store.range(PODS)}
+
+
+async def test_an_object_of_a_megabyte_is_kept_as_it_is() -> None:
+    store = await opened()
+    for number in range(4):
+        await store.put(A, value(f"{number}" * (1 << 20)), None)
+    changes = await store.watch(PODS, 1).batch()
+    assert [(change.value or b"")[-5:-4] for change in changes] == [b"0", b"1", b"2", b"3"]
+    assert 2 << 20 < store.history_bytes < 4 << 20
+
+
+async def test_what_came_long_before_a_restart_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "OPEN_KEEP", 5)
+    log = MemoryLog(keep=True)
+    store = await opened(log)
+    for number in range(20):
+        await store.put(A, value(str(number)), None)
+    await store.close()
+    again = await opened(log)
+    assert (again.compacted, again.revision, log.bounds()[0]) == (16, 21, 0)
+    assert len(await again.watch(PODS, 16).batch()) == 5
+    with pytest.raises(CompactedError):
+        again.watch(PODS, 15)
+    await again.close()
 
 
 async def test_compaction_forgets_what_is_two_periods_old_and_more_than_kept() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from sampan.kernel.clock import Clock
 from sampan.kube.objects import encode
-from sampan.kube.store import Change, CompactedError, ConflictError, Entry, LogDriver, MemoryLog, Store
+from sampan.kube.store import Change, CompactedError, ConflictError, Entry, LogDriver, MemoryLog, Store, history
 from sampan.kube.store.fanout import StoreWatch
 from sampan.kube.store.sqlite import SqliteLog
 
@@ -22,6 +23,9 @@ PREFIXES = ["/registry/", "/registry/core/pods/", "/registry/core/pods/x/", "/re
 
 class StoreMachine(RuleBasedStateMachine):
     """Random writes, watches, compactions and restarts, checked against what a reader must see."""
+
+    block = 1
+    """The history is dropped by so many changes at once."""
 
     def driver(self) -> LogDriver:
         return self.memory
@@ -134,8 +138,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert expected[: len(seen)] == seen and watch.progress() <= self.store.revision
         self.watches.clear()
         self.runner.run(self._open())
-        # What the ring had dropped but the log not yet compacted comes back within the ring's bounds.
-        assert self.store.compacted <= compacted
+        # What the history had dropped but the log not yet compacted comes back within the history's bounds.
+        assert sum(compacted < c.revision <= self.store.compacted for c in self.changes) < self.block
 
     @invariant()
     def agrees(self) -> None:
@@ -154,6 +158,23 @@ class StoreMachine(RuleBasedStateMachine):
             self.runner.close()
 
 
+class PackedStoreMachine(StoreMachine):
+    """The same with a history that packs what is only a little old."""
+
+    block = 3
+
+    @initialize()
+    def begin(self) -> None:
+        self.small = patch.multiple(history, PLAIN_COUNT=2, BLOCK_COUNT=self.block, INCOMPRESSIBLE=400)
+        self.small.start()
+        super().begin()
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "small"):
+            self.small.stop()
+
+
 class SqliteStoreMachine(StoreMachine):
     """The same with the log on disk."""
 
@@ -170,6 +191,8 @@ class SqliteStoreMachine(StoreMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestPackedStore = PackedStoreMachine.TestCase
+TestPackedStore.settings = TestStore.settings
 TestSqliteStore = SqliteStoreMachine.TestCase
 TestSqliteStore.settings = settings(
     max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)

@@ -6,8 +6,8 @@ A write takes this road, all on the event loop except the append itself:
    next revision and encodes the value with it.
 2. The write joins the queue. When no batch is under way the whole queue becomes one (`commit.CommitThread`): the driver
    appends it and makes it durable.
-3. Only then the batch becomes visible, in revision order: live entries and sorted keys (`keys.KeyIndex`), the ring of
-   recent changes (`history.History`), listeners and watches (`fanout.Fanout`), and at last the writers are answered.
+3. Only then the batch becomes visible, in revision order: live entries and sorted keys (`keys.KeyIndex`), the recent
+   changes (`history.History`), listeners and watches (`fanout.Fanout`), and at last the writers are answered.
 
 A failed batch fails its writers and everyone queued behind them (who may have built on them); memory is as if they had
 never been. Revisions they took are skipped, never given out again.
@@ -51,6 +51,8 @@ COMPACT_EVERY = 300.0
 """Seconds between compactions; each forgets what was superseded before the previous one."""
 COMPACT_KEEP = 1_000
 """Newest changes that a compaction always keeps."""
+OPEN_KEEP = 2_000
+"""Newest revisions whose history is there again after `Store.open`; who watched before them must list anew."""
 COMPACT_ROWS = 50_000
 """Changes since the last compaction at which one begins early, so that opening the log stays quick."""
 BATCH_COUNT = 2_000
@@ -93,7 +95,7 @@ class Store(interface.Store):
         self._compact_keep = compact_keep
         self._live: dict[str, Entry] = {}
         self._keys = KeyIndex()
-        self._history = History(FIRST_REVISION, history_count, history_bytes)
+        self._history = History(self._live, FIRST_REVISION, history_count, history_bytes)
         self._fanout = Fanout(FIRST_REVISION, backlog_count, backlog_bytes)
         self._taken = FIRST_REVISION
         self._ahead: dict[str, _Write] = {}
@@ -155,19 +157,20 @@ class Store(interface.Store):
     def _load(self) -> None:
         self._driver.open()
         compacted, last = self._driver.bounds()
-        self._history.floor = max(compacted, FIRST_REVISION)
+        self._history.floor = max(compacted, last - OPEN_KEEP, FIRST_REVISION)
         live = self._live
         for record in self._driver.replay():
             before = live.pop(record.key, None)
             if record.value is not None:
                 live[record.key] = Entry(record.key, record.revision, record.created, record.value)
-            if record.revision > self._history.floor:
+            if record.revision > compacted:
+                self._uncompacted += 1
                 if before is None and record.previous:
                     raise StoreError(f"the log lacks revision {record.previous} of {record.key}; it is damaged")
-                self._history.append(Past(_change(record, before), before))
+            if record.revision > self._history.floor:
+                self._history.append(_past(record, before))
         self._keys = KeyIndex(live)
         self._taken = self._fanout.revision = max(last, FIRST_REVISION)
-        self._uncompacted = len(self._history)
         self._founding = self._founding and self._driver.blocking and not last
         if self._founding:
             self._driver.relax()
@@ -183,6 +186,11 @@ class Store(interface.Store):
     def compacted(self) -> int:
         """History up to here is gone."""
         return self._history.floor
+
+    @property
+    def history_bytes(self) -> int:
+        """Bytes that the history of changes holds."""
+        return self._history.bytes
 
     @property
     def watches(self) -> int:
@@ -387,7 +395,8 @@ class Store(interface.Store):
             self._keys.remove(key)
             del self._live[key]
         self._uncompacted += 1
-        self._history.append(Past(write.change, write.before))
+        last = write.change.previous if entry is None else None
+        self._history.append(Past(record.revision, key, write.before, last))
         self._fanout.publish(write.change)
         assert self._fanout.revision == record.revision
 
@@ -412,7 +421,7 @@ class Store(interface.Store):
             self._compaction = self._clock.call_later(self._compact_every, self._compact)
 
     def _compact(self) -> None:
-        """Forget history older than the previous compaction, in the ring and in the log."""
+        """Forget history older than the previous compaction, in memory and in the log."""
         if self._compacting or not self._open:
             return
         if self._compaction is not None:
@@ -451,8 +460,6 @@ def _check(key: str, current: Entry | None, expected: int | None) -> None:
         raise ConflictError(key, revision)
 
 
-def _change(record: Record, before: Entry | None) -> Change:
-    previous = None if before is None else before.value
-    if record.value is None and previous is not None:
-        previous = with_revision(previous, record.revision)
-    return Change(record.revision, record.key, record.value, previous)
+def _past(record: Record, before: Entry | None) -> Past:
+    last = with_revision(before.value, record.revision) if record.value is None and before is not None else None
+    return Past(record.revision, record.key, before, last)

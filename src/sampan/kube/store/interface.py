@@ -2,7 +2,7 @@
 
 One log of changes, one strictly increasing revision for all keys. The store keeps every live entry in memory, so reads are
 plain calls; writes are group-committed by a `LogDriver` and are durable when the call returns. Watches are served from a
-bounded ring of recent changes. Drivers (sqlite, memory; the seam for etcd and PostgreSQL) only append to, replay and compact
+bounded history of recent changes. Drivers (sqlite, memory; the seam for etcd and PostgreSQL) only append to, replay and compact
 the log.
 """
 
@@ -75,8 +75,8 @@ class FullError(StoreError):
 class Watch(Protocol):
     """A stream of changes in revision order; ends with `close` or, for a slow reader, with `SlowWatchError`.
 
-    Read it either by iteration or by `batch`. The `Change` objects are the same for every watch, so what is derived from
-    one (an encoded event) can be shared, keyed by its revision.
+    Read it either by iteration or by `batch`. Changes are equal for every watch, so what is derived from one (an encoded event) can
+    be shared, keyed by its revision.
     """
 
     def __aiter__(self) -> AsyncIterator[Change]: ...

@@ -30,3 +30,4 @@ class StoreMetrics(Collector):
         yield CounterMetricFamily("sampan_store_slow_watches", "Watches cut off for being slow.", value=store.cut_off)
         yield GaugeMetricFamily("sampan_store_revision", "The latest revision.", value=store.revision)
         yield GaugeMetricFamily("sampan_store_compacted_revision", "History up to here is gone.", value=store.compacted)
+        yield GaugeMetricFamily("sampan_store_history_bytes", "What recent changes hold.", value=store.history_bytes)
