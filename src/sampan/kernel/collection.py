@@ -8,7 +8,8 @@ twentieth to a tenth of a second, and a full collection among 5,000 pods several
 So after the start everything made until then is set aside for good (`begin`), and from then on only the youngest
 objects are collected as they come (`YOUNG`: a millisecond or two). What survived is collected all at once when enough of it has
 gathered (`WORTH`) and the process has had nothing to do for a while (`QUIET`), or, should that never come, when it is so
-much that cycles might be what fills the memory (`UTMOST`).
+much that cycles might be what fills the memory (`UTMOST`). After that the C library gives back to the system what it holds for later;
+by itself it does so only from the end of its heap.
 """
 
 from __future__ import annotations
@@ -71,5 +72,14 @@ class Collector:
     def _look(self) -> None:
         if due(gc.get_count()[1], (time.process_time() - self._used) / BEAT):
             gc.collect()
+            _give_back()
             self.full += 1
         self._next()
+
+
+def _give_back() -> None:
+    import ctypes  # not before there is something to give back
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # not every C library has one
+        trim(0)

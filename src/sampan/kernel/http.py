@@ -16,10 +16,13 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from io import BytesIO
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.payload import BytesIOPayload
 
 from sampan.kernel.clock import Clock, Timer
 from sampan.kernel.errors import SampanError
@@ -38,6 +41,10 @@ LINE_LIMIT = 1024 * 1024
 """Bytes in a request line: a command of ``kubectl exec``, a long selector are in it (upstream's bound of a whole head)."""
 FIELD_LIMIT = 64 * 1024
 """Bytes in a header field."""
+TAKE_DEADLINE = 60.0
+"""Seconds a client has to take a piece of a long answer."""
+PIECE = 64 * 1024
+"""Bytes of an answer that go to the connection at once. TLS has buffers as large as the largest, and keeps them while it lasts."""
 BODY_LIMIT = 3 * 1024 * 1024
 """Bytes in a request body unless a front says otherwise."""
 
@@ -54,6 +61,31 @@ class BodyTooLargeError(SampanError):
 
 class SlowClientError(SampanError):
     """A client did not send its request body in time."""
+
+
+class Pieces(BytesIOPayload):
+    """A long body that is written, once, as fast as its client takes it; one that stops taking is cut off."""
+
+    def __init__(self, body: bytes, clock: Clock) -> None:
+        super().__init__(BytesIO(body))
+        self._clock = clock
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Write the body, or the first ``content_length`` bytes of it.
+
+        Raises:
+            ConnectionResetError: the client is gone, or took nothing for `TAKE_DEADLINE`.
+        """
+        left = self._size if content_length is None else min(content_length, self._size)
+        # an answer is kept until the connection's next request, which may never come
+        body, self._value = self._value, BytesIO()
+        while piece := body.read(min(PIECE, left)):
+            left -= len(piece)
+            try:
+                async with self._clock.timeout(TAKE_DEADLINE):
+                    await writer.write(piece)
+            except TimeoutError:
+                raise ConnectionResetError("the client takes nothing of the answer") from None
 
 
 class HttpServer:

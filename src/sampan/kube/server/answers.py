@@ -13,7 +13,8 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from sampan.kernel.http import BodyTooLargeError, SlowClientError
+from sampan.kernel.clock import Clock
+from sampan.kernel.http import PIECE, BodyTooLargeError, Pieces, SlowClientError
 from sampan.kube.server import representation
 from sampan.kube.status import ApiError, internal, timeout, too_large
 from sampan.kube.store.interface import FullError, StoreError
@@ -100,7 +101,8 @@ async def reply(
         body = await asyncio.to_thread(_gzip, body) if len(body) >= _THREAD_FROM else _gzip(body)
         fields["Content-Encoding"] = "gzip"
         fields.add("Vary", "Accept-Encoding")
-    return web.Response(body=body, status=code, headers=fields)
+    whole = len(body) <= PIECE
+    return web.Response(body=body if whole else Pieces(body, Clock()), status=code, headers=fields)
 
 
 async def reply_object(

@@ -70,7 +70,8 @@ class _Block(NamedTuple):
 
     last: int
     """Revision of the newest."""
-    count: int
+    changes: int
+    """How many."""
     collections: frozenset[str]
     """What the keys belong to; who asks for others need not unpack it."""
     data: bytes
@@ -145,7 +146,7 @@ class History:
         while len(self) > keep:
             if self._blocks:
                 oldest = self._blocks[0]
-                if oldest.last > revision or len(self) - oldest.count < keep:
+                if oldest.last > revision or len(self) - oldest.changes < keep:
                     break
             elif self._plain[0].revision > revision:
                 break
@@ -209,7 +210,7 @@ class History:
             return
         block = _Block.pack(changes)
         self._blocks.append(block)
-        self._packed_count += block.count
+        self._packed_count += block.changes
         self._packed_bytes += len(block.data)
         self._plain_bytes -= weight
 
@@ -218,7 +219,7 @@ class History:
         if self._blocks:
             block = self._blocks.popleft()
             self.floor = block.last
-            self._packed_count -= block.count
+            self._packed_count -= block.changes
             self._packed_bytes -= len(block.data)
         else:
             oldest = self._plain.popleft()

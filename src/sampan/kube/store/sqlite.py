@@ -285,6 +285,7 @@ def _configure(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("PRAGMA cache_size=-512")  # KiB: it is written at its end, and read from its beginning
 
 
 @contextmanager
