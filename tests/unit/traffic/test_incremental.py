@@ -73,7 +73,7 @@ def copied(made: MadeWorld) -> MadeWorld:
         objects: dict[Key, Object] = getattr(made.world, kinds)
         for one in objects.values():
             fresh.put(one)
-    fresh.world.slices.update(made.world.slices)
+    fresh.slices.update(made.slices)
     return fresh
 
 
@@ -132,10 +132,10 @@ def test_a_cluster_over_several_backends_follows_them_and_goes_with_its_route() 
 
     for name, addresses in (("a", ["10.0.0.1", "10.0.0.2"]), ("b", ["10.0.1.1"])):
         key = Key("default", name)
-        made.world.slices[key][0]["endpoints"] = [{"addresses": [one]} for one in addresses]
+        made.slices[key][0]["endpoints"] = [{"addresses": [one]} for one in addresses]
         made.world.changed.endpoints.add(key)
     assert endpoints() == [("10.0.0.1", 375_000), ("10.0.0.2", 375_000), ("10.0.1.1", 250_000)]
-    made.world.slices[Key("default", "a")][0]["endpoints"].pop()
+    made.slices[Key("default", "a")][0]["endpoints"].pop()
     made.world.changed.endpoints.add(Key("default", "a"))
     assert endpoints() == [("10.0.0.1", 750_000), ("10.0.1.1", 250_000)]
     made.take(route)

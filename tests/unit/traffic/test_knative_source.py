@@ -29,7 +29,8 @@ def ingress(name: str, spec: Any) -> Object:
 def translated(*ingresses: Object) -> Result:
     made = MadeWorld()
     made.service("hello", 80)
-    made.world.knative_ingresses = {Key.of(one): one for one in ingresses}
+    for one in ingresses:
+        change(made, "put", one)
     return source(lambda: 0.0).translate(made.world, made.backends)
 
 
@@ -87,8 +88,7 @@ def test_a_cluster_stays_for_requests_that_wait_in_the_gate() -> None:
 
     def split_to(service: str) -> set[str]:
         made.service(service, 80)
-        made.world.knative_ingresses = {Key("default", "one"): ingress("one", splits_to(service))}
-        made.world.version += 1
+        change(made, "put", ingress("one", splits_to(service)))
         followed.translate(made.world, made.backends)
         return set(made.backends.made)
 
@@ -138,33 +138,35 @@ def change(made: MadeWorld, what: str, value: Any) -> None:
     world, key = made.world, Key("default", value if isinstance(value, str) else "")
     match what:
         case "put":
-            world.knative_ingresses[Key.of(value)] = value
+            made.knative_ingresses[Key.of(value)] = value
+            world.note("knative_ingresses", Key.of(value))
         case "take":
-            world.knative_ingresses.pop(key, None)
+            made.knative_ingresses.pop(key, None)
+            world.note("knative_ingresses", key)
         case "service":
             made.service(value, 80)
         case "no service":
-            world.services.pop(key, None)
-            world.changed.services.add(key)
-        case "limited":
-            metadata = {"name": value, "namespace": "default", "annotations": {LIMIT_ANNOTATION: "1"}}
-            world.serverless_services[key] = {"metadata": metadata}
-        case "cold":
-            world.serverless_services[key] = {"metadata": {"name": value, "namespace": "default"}}
-            world.slices.pop(key, None)
-            world.changed.endpoints.add(key)
+            made.services.pop(key, None)
+            world.note("services", key)
+        case "limited" | "cold":
+            limit = {"annotations": {LIMIT_ANNOTATION: "1"}} if what == "limited" else {}
+            made.serverless_services[key] = {"metadata": {"name": value, "namespace": "default", **limit}}
+            world.note("serverless_services", key)
+            if what == "cold":
+                made.slices.pop(key, None)
+                world.changed.endpoints.add(key)
         case "ready":
-            world.slices[key] = [{"endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}]}]
+            made.slices[key] = [{"endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}]}]
             world.changed.endpoints.add(key)
         case "announced":
             world.early[key] = frozenset({("10.0.0.2", 8080)})
             world.changed.endpoints.add(key)
         case "secret":
             world.secrets[key] = {"data": {"tls.crt": value}}
+            world.version += 1
         case "no secret":
             world.secrets.pop(key, None)
-    if what in ("put", "take", "limited", "cold", "secret", "no secret"):
-        world.version += 1
+            world.version += 1
 
 
 def outcome(result: Result) -> object:
@@ -196,7 +198,9 @@ def test_what_is_made_of_changes_one_by_one_is_what_would_be_made_of_all_at_once
             made.world.changed = Changes()
             told |= {entry: result.statuses.get(entry) for entry in result.changed}
             fresh = Backends(made.world)
+            made.world.changed.knative_ingresses |= made.knative_ingresses.keys()
             whole = source(lambda: 0.0).translate(made.world, fresh)
+            made.world.changed = Changes()
             assert outcome(result) == outcome(whole)
             assert {entry: status for entry, status in told.items() if status is not None} == whole.statuses
             assert {name: made.backends.made[name] for name in fresh.made} == fresh.made
@@ -231,7 +235,7 @@ def test_cluster_local_names_have_a_port_of_their_own_for_tls(monkeypatch: pytes
     tls = [{"hosts": ["hello.default.svc"], "secretName": "own"}]
     spec = {"rules": [*GOOD["rules"], inner], "tls": tls, "httpOption": "Redirected"}
     one = ingress("one", spec)
-    made.world.knative_ingresses = {Key.of(one): one}
+    change(made, "put", one)
     result = source(lambda: 0.0).translate(made.world, made.backends)
     assert served(result, SEALED) == {"hello.default.svc"}
     assert served(result, SECURE) == set()
@@ -249,7 +253,7 @@ def test_the_secret_of_another_namespace_is_not_served_with(monkeypatch: pytest.
     for namespace, served_hosts in (("default", {"hello.example.com"}), ("bank", set())):
         tls = [{"hosts": ["hello.example.com"], "secretName": "own", "secretNamespace": namespace}]
         one = ingress("one", {**GOOD, "tls": tls})
-        made.world.knative_ingresses = {Key.of(one): one}
+        change(made, "put", one)
         result = source(lambda: 0.0).translate(made.world, made.backends)
         assert served(result, SECURE) == served_hosts
         assert served(result, PUBLIC) == {"hello.example.com"}

@@ -32,7 +32,16 @@ class MadeWorld:
     """A world with our GatewayClass and what is put into it; what the Gateway API source makes of it."""
 
     def __init__(self, *, low_ports: bool = True) -> None:
-        self.world = World()
+        self.services: dict[Key, Object] = {}
+        self.slices: dict[Key, list[Object]] = {}
+        self.knative_ingresses: dict[Key, Object] = {}
+        self.serverless_services: dict[Key, Object] = {}
+        self.world = World(
+            services=self.services,
+            slices=lambda service: self.slices.get(service, ()),
+            knative_ingresses=self.knative_ingresses,
+            serverless_services=self.serverless_services,
+        )
         self.put(
             {
                 "kind": "GatewayClass",
@@ -68,7 +77,7 @@ class MadeWorld:
         self.put({"kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": {"ports": entries}})
         key = Key(namespace, name)
         made = {"metadata": {}, "ports": entries, "endpoints": [{"addresses": ["10.0.0.1"]}]}
-        self.world.slices[key] = [made]
+        self.slices[key] = [made]
         self.world.changed.endpoints.add(key)
 
     def translate(self) -> Result:

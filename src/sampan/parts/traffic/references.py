@@ -136,7 +136,11 @@ class Backends:
             return Problem("BackendNotFound", f"a reference to Service {key} needs a port")
         port = self._world.service_port(key, reference["port"], stream or "TCP")
         if port is None:
-            what = f"port {reference['port']} of Service {key}" if key in self._world.services else f"Service {key}"
+            what = (
+                f"port {reference['port']} of Service {key}"
+                if self._world.services.get(key) is not None
+                else f"Service {key}"
+            )
             return Problem("BackendNotFound", f"{what} does not exist")
         return self.cluster(key, port, grpc=grpc, stream=stream)
 

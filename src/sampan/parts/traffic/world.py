@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sampan.kernel.addresses import door
 from sampan.kube.objects import Key, Object, dig
 from sampan.parts.traffic.model import Endpoint
 
 Objects = dict[Key, Object]
+
+
+class Known(Protocol):
+    """Objects that are had by key alone: there are many, most are looked at seldom, and who has them may keep them small."""
+
+    def get(self, key: Key, /) -> Object | None: ...
+
+
+def _nothing() -> dict[Key, Object]:
+    return {}
+
+
+def _no_slices(service: Key) -> Sequence[Object]:
+    return ()
+
 
 ROUTE_KINDS = {"http_routes": "HTTPRoute", "grpc_routes": "GRPCRoute"}
 """Fields whose objects are followed one by one: there may be thousands, and one of them changes."""
@@ -27,6 +43,7 @@ class Changes:
     endpoints: set[Key] = field(default_factory=set)
     """Services whose addresses changed."""
     ingresses: set[Key] = field(default_factory=set)
+    knative_ingresses: set[Key] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -45,16 +62,16 @@ class World:
     backend_tls_policies: Objects = field(default_factory=dict)
     ingresses: Objects = field(default_factory=dict)
     ingress_classes: Objects = field(default_factory=dict)
-    knative_ingresses: Objects = field(default_factory=dict)
-    services: Objects = field(default_factory=dict)
-    slices: dict[Key, list[Object]] = field(default_factory=dict)
-    """EndpointSlices by the key of their Service."""
+    knative_ingresses: Known = field(default_factory=_nothing)
+    services: Known = field(default_factory=_nothing)
+    slices: Callable[[Key], Sequence[Object]] = _no_slices
+    """EndpointSlices of a Service."""
     secrets: Objects = field(default_factory=dict)
     config_maps: Objects = field(default_factory=dict)
     namespaces: Objects = field(default_factory=dict)
     version: int = 0
     """Counts changes of what is not in ``changed``."""
-    serverless_services: Objects = field(default_factory=dict)
+    serverless_services: Known = field(default_factory=_nothing)
     early: dict[Key, frozenset[tuple[str, int]]] = field(default_factory=dict)
     """Addresses of Services announced ahead of their EndpointSlices."""
     changed: Changes = field(default_factory=Changes)
@@ -64,8 +81,10 @@ class World:
         """An object of the field ``name`` was put, replaced or taken away; False where that makes no difference."""
         if name in ROUTE_KINDS:
             self.changed.routes.add((ROUTE_KINDS[name], key))
-        elif name == "services":
+        elif name in ("services", "serverless_services"):  # the latter say something about Services of their names
             self.changed.services.add(key)
+        elif name == "knative_ingresses":
+            self.changed.knative_ingresses.add(key)
         elif name == "ingresses":
             self.changed.ingresses.add(key)
         elif name in LOOKED_UP and (name, key) not in self._asked:
@@ -101,7 +120,7 @@ class World:
     def endpoints(self, service: Key, port: Object) -> tuple[Endpoint, ...]:
         """The addresses behind a Service port: ready ones, and terminating ones that still serve as a last resort."""
         found: dict[tuple[str, int], Endpoint] = {}
-        for one in self.slices.get(service, ()):
+        for one in self.slices(service):
             if one.get("addressType") == "FQDN":
                 continue  # names are for whoever resolves them; a data plane takes addresses
             number = next(

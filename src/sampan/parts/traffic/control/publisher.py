@@ -15,7 +15,7 @@ from pathlib import Path
 from sampan.kube.client import resources as core
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.events import EventRecorder
-from sampan.kube.control.indexes import SERVICE_NAME
+from sampan.kube.control.indexes import SERVICE_NAME, SLICES_OF_SERVICE
 from sampan.kube.objects import Key, Object, Resource, dig
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.control.quarantine import Quarantine
@@ -28,7 +28,7 @@ from sampan.parts.traffic.references import Backends
 from sampan.parts.traffic.sources.gateway_api import GatewaySource, Result, Statuses
 from sampan.parts.traffic.sources.ingress import IngressSource
 from sampan.parts.traffic.sources.knative import KnativeSource
-from sampan.parts.traffic.world import Changes, World
+from sampan.parts.traffic.world import Changes, Known, Objects, World
 from sampan.parts.traffic.xds import schema
 from sampan.parts.traffic.xds.server import ControlPlane
 from sampan.parts.traffic.xds.snapshot import Snapshot
@@ -60,6 +60,8 @@ _FIELDS: Mapping[Resource, str] = {
 }
 
 
+SEEN_THROUGH = {resources.KNATIVE_INGRESSES, resources.SERVERLESS_SERVICES, core.SERVICES}
+"""Kinds with many objects of which one is looked at now and then: by key, in their informers, which need not hold them decoded."""
 KNATIVE = (resources.KNATIVE_INGRESSES, resources.SERVERLESS_SERVICES)
 """Followed once the serving part serves them."""
 
@@ -120,6 +122,7 @@ class Publisher:
         await self.follow(*(resource for resource in _FIELDS if resource not in KNATIVE))
         slices = informers.informer(core.ENDPOINT_SLICES)
         await slices.wait_synced()
+        self._world.slices = lambda service: SLICES_OF_SERVICE(slices, str(service))
         slices.on_change(self._slice_changed)
         self._dirty.set()
         self._context.tasks.keep("publisher", self._run)
@@ -130,6 +133,8 @@ class Publisher:
         for resource in followed:
             informer = self._context.informers.informer(resource)
             await informer.wait_synced()
+            if resource in SEEN_THROUGH:
+                setattr(self._world, _FIELDS[resource], informer)
             informer.on_change(self._follow(resource, _FIELDS[resource]))
         if resources.KNATIVE_INGRESSES in followed:
             await self.complete()
@@ -169,13 +174,15 @@ class Publisher:
 
     def _follow(self, resource: Resource, name: str) -> Callable[[Object | None, Object | None], None]:
         """A listener that keeps one field of the world current."""
-        objects: dict[Key, Object] = getattr(self._world, name)
+        objects: Objects | None = None if resource in SEEN_THROUGH else getattr(self._world, name)
 
         def changed(old: Object | None, new: Object | None) -> None:
             one = old if new is None else new
             assert one is not None
             key = Key.of(one)
-            if new is not None:
+            if objects is None:
+                pass  # the informer is looked at itself
+            elif new is not None:
                 objects[key] = new
             else:
                 objects.pop(key, None)
@@ -189,24 +196,14 @@ class Publisher:
 
     def _current(self, resource: Resource, key: Key) -> Object | None:
         """An object as it is known now."""
-        objects: dict[Key, Object] = getattr(self._world, _FIELDS[resource])
+        objects: Known = getattr(self._world, _FIELDS[resource])
         return objects.get(key)
 
     def _slice_changed(self, old: Object | None, new: Object | None) -> None:
-        slices = self._world.slices
         for one in (old, new):
             service = dig(one, "metadata", "labels", SERVICE_NAME)
-            if one is None or not service:
-                continue
-            key, uid = Key(one["metadata"]["namespace"], service), one["metadata"]["uid"]
-            kept = [other for other in slices.get(key, ()) if other["metadata"]["uid"] != uid]
-            if one is new:
-                kept.append(one)
-            if kept:
-                slices[key] = kept
-            else:
-                slices.pop(key, None)
-            self._world.changed.endpoints.add(key)
+            if one is not None and service:
+                self._world.changed.endpoints.add(Key(one["metadata"]["namespace"], service))
         self._dirty.set()
 
     async def _run(self) -> None:

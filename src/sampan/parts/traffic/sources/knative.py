@@ -7,6 +7,7 @@ outside.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -61,9 +62,11 @@ class _Place(NamedTuple):
 class _Piece:
     """What one Ingress came to, and what that rests on."""
 
-    ingress: Object
-    state: tuple[Any, ...]
-    """Of the Services and Secrets it names; as long as it is the same, so is the piece."""
+    wish: bytes
+    """Digest of what is looked at of the Ingress..."""
+    state: bytes
+    """...and of the Services and Secrets it names; as long as they are the same, so is the piece."""
+    secrets: frozenset[Key]
     services: frozenset[Key]
     clusters: frozenset[str]
     placed: dict[_Place, list[Rule]]
@@ -110,21 +113,14 @@ class KnativeSource:
         """Listeners and statuses for all internal Ingresses of our class."""
         result = self._result
         result.changed = set()
-        if self._version != world.version:
-            self._version = world.version
-            ours = {
-                key: ingress
-                for key, ingress in world.knative_ingresses.items()
-                if dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) in (None, CLASS)
-            }
-            for key in self._pieces.keys() - ours.keys():
-                self._replace(key, None)
-            for key, ingress in sorted(ours.items()):
-                self._look(world, backends, key, ingress)
-        elif touched := world.changed.services | world.changed.endpoints:
-            for key, piece in list(self._pieces.items()):
-                if not touched.isdisjoint(piece.services):
-                    self._look(world, backends, key, piece.ingress)
+        looked_at = set(world.changed.knative_ingresses)
+        touched = world.changed.services | world.changed.endpoints
+        other, self._version = self._version != world.version, world.version
+        for key, piece in self._pieces.items():
+            if (other and piece.secrets) or not touched.isdisjoint(piece.services):
+                looked_at.add(key)
+        for key in sorted(looked_at):
+            self._look(world, backends, key)
         self._let_go(backends)
         result.listeners = [self._public, self._private, *self._secure.values()] if self._pieces else []
         return result
@@ -142,15 +138,18 @@ class KnativeSource:
         for name in over:
             del self._leaving[name]
 
-    def _look(self, world: World, backends: Backends, key: Key, ingress: Object) -> None:
+    def _look(self, world: World, backends: Backends, key: Key) -> None:
         """Bring one Ingress's piece up to date."""
-        known = self._pieces.get(key)
+        ingress, known = world.knative_ingresses.get(key), self._pieces.get(key)
+        if ingress is None or dig(ingress, "metadata", "annotations", CLASS_ANNOTATION) not in (None, CLASS):
+            if known is not None:
+                self._replace(key, None)
+            return
         if (
             known is not None
-            and _same_wish(known.ingress, ingress)
-            and known.state == _state(world, known.services, known.ingress)
+            and known.wish == _wish(ingress)
+            and known.state == _state(world, known.services, known.secrets)
         ):
-            known.ingress = ingress
             return
         backends.used, backends.asked = set(), set()
         piece = self._made(world, backends, key, ingress, known)
@@ -196,9 +195,9 @@ class KnativeSource:
                     place(_Place("public", host), [Rule(Match(), self._to_https(), name=f"knative/{key}")])
                 else:
                     place(_Place("public", host), made)
-        services = frozenset(backends.asked)
-        state, status = _state(world, services, ingress), _status(ingress, ready)
-        return _Piece(ingress, state, services, frozenset(backends.used), placed, used, status)
+        services, secrets = frozenset(backends.asked), frozenset(_asked_secrets(ingress))
+        state, status = _state(world, services, secrets), _status(ingress, ready)
+        return _Piece(_wish(ingress), state, secrets, services, frozenset(backends.used), placed, used, status)
 
     def _replace(self, key: Key, piece: _Piece | None) -> None:
         """Put a piece in the place of what was known under its key; None takes that away."""
@@ -249,24 +248,25 @@ class KnativeSource:
         return Redirect(301, scheme="https", port=self._https if self._https != HTTPS else None)
 
 
-def _same_wish(old: Object, new: Object) -> bool:
-    """Two states of an Ingress that differ in nothing that is looked at here."""
-    looked_at = ("annotations", "generation", "creationTimestamp")
-    return old is new or (
-        old.get("spec") == new.get("spec")
-        and all(old["metadata"].get(name) == new["metadata"].get(name) for name in looked_at)
-    )
+def _wish(ingress: Object) -> bytes:
+    """A digest of what is looked at of an Ingress."""
+    metadata = ingress["metadata"]
+    looked_at = [metadata.get(name) for name in ("annotations", "generation", "creationTimestamp")]
+    return _digest([ingress.get("spec"), *looked_at])
 
 
-def _state(world: World, services: frozenset[Key], ingress: Object) -> tuple[Any, ...]:
-    """What is looked at of the Services and Secrets that an Ingress names."""
+def _state(world: World, services: frozenset[Key], secrets: frozenset[Key]) -> bytes:
+    """A digest of what is looked at of these Services and Secrets."""
     found: list[Any] = []
     for service in sorted(services):
         ports = dig(world.services.get(service), "spec", "ports")
         found.append((service, ports, _asks_gate(world, service)))
-    for entry in _asked_secrets(ingress):
-        found.append(world.secrets.get(entry))
-    return tuple(found)
+    found += [world.secrets.get(key) for key in sorted(secrets)]
+    return _digest(found)
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(msgspec.json.encode(value), digest_size=16).digest()
 
 
 def _asked_secrets(ingress: Object) -> list[Key]:
@@ -392,7 +392,7 @@ def _asks_gate(world: World, service: Key) -> bool:
 
 
 def _has_ready_pod(world: World, service: Key) -> bool:
-    for one in world.slices.get(service, ()):
+    for one in world.slices(service):
         for endpoint in one.get("endpoints") or ():
             if dig(endpoint, "conditions", "ready", default=True) is not False:
                 return True
