@@ -376,6 +376,48 @@ def test_a_domain_of_ones_own(world: World) -> None:
     assert world.get("shop.example.com").text == "Hello shop!\n"
 
 
+def test_a_domain_is_one_namespaces_until_it_gives_it_up(world: World) -> None:
+    world.kubectl("create", "namespace", "rivals")
+    reference = {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": "first"}
+    made: Any = {
+        "apiVersion": "serving.knative.dev/v1beta1",
+        "kind": "DomainMapping",
+        "metadata": {"name": "contested.example.com", "namespace": "default"},
+        "spec": {"ref": reference},
+    }
+    rival = {**made, "metadata": {**made["metadata"], "namespace": "rivals"}}
+    for namespace, target in (("default", "one"), ("rivals", "two")):
+        world.apply(service("first", env={"TARGET": target}, metadata={"namespace": namespace}))
+        world.ready("first", namespace=namespace)
+    world.apply(made)
+    world.ready("contested.example.com", "domainmapping")
+    world.apply(rival)
+
+    def told() -> tuple[str, str, str]:
+        return world.condition("domainmapping", "contested.example.com", "DomainClaimed", "rivals")
+
+    refused = ("False", "DomainAlreadyClaimed", "The domain name is already in use by another DomainMapping")
+    world.until(lambda: told() == refused)
+    assert world.get("contested.example.com").text == "Hello one!\n"
+    world.kubectl("delete", "domainmapping", "contested.example.com")
+    world.ready("contested.example.com", "domainmapping", "rivals")
+    world.until(lambda: world.get("contested.example.com").text == "Hello two!\n")
+    world.kubectl("delete", "domainmapping", "contested.example.com", "-n", "rivals")
+    world.until(lambda: "contested" not in world.kubectl("get", "clusterdomainclaims", "-o", "name"))
+
+    claim = {
+        "apiVersion": "networking.internal.knative.dev/v1alpha1",
+        "kind": "ClusterDomainClaim",
+        "metadata": {"name": "contested.example.com"},
+        "spec": {"namespace": "default"},
+    }
+    world.apply(claim, made)
+    world.ready("contested.example.com", "domainmapping")
+    world.kubectl("delete", "domainmapping", "contested.example.com")
+    world.until(lambda: world.get("contested.example.com").status_code == 404)
+    assert "contested" in world.kubectl("get", "clusterdomainclaims", "-o", "name")  # who claimed it keeps it
+
+
 def test_a_new_default_domain_reaches_services_that_are_there(world: World) -> None:
     world.apply(service("mover", metadata={"labels": {"app": "mover"}}))
     world.ready("mover")

@@ -43,5 +43,7 @@ SERVERLESS_SERVICE = "networking.internal.knative.dev/serverlessservice"
 
 LIMIT = "sampan.dev/container-concurrency"
 """On a ServerlessService: requests a pod may have at once; every request passes the gate."""
+CLAIMED = "sampan.dev/claimed"
+"""On a ClusterDomainClaim that was made for a DomainMapping and goes with it."""
 TIMEOUTS = "sampan.dev/timeouts"
 """On an internal Ingress, by revision: ``[whole, response start, idle]`` in seconds, 0 where there is none (JSON)."""

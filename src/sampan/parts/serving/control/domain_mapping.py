@@ -1,4 +1,8 @@
-"""DomainMapping: a domain of one's own for a Service."""
+"""DomainMapping: a domain of one's own for a Service.
+
+A domain is one namespace's at a time, by a ClusterDomainClaim. A claim that was made for a mapping goes with it, and the mapping
+of another namespace that waited for the domain has it then.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,14 @@ from sampan.parts.serving.resources import (
     SERVICES,
 )
 
+TLS_BROUGHT = ("CertificateExternallyProvided", "TLS certificate was provided externally")
+NOT_CLAIMED = ("DomainAlreadyClaimed", "The domain name is already in use by another DomainMapping")
 _BY_TARGET = Lookup(
     "target",
     lambda one: [f"{one['metadata']['namespace']}/{name}"] if (name := dig(one, "spec", "ref", "name")) else [],
 )
 """DomainMappings by what they lead to."""
+_BY_NAME = Lookup("name", lambda one: [one["metadata"]["name"]])
 
 
 class DomainMappingController(Controller):
@@ -55,12 +62,14 @@ class DomainMappingController(Controller):
         return [Key.of(one) for one in _BY_TARGET(self.informer(DOMAIN_MAPPINGS), str(Key.of(target)))]
 
     def _mapping_of_claim(self, claim: Object) -> list[Key]:
-        namespace = dig(claim, "spec", "namespace")
-        return [Key(namespace, claim["metadata"]["name"])] if namespace else []
+        name, namespace = claim["metadata"]["name"], dig(claim, "spec", "namespace")
+        waiting = {Key.of(one) for one in _BY_NAME(self.informer(DOMAIN_MAPPINGS), name)}
+        return sorted(waiting | ({Key(namespace, name)} if namespace else set()))
 
     async def reconcile(self, key: Key) -> float | None:
         mapping = self.informer(DOMAIN_MAPPINGS).get(key)
         if mapping is None or mapping["metadata"].get("deletionTimestamp"):
+            await self._release(key)
             return None
         dependents = ("DomainClaimed", "ReferenceResolved", "IngressReady", "CertificateProvisioned")
         conditions = ConditionSet(mapping, dependents, self.clock.now())
@@ -95,15 +104,16 @@ class DomainMappingController(Controller):
         annotations = metadata.get("annotations") or {}
         name, own = metadata["name"], dig(mapping, "spec", "tls", "secretName")
         if own:
-            conditions.true("CertificateProvisioned", "CertificateExternallyProvided")
+            conditions.true("CertificateProvisioned", *TLS_BROUGHT)
             return [{"hosts": [name], "secretName": own, "secretNamespace": metadata["namespace"]}]
         if not self._config.external_tls(annotations):
             conditions.true("CertificateProvisioned", *TLS_OFF)
             return []
         try:
             certificate = await ask(self, mapping, name, [name], "", self._config.certificate_class(annotations))
-        except NotOwnedError as error:
-            conditions.false("CertificateProvisioned", "CertificateNotOwned", str(error))
+        except NotOwnedError:
+            text = f"There is an existing certificate {name} that we don't own."
+            conditions.false("CertificateProvisioned", "CertificateNotOwned", text)
             return []
         if is_ready(certificate):
             conditions.true("CertificateProvisioned")
@@ -124,7 +134,7 @@ class DomainMappingController(Controller):
             wanted = {
                 "apiVersion": "networking.internal.knative.dev/v1alpha1",
                 "kind": "ClusterDomainClaim",
-                "metadata": {"name": name},
+                "metadata": {"name": name, "labels": {keys.CLAIMED: "true"}},
                 "spec": {"namespace": namespace},
             }
             try:
@@ -133,16 +143,24 @@ class DomainMappingController(Controller):
                 if not error.already_exists:
                     raise
                 claim = await self.client.get(CLUSTER_DOMAIN_CLAIMS, name)
-        if claim is None:
-            message = f'no ClusterDomainClaim found for domain "{name}"'
-            conditions.false("DomainClaimed", "DomainClaimFailed", message)
-            return False
         if dig(claim, "spec", "namespace") != namespace:
-            message = f'The domain name "{name}" is already in use'
-            conditions.false("DomainClaimed", "DomainAlreadyClaimed", message)
+            conditions.false("DomainClaimed", *NOT_CLAIMED)
+            conditions.unknown("IngressReady", "IngressNotConfigured", "Ingress has not yet been reconciled.")
             return False
         conditions.true("DomainClaimed")
         return True
+
+    async def _release(self, key: Key) -> None:
+        """Give up the claim that was made for a mapping that is gone."""
+        claim = self.informer(CLUSTER_DOMAIN_CLAIMS).get(Key("", key.name))
+        made_here = dig(claim, "metadata", "labels", keys.CLAIMED) is not None
+        if claim is None or not made_here or dig(claim, "spec", "namespace") != key.namespace:
+            return
+        try:
+            await self.client.delete(CLUSTER_DOMAIN_CLAIMS, key.name)
+        except ApiError as error:
+            if not error.not_found:
+                raise
 
     def _resolve(self, mapping: Object, conditions: ConditionSet) -> list[Object] | None:
         """The ingress paths of what the mapping refers to."""
