@@ -22,6 +22,8 @@ MODULES = [
     "envoy.config.route.v3.route",
     "envoy.extensions.access_loggers.file.v3.file",
     "envoy.extensions.access_loggers.grpc.v3.als",
+    "envoy.extensions.common.matching.v3.extension_matcher",
+    "envoy.extensions.filters.common.matcher.action.v3.skip_action",
     "envoy.extensions.filters.http.cors.v3.cors",
     "envoy.extensions.filters.http.lua.v3.lua",
     "envoy.extensions.filters.http.router.v3.router",
@@ -40,6 +42,7 @@ MODULES = [
     "envoy.service.discovery.v3.ads",
     "envoy.service.discovery.v3.discovery",
     "envoy.service.load_stats.v3.lrs",
+    "envoy.type.matcher.v3.http_inputs",
     "xds.type.matcher.v3.matcher",
 ]
 

@@ -324,6 +324,24 @@ def test_cluster_local_services_are_not_served_outside(world: World) -> None:
     world.until(lambda: world.get("inner.default.localhost").status_code == 200)
 
 
+def test_who_only_asks_is_told_what_kubernetes_says_of_the_pods(world: World) -> None:
+    wrong = service("asked", container={"name": "&InvalidValue"})
+    options = ("apply", "--dry-run=server", "-f", "-")
+    told = world.kubectl(*options, stdin=json.dumps(wrong), fails=True)
+    assert "validation callback failed: dry run failed with" in told
+    assert "spec.containers[0].name" in told
+    assert "created (server dry run)" in world.kubectl(*options, stdin=json.dumps(service("asked")))
+    assert "asked" not in world.kubectl("get", "ksvc,pods", "-o", "name")
+
+
+def test_an_image_named_by_digest_that_cannot_be_had_is_the_pods_trouble(world: World) -> None:
+    image = f"ghcr.io/shop/lost@sha256:{0:064x}"
+    world.apply(service("lost", container={"image": image}, annotations={"play/pull": "false"}))
+    world.until(
+        lambda: world.condition("revision", "lost-00001", "ResourcesAvailable")[:2] == ("False", "ErrImagePull")
+    )
+
+
 def test_each_name_may_be_cluster_local_on_its_own(world: World) -> None:
     traffic = [{"latestRevision": True, "percent": 100, "tag": "tip"}]
     world.apply(

@@ -179,9 +179,48 @@ def test_forwarded_tells_who_asked_unless_the_client_says(world: World) -> None:
     world.apply(service("heads"))
     world.ready("heads")
     headers = world.get("heads.default.localhost", "/headers").json()
-    assert headers["forwarded"] == "for=127.0.0.1;proto=http"
+    assert headers["forwarded"] == f"for={headers['x-forwarded-for']};proto=http"
     headers = world.get("heads.default.localhost", "/headers", headers={"Forwarded": "for=192.0.2.1"}).json()
     assert headers["forwarded"] == "for=192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("told", "forwarded"),
+    [
+        ({"X-Forwarded-For": "192.0.2.1"}, "for=192.0.2.1;proto=http, for=US"),
+        ({"X-Forwarded-For": "2001:db8::7, 192.0.2.1"}, 'for="[2001:db8::7]";proto=http, for=192.0.2.1, for=US'),
+        ({"X-Forwarded-Host": "shop.example.com"}, "for=US;host=shop.example.com;proto=http"),
+        (
+            {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "shop.example.com", "Forwarded": "for=192.0.2.9"},
+            "for=192.0.2.9",
+        ),
+    ],
+)
+def test_forwarded_tells_of_every_proxy_and_the_host_that_was_asked(
+    world: World, told: dict[str, str], forwarded: str
+) -> None:
+    world.apply(service("hops"))
+    world.ready("hops")
+    headers = world.get("hops.default.localhost", "/headers", headers=told).json()
+    us = headers["x-forwarded-for"].rpartition(",")[2].strip()
+    assert headers["forwarded"] == forwarded.replace("US", us)
+
+
+def test_services_of_others_on_the_same_port_get_no_such_header(world: World) -> None:
+    rule = {"host": "plain.example.com", "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": {}}]}}
+    rule["http"]["paths"][0]["backend"] = {"service": {"name": "plain-00001", "port": {"number": 80}}}  # type: ignore[index]
+    world.apply(service("plain", annotations={"autoscaling.knative.dev/min-scale": "1"}))
+    world.ready("plain")
+    ingress = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {"name": "plain"},
+        "spec": {"ingressClassName": "sampan", "rules": [rule]},
+    }
+    world.apply(ingress)
+    told = {"X-Forwarded-For": "192.0.2.1"}
+    world.until(lambda: world.get("plain.example.com", "/headers", headers=told).status_code == 200)
+    assert "forwarded" not in world.get("plain.example.com", "/headers", headers=told).json()
 
 
 # -- deadlines

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sampan.kube.access.interface import AdmissionRequest
-from sampan.kube.client.resources import CONFIG_MAPS
-from sampan.kube.objects import Object
-from sampan.parts.serving import defaults, validation
+from sampan.kube.client import Client
+from sampan.kube.client.resources import CONFIG_MAPS, PODS
+from sampan.kube.objects import Object, dig
+from sampan.kube.status import ApiError
+from sampan.parts.serving import defaults, keys, validation
 from sampan.parts.serving.configmaps import Config
+from sampan.parts.serving.control.revision import sample_pod
+from sampan.parts.serving.findings import denied
 from sampan.parts.serving.resources import SERVING, SYSTEM_NAMESPACE
 
 Validate = Callable[[Object, Object | None, Config], None]
@@ -25,8 +29,9 @@ _VALIDATORS: Mapping[str, Validate] = {
 class ServingAdmission:
     """Defaults and validates the kinds of ``serving.knative.dev``."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, client: Client) -> None:
         self._config = config
+        self._client = client
 
     async def admit(self, request: AdmissionRequest) -> None:
         obj = request.object
@@ -54,6 +59,19 @@ class ServingAdmission:
         if request.object["metadata"].get("deletionTimestamp"):
             return
         validate(request.object, request.old_object, self._config)
+        if request.dry_run and request.type.resource.plural in ("services", "configurations"):
+            await self._try(request.object, request.namespace)
+
+    async def _try(self, obj: Object, namespace: str) -> None:
+        """Who only asks what would happen is told, too, what Kubernetes would say of the pods."""
+        if obj["kind"] == "Configuration" and dig(obj, "metadata", "labels", keys.SERVICE):
+            return
+        pod = sample_pod(dig(obj, "spec", "template", "spec", default={}), namespace)
+        try:
+            await self._client.create(PODS, pod, namespace, dry_run=True)
+        except ApiError as error:
+            text = f"validation callback failed: dry run failed with {error.message}: spec.template"
+            raise denied(text) from error
 
 
 def _is_our_config_map(request: AdmissionRequest) -> bool:

@@ -78,7 +78,7 @@ class ServingPart(Part[ServingSettings]):
         maps = context.informers.informer(CONFIG_MAPS)
         await maps.wait_synced()
         config = Config(maps.get, self.context.settings.domain)
-        self.context.get(Admission).add(ServingAdmission(config))
+        self.context.get(Admission).add(ServingAdmission(config, shared.client))
         await self._internal_gateway(shared.client, plane)
         self._autoscalers = PodAutoscalerController(context, config)
         for controller in (

@@ -26,6 +26,9 @@ STATUS_LATER = 0.2
 DRAIN_SECONDS = 1
 """Between a pod's removal from the endpoints and its SIGTERM."""
 
+REVISION_ONLY = ("containerConcurrency", "timeoutSeconds", "responseStartTimeoutSeconds", "idleTimeoutSeconds")
+"""What a revision's spec says beside its pods'."""
+
 
 class RevisionController(Controller):
     """Revisions of serving.knative.dev."""
@@ -103,14 +106,10 @@ class RevisionController(Controller):
             return {
                 one["name"]: one["image"] for kind in ("initContainers", "containers") for one in pod.get(kind) or ()
             }
-        images, skipped = self._images(), self._config.unresolved_registries()
+        images = self._images()
         if images is None:
             return {}
-        found = {
-            one["name"]: await images.digest(one["image"])
-            for one in named
-            if "@" not in one["image"] and one["image"].partition("/")[0] not in skipped
-        }
+        found = {one["name"]: await images.digest(one["image"]) for one in named if self._names_a_tag(one["image"])}
         # what no store has may still come, or is built in: the node tells
         return {name: image for name, image in found.items() if image}
 
@@ -118,15 +117,10 @@ class RevisionController(Controller):
         metadata = revision["metadata"]
         labels = self._labels(revision)
         annotations = _own_annotations(revision)
-        spec: Object = {
-            name: copy(value)
-            for name, value in revision["spec"].items()
-            if name
-            not in ("containerConcurrency", "timeoutSeconds", "responseStartTimeoutSeconds", "idleTimeoutSeconds")
-        }
+        spec: Object = {name: copy(value) for name, value in revision["spec"].items() if name not in REVISION_ONLY}
         serving = serving_container(revision)
         for container in spec["containers"]:
-            self._prepare(revision, container, serves=container["name"] == serving["name"])
+            prepare(revision, container, serves=container["name"] == serving["name"])
         for container in (*(spec.get("initContainers") or ()), *spec["containers"]):
             container["image"] = pinned.get(container["name"], container["image"])
         spec["terminationGracePeriodSeconds"] = int(revision["spec"].get("timeoutSeconds") or 300)
@@ -151,36 +145,6 @@ class RevisionController(Controller):
                 "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec},
             },
         }
-
-    def _prepare(self, revision: Object, container: Object, *, serves: bool) -> None:
-        environment = container.setdefault("env", [])
-        labels = revision["metadata"].get("labels") or {}
-        port = user_port(revision)
-        known = {
-            "K_REVISION": revision["metadata"]["name"],
-            "K_CONFIGURATION": labels.get(keys.CONFIGURATION, ""),
-            "K_SERVICE": labels.get(keys.SERVICE, ""),
-        }
-        if serves:
-            known = {"PORT": str(port), **known}
-            protocol = "h2c" if protocol_of(revision) == "h2c" else "http1"
-            container["ports"] = [{"name": USER_PORT, "containerPort": port, "protocol": "TCP"}]
-            self._probe(container, port, protocol)
-            container.setdefault("lifecycle", {})["preStop"] = {"sleep": {"seconds": DRAIN_SECONDS}}
-        environment += [{"name": name, "value": value} for name, value in known.items()]
-        container["terminationMessagePolicy"] = "FallbackToLogsOnError"
-
-    def _probe(self, container: Object, port: int, protocol: str) -> None:
-        """The readiness probe on the user's port; the default one is asked every second."""
-        probe = container.setdefault("readinessProbe", {"tcpSocket": {"port": 0}})
-        for asked in (probe, container.get("livenessProbe") or {}, container.get("startupProbe") or {}):
-            for kind in ("tcpSocket", "httpGet", "grpc"):
-                if kind in asked and not asked[kind].get("port"):
-                    asked[kind]["port"] = port
-        if not probe.get("periodSeconds"):
-            probe["periodSeconds"] = 1
-            probe["failureThreshold"] = 3
-            probe["timeoutSeconds"] = 1
 
     def _labels(self, revision: Object) -> dict[str, str]:
         metadata = revision["metadata"]
@@ -283,11 +247,17 @@ class RevisionController(Controller):
                     image = next(
                         (one["image"] for one in pod["spec"]["containers"] if one["name"] == status["name"]), ""
                     )
+                    if not self._names_a_tag(image):
+                        return "ResourcesAvailable", waiting["reason"], waiting.get("message") or ""
                     text = f'Unable to fetch image "{image}": {waiting.get("message") or waiting["reason"]}'
                     return "ContainerHealthy", "ContainerMissing", text
                 if waiting.get("reason") in ("CrashLoopBackOff", "CreateContainerConfigError", "RunContainerError"):
                     return "ResourcesAvailable", waiting["reason"], waiting.get("message") or ""
         return None
+
+    def _names_a_tag(self, image: str) -> bool:
+        """Whether upstream would have looked up what the image's tag stands for, and failed at that already."""
+        return "@" not in image and image.partition("/")[0] not in self._config.unresolved_registries()
 
     def _digests(self, revision: Object, known: list[Object] | None, *, init: bool = False) -> list[Object]:
         """Image digests by container, as far as a pod has told them."""
@@ -316,6 +286,54 @@ def _is_broken(revision: Object) -> bool:
     """Its pods cannot be had, and none is there."""
     failed = [(condition(revision, kind) or {}).get("status") for kind in ("ResourcesAvailable", "ContainerHealthy")]
     return "False" in failed and not dig(revision, "status", "actualReplicas", default=0)
+
+
+def prepare(revision: Object, container: Object, *, serves: bool) -> None:
+    """Make a container of a revision's spec, in place, into one of its pods'."""
+    environment = container.setdefault("env", [])
+    labels = revision["metadata"].get("labels") or {}
+    port = user_port(revision)
+    known = {
+        "K_REVISION": revision["metadata"]["name"],
+        "K_CONFIGURATION": labels.get(keys.CONFIGURATION, ""),
+        "K_SERVICE": labels.get(keys.SERVICE, ""),
+    }
+    if serves:
+        known = {"PORT": str(port), **known}
+        protocol = "h2c" if protocol_of(revision) == "h2c" else "http1"
+        container["ports"] = [{"name": USER_PORT, "containerPort": port, "protocol": "TCP"}]
+        _probe(container, port, protocol)
+        container.setdefault("lifecycle", {})["preStop"] = {"sleep": {"seconds": DRAIN_SECONDS}}
+    environment += [{"name": name, "value": value} for name, value in known.items()]
+    container["terminationMessagePolicy"] = container.get("terminationMessagePolicy") or "FallbackToLogsOnError"
+
+
+def _probe(container: Object, port: int, protocol: str) -> None:
+    """The readiness probe on the user's port; the default one is asked every second."""
+    probe = container.setdefault("readinessProbe", {"tcpSocket": {"port": 0}})
+    for asked in (probe, container.get("livenessProbe") or {}, container.get("startupProbe") or {}):
+        for kind in ("tcpSocket", "httpGet", "grpc"):
+            if kind in asked and not asked[kind].get("port"):
+                asked[kind]["port"] = port
+    if not probe.get("periodSeconds"):
+        probe["periodSeconds"] = 1
+        probe["failureThreshold"] = 3
+        probe["timeoutSeconds"] = 1
+
+
+def sample_pod(spec: Object, namespace: str) -> Object:
+    """A pod as a revision with this spec would have it."""
+    revision: Object = {"metadata": {"name": "dry-run-validation"}, "spec": copy(spec)}
+    serving = serving_container(revision)["name"]
+    made = {name: value for name, value in revision["spec"].items() if name not in REVISION_ONLY}
+    for container in made["containers"]:
+        prepare(revision, container, serves=container["name"] == serving)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"generateName": "dry-run-validation", "namespace": namespace},
+        "spec": made,
+    }
 
 
 def serving_container(revision: Object) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sampan.parts.traffic.envoy import access, gate
+from sampan.parts.traffic.envoy import access, forwarded, gate
 from sampan.parts.traffic.envoy.hosts import Configuration, Plan, groups, plans
 from sampan.parts.traffic.envoy.routes import NO_SUCH_CLUSTER, SESSION_FILTER
 from sampan.parts.traffic.model import EVERYTHING, Host, Listener, Match, Respond, Rule, Target
@@ -354,7 +354,7 @@ def _connection_manager(
         _HCM,
         statPrefix=name,
         rds={"routeConfigName": routes_name, "configSource": _FROM_CONTROL_PLANE},
-        httpFilters=[cors, sessions, gate.http_filter(), router],
+        httpFilters=[cors, sessions, *([forwarded.http_filter()] if gated else []), gate.http_filter(), router],
         accessLog=[*([access.file_log(access_log)] if access_log else []), *([gate.slot_log()] if gated else [])],
         useRemoteAddress=True,
         normalizePath=True,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from sampan.parts.traffic.envoy import gate
+from sampan.parts.traffic.envoy import forwarded, gate
 from sampan.parts.traffic.model import (
     Cors,
     Forward,
@@ -40,13 +40,6 @@ _REDIRECT_CODES = {
     303: "SEE_OTHER",
     307: "TEMPORARY_REDIRECT",
     308: "PERMANENT_REDIRECT",
-}
-_FORWARDED = {
-    "header": {
-        "key": "forwarded",
-        "value": "for=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%;proto=%REQ(X-FORWARDED-PROTO)%",
-    },
-    "appendAction": "ADD_IF_ABSENT",
 }
 SESSION_FILTER = "envoy.filters.http.stateful_session"
 SAFE_RETRY = Retry(attempts=2)
@@ -103,7 +96,7 @@ def route(rule: Rule) -> dict[str, Any]:
         made["route"] = _forward(action, rule.match)
     made |= _edits(rule.request, "request") | _edits(rule.response, "response")
     if isinstance(action, Forward) and action.forwarded:
-        made.setdefault("requestHeadersToAdd", []).append(_FORWARDED)
+        made.setdefault("requestHeadersToAdd", []).append(forwarded.SIMPLE)
     per_filter: dict[str, Any] = {}
     if rule.cors is not None:
         per_filter["envoy.filters.http.cors"] = _cors(rule.cors)
