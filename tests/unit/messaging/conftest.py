@@ -15,6 +15,7 @@ from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import record
 from sampan.parts.messaging.consumption import Delivery, Poll
 from sampan.parts.messaging.core import Core
+from sampan.parts.messaging.delivery import Held
 from sampan.parts.messaging.errors import MessagingError
 from sampan.parts.messaging.filters import EVERYTHING, Filter
 from sampan.parts.messaging.record import Message
@@ -133,3 +134,29 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     clock.freeze()
     async with started(tmp_path, clock) as running:
         yield running
+
+
+def state_of(bench: Bench) -> object:
+    """What the store knows, for comparing."""
+    store, now_ms = bench.core.store, bench.clock.time_ms()
+
+    def ends(held: Held) -> int:
+        return held.visible_ms if held.visible_ms > now_ms else 0  # that a lease has ended is noticed, not written
+
+    return (
+        {
+            name: [(q.number, q.minimum, q.maximum, q.next) for q in topic.queues]
+            for name, topic in store.topics.items()
+        },
+        {
+            key: {
+                number: (q.next, {o: (h.attempt, h.serial, ends(h), h.key) for o, h in q.held.items()})
+                for number, q in progress.queues.items()
+                if q.next or q.held
+            }
+            for key, progress in store.progress.items()
+        },
+        sorted(store.timers),
+        sorted(store.halves),
+        store.groups,
+    )

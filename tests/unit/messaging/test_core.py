@@ -21,7 +21,7 @@ from sampan.parts.messaging.operations import Operations
 from sampan.parts.messaging.record import Message
 from sampan.parts.messaging.store import Half
 from sampan.parts.messaging.topology import CHECK_LIMIT_TOPIC, RETRY_DELAYS_MS, Backoff, GroupConfig, TopicConfig
-from tests.unit.messaging.conftest import Bench, Outcome, started
+from tests.unit.messaging.conftest import Bench, Outcome, started, state_of
 
 DAY = 86_400
 
@@ -277,11 +277,11 @@ async def test_a_restart_changes_nothing(tmp_path: Path, clean: bool) -> None:
         await bench.receive("f", batch=5)
         bench.core.store.log.flush()
         await bench.settle(lambda: bench.core.store.log.durable == bench.core.store.log.end)
-        before = _state(bench)
+        before = state_of(bench)
         if not clean:
             shutil.copytree(first, second)
     async with started(first if clean else second, clock, segment_bytes=20_000) as bench:
-        assert _state(bench) == before
+        assert state_of(bench) == before
         assert await bench.acknowledge("t", taken[7:12]) == [True] * 5
         [found] = [m async for m in _each(bench, "key-42")]
         assert found.body == b"42" * 100
@@ -332,10 +332,10 @@ async def test_what_is_derived_from_the_log_is_made_anew_when_it_is_damaged(
         store._begin_checkpoint(store.log.durable)
         await bench.settle(lambda: not store._checkpointing)
         await bench.acknowledge("t", await bench.receive("t", batch=20))
-        before = _state(bench)
+        before = state_of(bench)
     damage(tmp_path)
     async with started(tmp_path, clock, segment_bytes=10_000) as bench:
-        assert _state(bench) == before
+        assert state_of(bench) == before
         [found] = await bench.core.store.find("key-42")
         assert found.body == b"42" * 100
         rest = {body async for body in _drain(bench, "t")}
@@ -346,27 +346,6 @@ async def test_what_is_derived_from_the_log_is_made_anew_when_it_is_damaged(
         }
         await bench.send("t", b"on it goes")
         assert await bench.bodies("t") == [b"on it goes"]
-
-
-def _state(bench: Bench) -> object:
-    store = bench.core.store
-    return (
-        {
-            name: [(q.number, q.minimum, q.maximum, q.next) for q in topic.queues]
-            for name, topic in store.topics.items()
-        },
-        {
-            key: {
-                number: (q.next, {o: (h.attempt, h.serial, h.visible_ms, h.key) for o, h in q.held.items()})
-                for number, q in progress.queues.items()
-                if q.next or q.held
-            }
-            for key, progress in store.progress.items()
-        },
-        sorted(store.timers),
-        sorted(store.halves),
-        store.groups,
-    )
 
 
 async def _each(bench: Bench, key: str):  # type: ignore[no-untyped-def]

@@ -26,6 +26,7 @@ from sampan.kernel.tasks import Tasks
 from sampan.parts.messaging import record
 from sampan.parts.messaging.delivery import QueueProgress
 from sampan.parts.messaging.errors import StorageError
+from sampan.parts.messaging.snapshot import packed_at_once
 from sampan.parts.messaging.storage import checkpoint, frames, salvage
 from sampan.parts.messaging.storage.index import Live, Part
 from sampan.parts.messaging.storage.log import CommitLog, Kind
@@ -432,10 +433,10 @@ class _Salvaged(Store):
     def _write(self) -> None:
         """The new index and checkpoint, as of the log's end."""
         end = self.log.durable
-        live, encoded = self._freeze(end)
+        live, snapshot = self._freeze(end)
         if live.start < end:
             self.index.adopt(Part(live.write(self._directory / "index", end)))
-        checkpoint.write(self._directory, encoded)
+        checkpoint.write(self._directory, packed_at_once(snapshot))
 
     def _tell(self) -> None:
         self._report.lost.sort(key=lambda lost: (lost.topic, lost.queue, lost.begin))

@@ -28,6 +28,7 @@ from sampan.parts.messaging import record
 from sampan.parts.messaging.delivery import Held, Progress, QueueProgress
 from sampan.parts.messaging.errors import MessagingError, Reason, StorageError
 from sampan.parts.messaging.record import Message
+from sampan.parts.messaging.snapshot import Snapshot
 from sampan.parts.messaging.storage import checkpoint, frames
 from sampan.parts.messaging.storage.index import Entry, Index, Live, Packed, Part, key_hash
 from sampan.parts.messaging.storage.log import FRAME_BYTES, REPAIR, SEGMENT_HEADER, CommitLog, Kind
@@ -123,6 +124,8 @@ class Store:
         self._pending: deque[tuple[int, _Stored | None, Done | None]] = deque()
         self._frames = 0
         self._checkpointing = False
+        self._snapshot: Snapshot | None = None
+        """Being packed: hears of queues that go on."""
         self._writing: asyncio.Task[None] | None = None
         self._flush_armed = False
         self._flushing: Timer | None = None
@@ -505,6 +508,8 @@ class Store:
             return False
         queue = stored.queue
         live.add(queue.number, stored.offset, position, stored.size, stored.tag_code)
+        if self._snapshot is not None:
+            self._snapshot.before(queue)
         queue.maximum = stored.offset + 1
         if stored.prepared:
             self.releasing.pop(stored.prepared, None)
@@ -668,23 +673,26 @@ class Store:
     def _begin_checkpoint(self, position: int) -> None:
         if not self._checkpointing and self._clock.monotonic() >= self._checkpoint_not_before:
             self._checkpointing = True
-            live, encoded = self._freeze(position)
-            self._writing = self._tasks.start("checkpoint", self._write_checkpoint(live, encoded, position))
+            live, snapshot = self._freeze(position)
+            self._snapshot = snapshot
+            self._writing = self._tasks.start("checkpoint", self._write_checkpoint(live, snapshot))
 
     async def _checkpoint(self, position: int) -> None:
         self._checkpointing = True
-        live, encoded = self._freeze(position)
-        await self._write_checkpoint(live, encoded, position)
+        live, snapshot = self._freeze(position)
+        await self._write_checkpoint(live, snapshot)
 
-    def _freeze(self, position: int) -> tuple[Live, bytes]:
+    def _freeze(self, position: int) -> tuple[Live, Snapshot]:
         live = self.index.freeze(position)
         assert live is not None
         live.newest_ms = max(live.newest_ms, self._clock.time_ms())
         self._frames = 0
-        return live, msgspec.msgpack.encode(self._state(position))
+        return live, Snapshot(self, position)
 
-    async def _write_checkpoint(self, live: Live, encoded: bytes, position: int) -> None:
-        def write(packed: Packed) -> Part:
+    async def _write_checkpoint(self, live: Live, snapshot: Snapshot) -> None:
+        position = snapshot.position
+
+        def write(packed: Packed, encoded: bytearray) -> Part:
             if not self._sync:
                 self.log.sync_segments()
             part = Part(live.write_packed(self._directory / "index", position, packed))
@@ -692,51 +700,17 @@ class Store:
             return part
 
         try:
+            encoded = await _in_slices(snapshot.pack())
+            self._snapshot = None
             packed = await _in_slices(live.pack(position))
-            self.index.adopt(await asyncio.to_thread(write, packed))
+            self.index.adopt(await asyncio.to_thread(write, packed, encoded))
         except OSError as error:
             log.error("the checkpoint at %d could not be written: %s", position, error)
             self.index.thaw()
             self._checkpoint_not_before = self._clock.monotonic() + CHECKPOINT_RETRY
         finally:
+            self._snapshot = None
             self._checkpointing = False
-
-    def _state(self, position: int) -> checkpoint.State:
-        timers = array("q")
-        for due_ms, at in (*self.timers, *((due_ms, at) for at, due_ms in self.releasing.items())):
-            timers.append(due_ms)
-            timers.append(at)
-        return checkpoint.State(
-            position,
-            self._next_number,
-            [
-                checkpoint.TopicState(
-                    topic.config,
-                    [queue.number for queue in topic.queues],
-                    [(queue.id, queue.maximum, queue.minimum) for queue in topic.queues if queue.maximum],
-                )
-                for topic in self.topics.values()
-            ],
-            list(self.groups.values()),
-            [
-                checkpoint.ProgressState(
-                    group,
-                    topic,
-                    progress.serial,
-                    [
-                        (number, queue.next, [_held_state(held) for held in queue.held.values()])
-                        for number, queue in progress.queues.items()
-                    ],
-                )
-                for (group, topic), progress in self.progress.items()
-            ],
-            timers.tobytes(),
-            [
-                checkpoint.HalfState(half.id, half.position, half.size, half.topic, half.due_ms, half.checks)
-                for half in self.halves.values()
-            ],
-            [(kind, name, data) for (kind, name), data in self.definitions.items()],
-        )
 
     def _restore(self, state: checkpoint.State) -> None:
         self._next_number = state.next_number
@@ -852,21 +826,6 @@ def _tell(listener: Callable[[Any], object], what: Any) -> None:
         listener(what)
     except Exception:
         log.exception("a listener of the store failed")
-
-
-def _held_state(held: Held) -> checkpoint.HeldState:
-    return checkpoint.HeldState(
-        held.offset,
-        held.position,
-        held.size,
-        held.key,
-        held.attempt,
-        held.serial,
-        held.visible_ms,
-        held.client,
-        held.renew_until_ms,
-        held.attempt_id,
-    )
 
 
 def _held(queue: int, state: checkpoint.HeldState) -> Held:

@@ -92,6 +92,13 @@ class Timers:
         counts[0] += sum(1 for _, position in self._current if position not in self._gone)
         return counts
 
+    def lists(self) -> list[array[int]]:
+        """All that is set, as pairs of due time and position: first a list of the caller's own, then those in use, which grow at
+        their ends and lose what is cancelled."""
+        gone = self._gone
+        current = array("q", [value for entry in self._current if entry[1] not in gone for value in entry])
+        return [current, *self._buckets.values()]
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for entry in self._current:
             if entry[1] not in self._gone:

@@ -78,7 +78,7 @@ class State(msgspec.Struct, array_like=True):
     definitions: list[tuple[str, str, Any]]
 
 
-def write(directory: Path, encoded: bytes) -> None:
+def write(directory: Path, encoded: bytes | bytearray) -> None:
     """Replace the checkpoint by an encoded `State`. For threads."""
     temporary = directory / "checkpoint.tmp"
     with temporary.open("wb") as file:
