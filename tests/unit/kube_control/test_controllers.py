@@ -14,7 +14,7 @@ from sampan.kernel.tasks import Tasks
 from sampan.kube.control import ControlContext, Controller, EventRecorder, For, Owns, SharedInformers, Source, Watches
 from sampan.kube.control.cluster_roles import ClusterRoleAggregation
 from sampan.kube.control.election import Election, LeadershipLostError
-from sampan.kube.control.events import RETRY_AFTER, STEP, TRIES, WAITING
+from sampan.kube.control.events import RETRY_AFTER, SIMILAR_WINDOW, STEP, TRIES, WAITING
 from sampan.kube.control.quota import QuotaController
 from sampan.kube.control.ttl import RETRY, ROUND, TTL, EventExpiry
 from sampan.kube.objects import Key, Object, Resource
@@ -550,3 +550,30 @@ async def test_aggregated_roles_have_the_rules_of_those_they_select(world: World
     await world.until(rules("pods", "nodes"))  # type: ignore[arg-type]
     await world.client.delete(CLUSTER_ROLES, "b")
     await world.until(rules("pods"))  # type: ignore[arg-type]
+
+
+async def test_what_no_longer_makes_a_difference_is_forgotten_and_counting_goes_on_for_an_hour() -> None:
+    clock = Clock()
+    clock.freeze()
+    cluster = await Cluster.started(clock)
+    async with Tasks(clock) as tasks:
+        source = await recorder(cluster, tasks)
+        for number in range(300):
+            source.event(about(f"p{number}"), "Normal", "Pulled", "pulled")
+        for number in range(20):
+            source.event(about("p7"), "Warning", "Failed", f"attempt {number}")
+        await events(cluster)
+        clock.jump(2 * SIMILAR_WINDOW)
+        await settle()
+        assert (len(source._similar), len(source._buckets), len(source._counted)) == (0, 1, 300 + 10)
+        source.event(about("p8"), "Normal", "Pulled", "pulled")
+        counts = [each["count"] for each in await events(cluster) if each["involvedObject"]["name"] == "p8"]
+        assert counts == [2]
+        for _ in range(30):
+            clock.jump(SIMILAR_WINDOW)
+            await settle()
+        assert not (source._similar or source._buckets or source._counted)
+        assert source._forgetting is None
+        source.event(about("p8"), "Normal", "Pulled", "pulled")
+        counts = [each["count"] for each in await events(cluster) if each["involvedObject"]["name"] == "p8"]
+        assert counts == [2, 1]

@@ -184,7 +184,7 @@ def _node(uid: str, owners: tuple[str, ...], deleting: bool, foreground: bool) -
     st.lists(
         st.tuples(
             st.sampled_from("abcd"),
-            st.lists(st.sampled_from("abcd"), max_size=2, unique=True),
+            st.lists(st.sampled_from("abcd"), max_size=2),
             st.booleans(),
             st.booleans(),
         ),
@@ -211,3 +211,15 @@ def test_the_graphs_dependents_are_always_the_inverse_of_the_owners(
     for uid in list(model):
         graph.remove(uid)
     assert len(graph) == 0 and not any(graph.dependents(uid) for uid in "abcd")
+
+
+def test_siblings_refer_to_their_owner_in_one_place() -> None:
+    graph = OwnershipGraph()
+    graph.put(_node("owner", (), False, False))
+    # as decoded, nothing of an object is another's
+    for number in range(3):
+        graph.put(_node(f"child-{number}", ("own" + "er"[:],), False, False))
+    first, *others = graph.dependents("owner")
+    assert all(each.owners[0] is first.owners[0] for each in others)
+    owner = graph.get("owner")
+    assert owner is not None and first.owners[0].uid is owner.uid

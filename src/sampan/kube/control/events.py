@@ -4,7 +4,7 @@ An event passes three steps, all in memory:
 
 1. *Aggregation*: more than ten events within ten minutes that differ only in their message become one,
    ``(combined from similar events): ...``.
-2. *Counting*: an event equal to an earlier one raises the earlier one's ``count`` by a patch.
+2. *Counting*: an event equal to one of the last hour raises the earlier one's ``count`` by a patch.
 3. *Spam filter*: each object has a bucket of 25 events that refills by one every five minutes.
 
 What passes waits a moment (`STEP`), and then all that waits is written at once, by a background task: what an event tells of
@@ -25,12 +25,14 @@ import math
 import random
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from sys import intern
 from typing import Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from sampan.kernel.clock import EPSILON, Clock
+from sampan.kernel.clock import EPSILON, Clock, Timer
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client import Client
 from sampan.kube.objects import Object, dig
@@ -46,6 +48,8 @@ SIMILAR_LIMIT = 10
 """Similar events with different messages before they are combined."""
 SIMILAR_WINDOW = 600.0
 """Seconds without a similar event after which they are told apart again."""
+COUNTED_FOR = 3600.0
+"""Seconds without an equal event after which one begins anew: the earlier is gone from the API by then."""
 BURST = 25
 """Events an object may cause at once."""
 REFILL = 300.0
@@ -78,23 +82,54 @@ class _About(NamedTuple):
     api_version: str
 
 
-@dataclass
+@dataclass(slots=True)
 class _Bucket:
+    subject: _About
     tokens: float
     filled: float
 
+    def fill(self, now: float) -> bool:
+        """Whether it is full."""
+        self.tokens = min(BURST, self.tokens + (now - self.filled) / REFILL)
+        self.filled = now
+        return self.tokens >= BURST
 
-@dataclass
+    def take(self, now: float) -> bool:
+        """Take one out, if there is one."""
+        self.fill(now)
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+@dataclass(slots=True)
 class _Similar:
     last: float
-    messages: set[str] = field(default_factory=set)
+    messages: frozenset[str] | str
+    """A single one, as it is mostly, stands by itself."""
+
+    def add(self, message: str) -> int:
+        """How many different messages there are with this one, which is remembered while they are fewer than `SIMILAR_LIMIT`."""
+        known = self.messages
+        if isinstance(known, str):
+            if message != known:
+                self.messages = frozenset((known, message))
+                return 2
+            return 1
+        if message in known:
+            return len(known)
+        if len(known) + 1 < SIMILAR_LIMIT:
+            self.messages = known | {message}
+        return len(known) + 1
 
 
-@dataclass
+@dataclass(slots=True)
 class _Counted:
     name: str
     first: str
     count: int
+    last: float
     written: bool = False
 
 
@@ -113,20 +148,25 @@ class _Waiting(NamedTuple):
     """When it is tried again."""
 
 
-class _Cache(OrderedDict[object, V]):
+class _Cache(dict[object, V]):
     """A mapping that forgets what was used least recently beyond `CACHE`."""
 
     def recall(self, key: object) -> V | None:
-        value = self.get(key)
+        value = self.pop(key, None)
         if value is not None:
-            self.move_to_end(key)
+            self[key] = value
         return value
 
     def keep(self, key: object, value: V) -> V:
         self[key] = value
         while len(self) > CACHE:
-            self.popitem(last=False)
+            del self[next(iter(self))]
         return value
+
+    def drop(self, stale: Callable[[V], bool]) -> None:
+        kept = {key: value for key, value in self.items() if not stale(value)}
+        self.clear()  # gives its table back, too
+        self.update(kept)
 
 
 class EventRecorder:
@@ -145,6 +185,7 @@ class EventRecorder:
         self._aside: OrderedDict[str, _Waiting] = OrderedDict()
         """What is to be tried again, by the event's name, soonest first."""
         self._machine = Clock()
+        self._forgetting: Timer | None = None
         self._sending = False
         self._arrived = asyncio.Event()
         self._told = False
@@ -157,13 +198,17 @@ class EventRecorder:
         """Record that something happened to an object."""
         metadata = about["metadata"]
         subject = _About(
-            about.get("kind", ""),
-            metadata.get("namespace") or "",
+            intern(about.get("kind", "")),
+            intern(metadata.get("namespace") or ""),
             metadata["name"],
             metadata.get("uid", ""),
-            about.get("apiVersion", ""),
+            intern(about.get("apiVersion", "")),
         )
         now = self._clock.monotonic()
+        bucket = self._buckets.recall(subject) or self._buckets.keep(subject, _Bucket(subject, BURST, now))
+        subject = bucket.subject  # what is remembered of an object's events refers to it in one place
+        if self._forgetting is None:
+            self._forgetting = self._clock.call_later(SIMILAR_WINDOW, self._forget)
         kindred: object = (subject, type, reason)
         combined = self._combine(kindred, message, now)
         key: object = kindred if combined else (kindred, message)
@@ -172,9 +217,10 @@ class EventRecorder:
         stamp = format_time(self._clock.now())
         counted = self._counted.recall(key)
         if counted is None:
-            counted = self._counted.keep(key, _Counted(f"{subject.name}.{self._nanoseconds():x}", stamp, 0))
+            counted = self._counted.keep(key, _Counted(f"{subject.name}.{self._nanoseconds():x}", stamp, 0, now))
         counted.count += 1
-        if not self._take(subject, now):
+        counted.last = now
+        if not bucket.take(now):
             self.dropped += 1
             return
         involved = {
@@ -208,22 +254,18 @@ class EventRecorder:
     def _combine(self, kindred: object, message: str, now: float) -> bool:
         similar = self._similar.recall(kindred)
         if similar is None or now - similar.last > SIMILAR_WINDOW:
-            similar = self._similar.keep(kindred, _Similar(now))
+            similar = self._similar.keep(kindred, _Similar(now, message))
         similar.last = now
-        similar.messages.add(message)
-        if len(similar.messages) < SIMILAR_LIMIT:
-            return False
-        similar.messages.pop()
-        return True
+        return similar.add(message) >= SIMILAR_LIMIT
 
-    def _take(self, subject: _About, now: float) -> bool:
-        bucket = self._buckets.recall(subject) or self._buckets.keep(subject, _Bucket(BURST, now))
-        bucket.tokens = min(BURST, bucket.tokens + (now - bucket.filled) / REFILL)
-        bucket.filled = now
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
+    def _forget(self) -> None:
+        """Let go of what no longer makes a difference, now and every while until nothing is left."""
+        now = self._clock.monotonic()
+        self._buckets.drop(lambda bucket: bucket.fill(now))
+        self._similar.drop(lambda similar: now - similar.last > SIMILAR_WINDOW)
+        self._counted.drop(lambda counted: now - counted.last > COUNTED_FOR)
+        left = self._buckets or self._similar or self._counted
+        self._forgetting = self._clock.call_later(SIMILAR_WINDOW, self._forget) if left else None
 
     def _nanoseconds(self) -> int:
         # Two events in one reading of the clock (which may stand still) still need two names, whoever records them.

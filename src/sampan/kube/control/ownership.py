@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from sys import intern
 from typing import NamedTuple
 
 from sampan.kube.objects import Key, Object, Resource
@@ -52,14 +53,14 @@ class Node:
         return Node(
             uid=metadata["uid"],
             resource=resource,
-            key=Key.of(obj),
-            kind=obj.get("kind", ""),
-            api_version=obj.get("apiVersion", ""),
+            key=Key(intern(metadata.get("namespace") or ""), metadata["name"]),
+            kind=intern(obj.get("kind", "")),
+            api_version=intern(obj.get("apiVersion", "")),
             owners=tuple(
                 OwnerReference(
                     reference.get("uid", ""),
-                    reference.get("apiVersion", ""),
-                    reference.get("kind", ""),
+                    intern(reference.get("apiVersion", "")),
+                    intern(reference.get("kind", "")),
                     reference.get("name", ""),
                     bool(reference.get("blockOwnerDeletion")),
                 )
@@ -89,11 +90,15 @@ class Node:
 
 
 class OwnershipGraph:
-    """Nodes by uid, and the dependents of each owner uid (whether or not the owner is known)."""
+    """Nodes by uid, and the dependents of each owner uid (whether or not the owner is known).
+
+    One stands for every object there is, so what many say alike is kept once: the references of siblings, kinds, namespaces.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
-        self._dependents: dict[str, dict[str, Node]] = {}
+        self._dependents: dict[str, Node | dict[str, Node]] = {}
+        """Most owners have one dependent, which then stands by itself."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -104,7 +109,13 @@ class OwnershipGraph:
 
     def dependents(self, uid: str) -> list[Node]:
         """The nodes that name ``uid`` as an owner."""
-        return list(self._dependents.get(uid, {}).values())
+        return list(self._of(uid))
+
+    def _of(self, uid: str) -> Iterable[Node]:
+        found = self._dependents.get(uid, ())
+        if isinstance(found, Node):
+            return (found,)
+        return found.values() if isinstance(found, dict) else ()
 
     def blocking(self, uid: str) -> list[Node]:
         """The dependents that the foreground deletion of ``uid`` waits for."""
@@ -112,7 +123,7 @@ class OwnershipGraph:
 
     def blocked(self, uid: str) -> bool:
         """Some dependent holds up the foreground deletion of ``uid``."""
-        return any(_blocks(node, uid) for node in self._dependents.get(uid, {}).values())
+        return any(_blocks(node, uid) for node in self._of(uid))
 
     def settled(self, node: Node) -> bool:
         """Every owner is known, in its place and staying: nothing to do for the node."""
@@ -133,8 +144,9 @@ class OwnershipGraph:
         self._nodes[node.uid] = node
         before = old.owners if old is not None else ()
         self._unlink(node.uid, before)
+        node.owners = tuple(map(self._shared, node.owners))
         for reference in node.owners:
-            self._dependents.setdefault(reference.uid, {})[node.uid] = node
+            self._link(reference.uid, node)
         visits: set[str] = set()
         if node.deleting and (node.foreground or node.orphan):
             visits.add(node.uid)
@@ -154,13 +166,34 @@ class OwnershipGraph:
         self._unlink(uid, node.owners)
         return {dependent.uid for dependent in self.dependents(uid)} | self._waiting(node.owners)
 
+    def _shared(self, reference: OwnerReference) -> OwnerReference:
+        """The reference, as one that refers to the same owner in the same words has it already."""
+        for sibling in self._of(reference.uid):
+            return next((each for each in sibling.owners if each == reference), reference)
+        owner = self._nodes.get(reference.uid)
+        if owner is None:
+            return reference
+        name = owner.key.name if owner.key.name == reference.name else reference.name
+        return reference._replace(uid=owner.uid, name=name)
+
+    def _link(self, owner: str, node: Node) -> None:
+        found = self._dependents.setdefault(owner, node)
+        if isinstance(found, dict):
+            found[node.uid] = node
+        elif found.uid != node.uid:
+            self._dependents[owner] = {found.uid: found, node.uid: node}
+        else:
+            self._dependents[owner] = node
+
     def _unlink(self, uid: str, owners: Iterable[OwnerReference]) -> None:
         for reference in owners:
             dependents = self._dependents.get(reference.uid)
-            if dependents is not None:
+            if isinstance(dependents, dict):
                 dependents.pop(uid, None)
                 if not dependents:
                     del self._dependents[reference.uid]
+            elif dependents is not None and dependents.uid == uid:
+                del self._dependents[reference.uid]
 
     def _waiting(self, owners: Iterable[OwnerReference]) -> set[str]:
         """Owners whose deletion waits and may now go on."""

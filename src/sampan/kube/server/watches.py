@@ -62,6 +62,10 @@ class SeenFields:
         if len(self._known) > SEEN:
             self._known.popitem(last=False)
 
+    def forget(self, type: ResourceType, key: str) -> None:
+        """The object is gone."""
+        self._known.pop((type, key), None)
+
 
 class Event:
     """One change as all watchers of one served type see it; everything derived is computed at most once."""
@@ -117,6 +121,8 @@ class Event:
         if self._seen is None or stored is None:
             return self.type.strategy.fields(self._decoded(new, value))
         fields = self._seen.recall(self.type, self.change.key, stored)
+        if self.change.deleted:
+            self._seen.forget(self.type, self.change.key)
         if fields is None:
             fields = self.type.strategy.fields(self._decoded(new, value))
             if new:

@@ -38,7 +38,8 @@ class Window:
             self._last = second
         elif self._last - second >= self._size:
             return
-        self._buckets[second % self._size] += value
+        if value:  # most are zero, and share that one
+            self._buckets[second % self._size] += value
 
     def _forget(self, second: int) -> None:
         """Empty the buckets between the last value and ``second``."""
