@@ -33,7 +33,7 @@ K = TypeVar("K", bound=Hashable)
 QUICK_CONFLICTS = 3
 """Conflicts in a row after which a key is retried at once; further ones back off."""
 LASTING_CONFLICTS = 10
-"""Conflicts in a row from which on they are logged as a warning."""
+"""Conflicts, or objects that are not there, in a row from which on they are logged as a warning."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,10 @@ async def _work(
             queue.forget(key)
         else:
             result, delay = "error", queue.retry(key)
-            # that somebody else wrote first is everyday life while an object is being made; only when it lasts is it news
-            level = logging.DEBUG if error.conflict and queue.failures(key) < LASTING_CONFLICTS else logging.WARNING
+            # that somebody else wrote first, or that what is written went away meanwhile, is everyday life; only when it lasts is
+            # it news
+            common = error.conflict or error.not_found
+            level = logging.DEBUG if common and queue.failures(key) < LASTING_CONFLICTS else logging.WARNING
             log.log(level, "%s: %s failed, retrying in %.3g s: %s", name, key, delay, error, extra={"object": str(key)})
     except Exception:
         result, delay = "error", queue.retry(key)
