@@ -482,3 +482,19 @@ async def test_a_flood_of_logs_stays_bounded(node: Bench) -> None:
     assert (await node.exit("c")).code == 0
     directory = node.runtime.layout.log("pod-1", "c", 0).parent
     assert sum(path.stat().st_size for path in directory.iterdir()) <= 3 << 20
+
+
+async def test_a_node_that_does_not_come_up_leaves_no_keeper_behind(tmp_path: Path) -> None:
+    async with bench(tmp_path / "node", end=False) as made:
+        keeper = psutil.Process(made.runtime.keeper_pid)
+        await made.runtime.give_up()
+        assert not keeper.is_running() or keeper.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_the_keeper_of_an_earlier_start_and_its_pods_stay_when_a_node_does_not_come_up(tmp_path: Path) -> None:
+    async with bench(tmp_path / "node", end=False) as made:
+        await made.pod()
+    async with bench(tmp_path / "node") as again:
+        await again.runtime.give_up()
+        sandboxes, _ = await again.runtime.list()
+        assert [sandbox.id for sandbox in sandboxes] == ["pod-1"]

@@ -202,3 +202,24 @@ def test_automatic_ports_are_the_same_again_while_they_are_free() -> None:
     assert again.getsockname()[1] == address[1]
     other.close()
     again.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_input_or_output_is_nobody(data: Path, closed: str) -> None:
+    script = f'exec "$0" -m sampan status --data-dir "$1" {closed}'
+    done = subprocess.run(["sh", "-c", script, sys.executable, str(data)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_at_once(tmp_path: Path) -> None:
+    command = [sys.executable.encode(), b"-m", b"sampan", b"up", b"--data-dir", bytes(tmp_path) + b"/x\xff"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert b"is not in UTF-8" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_the_address_says_so_also_for_a_free_port() -> None:
+    with pytest.raises(PortTakenError, match=r"kubernetes cannot listen on 192\.0\.2\.77:0: Cannot assign"):
+        ListenerBook(auto=True).bind("kubernetes", 6443, "192.0.2.77")

@@ -13,6 +13,7 @@ with one sentence on standard error: what is wrong, why, and what to do. Exit co
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -101,14 +102,24 @@ def sampan(data_dir: str | None, ports: str | None) -> None:
     """
 
 
+def _open_standard_files() -> None:
+    """Have whoever closed our input or output (``>&-``) speak with nobody instead: the next file would take its place, and
+    Python has no object for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # the lowest number that is free, which is the one that was closed
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False))
+
+
 def main() -> None:
     """Run the command line and exit."""
     from sampan.kernel.admin import NotRunningError
 
+    _open_standard_files()
     try:
         code = sampan.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -59,8 +59,24 @@ def data_dir(command: F) -> F:
         default=_data_dir,
         show_default="SAMPAN_DATA_DIR or ~/.sampan",
         help="The platform's data directory.",
-        callback=lambda _context, _parameter, path: path.expanduser().absolute(),
+        callback=lambda _context, _parameter, path: _in_unicode(path.expanduser().absolute()),
     )(command)
+
+
+def _in_unicode(path: Path) -> Path:
+    """The path, if it can be written into files and messages.
+
+    Raises:
+        click.BadParameter: its name has bytes that are no characters here.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise click.BadParameter(
+            f"the name {shown} is not in UTF-8; choose another, or if the locale is what is wrong, set LC_ALL=C.UTF-8"
+        ) from None
+    return path
 
 
 def as_json(command: F) -> F:

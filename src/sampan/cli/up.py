@@ -205,6 +205,7 @@ def detached_process(data_dir: Path) -> int | None:
         raise SampanError(f"the platform ended during its start (code {code}); see {output_file} and `sampan logs`")
     message = json.loads(text)
     if "error" in message:
+        os.waitpid(process, 0)  # so that the folder is free when we say that it failed
         raise SampanError(message["error"])
     for line in message["ready"]:
         click.echo(line)

@@ -25,7 +25,7 @@ from sampan.kernel.certificates import Authority
 from sampan.kernel.channel import Answer, Ask, Begin, Bound, Channel, Failed, Go, Ready, Steer, Stop
 from sampan.kernel.clock import Clock
 from sampan.kernel.collection import Collector
-from sampan.kernel.errors import SampanError
+from sampan.kernel.errors import told
 from sampan.kernel.folder import DataDirectory
 from sampan.kernel.listeners import ListenerBook
 from sampan.kernel.part import Part, PartContext
@@ -224,7 +224,7 @@ async def run(end: socket.socket) -> int:
                 logging.getLogger(f"sampan.{name}").exception("the process ends")
                 raise
     except Exception as error:
-        channel.send(Failed(str(error) if isinstance(error, SampanError) else f"{type(error).__name__}: {error}"))
+        channel.send(Failed(told(error)))
         await channel.flush()
         return 1
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable, Mapping
 
@@ -50,7 +51,10 @@ class ListenerBook:
             if remembered is not None:
                 with contextlib.suppress(OSError):  # somebody else has it now: any other port will do
                     listener = _listen(host, remembered[1])
-            listener = listener or _listen(host, 0)
+            try:
+                listener = listener or _listen(host, 0)
+            except OSError as error:
+                raise _explained(name, host, 0, error) from error
         else:
             try:
                 listener = _listen(host, port)
@@ -98,7 +102,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _explained(name: str, host: str, port: int, error: OSError) -> PortTakenError:
     if error.errno != errno.EADDRINUSE:
-        return PortTakenError(f"{name} cannot listen on {host}:{port}: {error.strerror}")
+        why = os.strerror(error.errno) if error.errno else str(error)
+        return PortTakenError(f"{name} cannot listen on {host}:{port}: {why}")
     return PortTakenError(
         f"{name} cannot listen on {host}:{port}: the port is in use by {_holder(port)}; "
         "stop that, choose another port in the settings, or let Sampan choose with --ports auto"
@@ -115,5 +120,5 @@ def _holder(port: int) -> str:
                 continue
             if connection.laddr.port == port:
                 process = psutil.Process(connection.pid)
-                return f"process {connection.pid} ({' '.join(process.cmdline())[:120] or process.name()})"
+                return f"process {connection.pid} ({' '.join(' '.join(process.cmdline()).split())[:120] or process.name()})"
     return "another user's process"

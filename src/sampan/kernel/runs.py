@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from sampan.kernel.certificates import Authority
 from sampan.kernel.channel import Answer, Ask, Begin, Bound, Channel, Failed, Go, Ready, Steer, Stop
 from sampan.kernel.clock import Clock, Timeline
-from sampan.kernel.errors import SampanError
+from sampan.kernel.errors import SampanError, told
 from sampan.kernel.listeners import ListenerBook
 from sampan.kernel.part import Part, PartContext, PartSettings
 from sampan.kernel.tasks import RESTART_FIRST, RESTART_LIMIT, Tasks
@@ -284,7 +284,7 @@ class Run(ABC):
             log.exception("%s failed to %s", self.name, what)
 
     def _report(self, failure: BaseException) -> None:
-        self.error = str(failure) if isinstance(failure, SampanError) else f"{type(failure).__name__}: {failure}"
+        self.error = told(failure)
         self._failure = failure
         known = isinstance(failure, SampanError)
         log.error("part %s failed: %s", self.name, self.error, exc_info=None if known else failure)

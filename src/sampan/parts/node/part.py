@@ -139,11 +139,15 @@ class NodePart(Part[NodeSettings]):
         address = context.listeners.address("kubelet")
         assert address is not None
         agent.port = address[1]
-        await agent.start()
-        await self._serve(agent)
-        if self._runtime.tier in ADDRESSED:
-            self._routes = PeerRoutes(control, agent.name)
-            await self._routes.start()
+        try:
+            await agent.start()
+            await self._serve(agent)
+            if self._runtime.tier in ADDRESSED:
+                self._routes = PeerRoutes(control, agent.name)
+                await self._routes.start()
+        except Exception:
+            await runtime.give_up()
+            raise
 
     async def _serve(self, agent: Agent) -> None:
         from sampan.parts.node.kubelet.server import KubeletServer

@@ -227,7 +227,8 @@ class TrafficPart(Part[TrafficSettings]):
 
     async def drain(self) -> None:
         self._asked_to_stop = True
-        await self._envoy.drain(self.context.settings.drain_seconds)
+        if hasattr(self, "_envoy"):  # else it was asked to stop before it had begun
+            await self._envoy.drain(self.context.settings.drain_seconds)
 
     async def stop(self) -> None:
         if hasattr(self, "_envoy"):

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pty
 import shutil
@@ -50,11 +51,15 @@ from sampan.parts.node.runtime.interface import (
 from sampan.parts.node.runtime.kept import KeptProcess
 from sampan.parts.node.runtime.layout import Layout
 
+log = logging.getLogger(__name__)
+
 MESSAGE_SIZE = 1 << 18
+GIVE_UP_LIMIT = 5.0
+"""Seconds for a keeper to end that was started for a node that does not come up."""
 START_LIMIT = 20.0
+"""Seconds a keeper may take to come up on a busy machine."""
 KEEPER = "node-keeper"
 """The keeper's name among the processes that outlive the core."""
-"""Seconds a keeper may take to come up on a busy machine."""
 
 
 class LaunchFailedError(StartError):
@@ -237,6 +242,21 @@ class ProcessRuntime:
                 break
             await machine.sleep(0.01)
         self._disconnect()
+        if self._book is not None:
+            await asyncio.to_thread(detached.forget, self._book, KEEPER)
+
+    async def give_up(self) -> None:
+        """The node does not come up: end the keeper that this runtime started, if it did, and wait until it is gone."""
+        if self._keeper is None:
+            return  # an earlier one, whose pods go on
+        process = await asyncio.shield(self._keeper)
+        self._disconnect()
+        process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, GIVE_UP_LIMIT)
+        except subprocess.TimeoutExpired:
+            log.warning("the node's keeper (process %d) is still ending its pods", process.pid)
+            return
         if self._book is not None:
             await asyncio.to_thread(detached.forget, self._book, KEEPER)
 

@@ -327,6 +327,8 @@ class Envoy:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
             if lines := file.read().decode(errors="replace").split("\n")[:-1]:
                 return lines[-1]
+        if not os.access(SHARED_MEMORY, os.W_OK):
+            return f"it said nothing, and {SHARED_MEMORY} cannot be written, where one Envoy meets the next"
         return "it said nothing"
 
     def _write_state(self) -> None:
