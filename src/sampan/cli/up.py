@@ -202,6 +202,8 @@ def detached_process(data_dir: Path) -> int | None:
     if not text:
         _, status = os.waitpid(process, 0)
         code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            raise SampanError("the platform was asked to stop (by `sampan down`, or a signal) before it was ready")
         raise SampanError(f"the platform ended during its start (code {code}); see {output_file} and `sampan logs`")
     message = json.loads(text)
     if "error" in message:
