@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Any
 
 from sampan.kube.objects import Object
 from sampan.parts.network.control.health import answer
+from sampan.parts.network.control.proxy import explained
 from sampan.parts.network.services import Backends, Frontend, Health, frontends, health_of
 
 
@@ -156,3 +158,12 @@ def test_the_health_check_answers_in_kube_proxys_words() -> None:
     }
     assert answer(Health(31000, "default", "web", 0))[0] == "503 Service Unavailable"
     assert answer(None)[0] == "503 Service Unavailable"
+
+
+def test_why_nobody_listens_is_told_by_what_it_is() -> None:
+    taken = OSError(errno.EADDRINUSE, "Address already in use")
+    cluster = explained(Frontend("10.96.0.10", 53, "UDP"), taken, in_range=True)
+    assert "at 127.96.0.10" in cluster
+    assert "kubernetes.service_range" in cluster
+    port_of_the_node = explained(Frontend("10.0.0.5", 30080, "TCP"), taken)
+    assert port_of_the_node == "cannot listen on 10.0.0.5:30080/TCP: the port is in use on this machine"

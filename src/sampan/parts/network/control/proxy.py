@@ -137,14 +137,15 @@ class ServiceProxy(Controller):
                 else:
                     await route.path.drop(frontend)
             except OSError as error:
-                failures.append(explained(frontend, error))
+                ours = backends is not None and backends.reach == "cluster"
+                failures.append(explained(frontend, error, in_range=ours))
         return failures
 
 
-def explained(frontend: Frontend, error: OSError) -> str:
-    """Why a frontend is not listened on, in words for an event."""
+def explained(frontend: Frontend, error: OSError, *, in_range: bool = False) -> str:
+    """Why a frontend is not listened on, in words for an event. ``in_range``: it is of the platform's range of Services."""
     where = f"{frontend.address}:{frontend.port}/{frontend.protocol}"
-    if error.errno == errno.EADDRINUSE and frontend.address.startswith("10."):
+    if error.errno == errno.EADDRINUSE and in_range:
         return (
             f"cannot listen for {where} at {loopback_address(frontend.address)}: it is in use on this machine, by another "
             "platform it seems: give one of them a range of its own (kubernetes.service_range)"
