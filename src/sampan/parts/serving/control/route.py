@@ -7,17 +7,14 @@ Which configurations and revisions a Route uses is written on them, so that revi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from zlib import adler32
-
-import msgspec
 
 from sampan.kube.client.resources import CONFIG_MAPS
 from sampan.kube.client.resources import SERVICES as CORE_SERVICES
 from sampan.kube.control.conditions import ConditionSet, condition, is_ready
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.indexes import Lookup
-from sampan.kube.control.interface import For, Informer, Owns, Source, Watches
+from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, Resource, copy, dig
 from sampan.kube.status import ApiError
@@ -26,32 +23,21 @@ from sampan.parts.serving.autoscaling.settings import duration
 from sampan.parts.serving.configmaps import LOCAL_DOMAIN, Config, everything
 from sampan.parts.serving.control.certificate import CLUSTER_LOCAL, EXTERNAL, TLS_OFF, TLS_OFF_INSIDE, ask, entry
 from sampan.parts.serving.control.inheritance import OURS, inherited
+from sampan.parts.serving.control.targets import (
+    Assignment,
+    Target,
+    goal,
+    not_owned,
+    rows,
+    splits,
+    spread,
+    timeouts,
+    was_routable,
+)
 from sampan.parts.serving.resources import CERTIFICATES, CONFIGURATIONS, INGRESSES, REVISIONS, ROUTES
-from sampan.parts.serving.rollouts import ConfigurationRollout, RevisionShare, Rollout, advance, observe
+from sampan.parts.serving.rollouts import Rollout, advance, observe
 
 SECOND = 1_000_000_000
-
-
-@dataclass(slots=True)
-class Target:
-    """One traffic target resolved to a revision."""
-
-    revision: Object
-    percent: int
-    tag: str = ""
-    latest: bool = False
-    configuration: str = ""
-
-
-@dataclass(slots=True)
-class Assignment:
-    """All targets, or why they cannot be had."""
-
-    targets: list[Target] = field(default_factory=list)
-    problem: tuple[str, str, str] | None = None
-    """(condition status, reason, message)."""
-    configurations: set[str] = field(default_factory=set)
-    revisions: set[str] = field(default_factory=set)
 
 
 class RouteController(Controller):
@@ -152,7 +138,7 @@ class RouteController(Controller):
                 if revision is None:
                     made.problem = ("False", "RevisionMissing", f'Revision "{name}" referenced in traffic not found.')
                     continue
-                if problem := _not_owned(route, revision):
+                if problem := not_owned(route, revision):
                     made.problem = ("False", "RevisionNotOwned", problem)
                     continue
                 ready = condition(revision)
@@ -162,7 +148,7 @@ class RouteController(Controller):
                         "RevisionMissing",
                         f'Revision "{name}" is not yet ready.',
                     )
-                elif ready["status"] == "False" and not _was_routable(revision):
+                elif ready["status"] == "False" and not was_routable(revision):
                     made.problem = ("False", "RevisionMissing", f'Revision "{name}" failed to become ready.')
                 made.targets.append(Target(revision, percent, tag))
         return made
@@ -204,7 +190,7 @@ class RouteController(Controller):
         now = self.clock.time_ns()
         seconds = self._rollout_duration(route)
         previous = Rollout.parse(dig(current, "metadata", "annotations", keys.ROLLOUT))
-        rollout = advance(previous, _wanted(assignment), now, gradual=seconds > 0)
+        rollout = advance(previous, goal(assignment), now, gradual=seconds > 0)
         served = condition(current) if current is not None else None
         current_generation = dig(current, "metadata", "generation")
         is_served = (
@@ -214,7 +200,7 @@ class RouteController(Controller):
         )
         if is_served and rollout.text() == previous.text():
             rollout = observe(rollout, now, seconds)
-        targets = _spread(assignment, rollout, self.informer(REVISIONS), key.namespace)
+        targets = spread(assignment, rollout, self.informer(REVISIONS), key.namespace)
         assignment.revisions |= {one.revision["metadata"]["name"] for one in targets}
         await self._placeholders(route, {"", *(one.tag for one in targets)})
         wanted = self._ingress(route, targets, domains, rollout)
@@ -225,7 +211,7 @@ class RouteController(Controller):
         secure = {host for one in tls for host in one["hosts"]}
         ingress = await ensure(self, INGRESSES, route, wanted, exact=OURS)
         self._follow_ingress(conditions, ingress, rollout)
-        status["traffic"] = [self._status_row(target, key, domains, secure) for target in _rows(targets)]
+        status["traffic"] = [self._status_row(target, key, domains, secure) for target in rows(targets)]
         if metadata.get("deletionTimestamp"):
             return None
         due = rollout.next_step
@@ -246,7 +232,7 @@ class RouteController(Controller):
             chosen = [one for one in targets if one.tag == tag] if tag else [one for one in targets if one.percent > 0]
             if not chosen:
                 continue
-            paths: list[Object] = [{"splits": _splits(chosen, whole=bool(tag))}]
+            paths: list[Object] = [{"splits": splits(chosen, whole=bool(tag))}]
             if not tag and tag_headers:
                 paths = [
                     *self._tag_paths(targets, tags),
@@ -263,7 +249,7 @@ class RouteController(Controller):
             **inherited(metadata.get("annotations")),
             keys.INGRESS_CLASS: self._config.data("config-network").get("ingress-class", keys.OUR_INGRESS_CLASS),
             keys.ROLLOUT: rollout.text(),
-            keys.TIMEOUTS: _timeouts(targets),
+            keys.TIMEOUTS: timeouts(targets),
         }
         labels = {**(metadata.get("labels") or {}), keys.ROUTE: name, keys.ROUTE_NAMESPACE: namespace}
         return {
@@ -277,7 +263,7 @@ class RouteController(Controller):
         return [
             {
                 "headers": {"Knative-Serving-Tag": {"exact": tag}},
-                "splits": _splits([one for one in targets if one.tag == tag], whole=True),
+                "splits": splits([one for one in targets if one.tag == tag], whole=True),
             }
             for tag in tags
         ]
@@ -448,18 +434,6 @@ class RouteController(Controller):
                 raise
 
 
-def _not_owned(route: Object, revision: Object) -> str:
-    """What is wrong when a Service's Route names the revision of something else."""
-    service = dig(route, "metadata", "labels", keys.SERVICE)
-    theirs = dig(revision, "metadata", "labels", keys.SERVICE)
-    if not service or service == theirs:
-        return ""
-    name = revision["metadata"]["name"]
-    if not theirs:
-        return f'Revision "{name}" does not belong to Service "{service}".'
-    return f'Revision "{name}" belongs to Service "{theirs}", not Service "{service}".'
-
-
 def _routes_of(obj: Object) -> list[str]:
     """The routes that a configuration or revision says it is used by."""
     return [one for one in (dig(obj, "metadata", "annotations", keys.ROUTES) or "").split(",") if one]
@@ -480,98 +454,3 @@ _MARKED = Lookup("route", lambda obj: {f"{obj['metadata']['namespace']}/{one}" f
 def _local_hosts(label: str, namespace: str) -> list[str]:
     """The names inside the cluster of a Service."""
     return [f"{label}.{namespace}", f"{label}.{namespace}.svc", f"{label}.{namespace}.{LOCAL_DOMAIN}"]
-
-
-def _was_routable(revision: Object) -> bool:
-    """A revision that once was ready keeps its traffic when its pods fail later."""
-    return bool(dig(revision, "metadata", "annotations", keys.ROUTES)) and bool(
-        dig(revision, "status", "actualReplicas")
-    )
-
-
-def _timeouts(targets: list[Target]) -> str:
-    """The revisions' timeouts as the Ingress carries them."""
-    fields = ("timeoutSeconds", "responseStartTimeoutSeconds", "idleTimeoutSeconds")
-    found = {
-        one.revision["metadata"]["name"]: [int(one.revision["spec"].get(name) or 0) for name in fields]
-        for one in targets
-    }
-    return msgspec.json.encode(found, order="sorted").decode()
-
-
-def _wanted(assignment: Assignment) -> Rollout:
-    """The rollout's goal: every latest-revision target on its newest revision."""
-    return Rollout(
-        [
-            ConfigurationRollout(
-                target.configuration,
-                target.tag,
-                target.percent,
-                [RevisionShare(target.revision["metadata"]["name"], target.percent)],
-            )
-            for target in assignment.targets
-            if target.latest
-        ]
-    )
-
-
-def _spread(assignment: Assignment, rollout: Rollout, revisions: Informer, namespace: str) -> list[Target]:
-    """Targets with latest-revision ones spread over the revisions of a running rollout."""
-    running = {(one.configuration_name, one.tag): one for one in rollout.configurations if one.running}
-    spread: list[Target] = []
-    for target in assignment.targets:
-        shares = running.get((target.configuration, target.tag)) if target.latest else None
-        if shares is None:
-            spread.append(target)
-            continue
-        for share in shares.revisions:
-            revision = revisions.get(Key(namespace, share.revision_name))
-            if revision is not None:
-                spread.append(
-                    Target(revision, share.percent, target.tag, latest=True, configuration=target.configuration)
-                )
-    return spread
-
-
-def _rows(targets: list[Target]) -> list[Target]:
-    """Status rows: untagged targets of one revision are one row."""
-    rows: list[Target] = []
-    for target in targets:
-        same = next(
-            (
-                one
-                for one in rows
-                if not target.tag
-                and not one.tag
-                and one.latest == target.latest
-                and one.revision["metadata"]["name"] == target.revision["metadata"]["name"]
-            ),
-            None,
-        )
-        if same is not None:
-            same.percent += target.percent
-        else:
-            rows.append(Target(target.revision, target.percent, target.tag, target.latest, target.configuration))
-    return rows
-
-
-def _splits(targets: list[Target], *, whole: bool) -> list[Object]:
-    """Ingress splits; under a tag's own host the percentages of its revisions are scaled to the whole."""
-    total = sum(one.percent for one in targets)
-    splits = []
-    for position, target in enumerate(targets):
-        percent = target.percent
-        if whole:
-            percent = round(100 * target.percent / total) if total else (100 if position == 0 else 0)
-        name, namespace = target.revision["metadata"]["name"], target.revision["metadata"]["namespace"]
-        if percent:
-            splits.append(
-                {
-                    "serviceNamespace": namespace,
-                    "serviceName": name,
-                    "servicePort": 80,
-                    "percent": percent,
-                    "appendHeaders": {"Knative-Serving-Namespace": namespace, "Knative-Serving-Revision": name},
-                }
-            )
-    return splits
