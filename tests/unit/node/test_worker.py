@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -78,3 +79,25 @@ async def test_a_worker_that_is_let_go_begins_nothing_more() -> None:
         await clock.sleep(0.01)
         assert before == 1
         assert len(planned) == before
+
+
+async def test_a_worker_that_is_released_goes_at_once() -> None:
+    clock = Clock()
+    gc.collect()
+    gc.disable()
+    try:
+        async with Tasks(clock) as tasks:
+            sources = InformedSources(cast(Any, None))
+            worker = PodWorker(cast(Any, SimpleNamespace(clock=clock, tasks=tasks, sources=sources)), cast(Any, POD))
+            worker._work = worker._woken.wait  # type: ignore[method-assign, assignment]
+            worker.run()
+            await clock.sleep(0)
+            await worker.cancel()
+            del worker._work
+            worker.release()
+            await clock.sleep(0)
+            left = weakref.ref(worker)
+            del worker
+            assert left() is None
+    finally:
+        gc.enable()

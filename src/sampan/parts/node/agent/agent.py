@@ -225,6 +225,7 @@ class Agent:
         await worker.cancel()
         self.sources.forget(worker.uid)
         await asyncio.to_thread(self.volumes.forget, worker.uid)
+        worker.release()
 
     async def delete_pod(self, pod: Object) -> None:
         """Take a pod's object away: its processes have ended and its status is written. Raises ApiError."""

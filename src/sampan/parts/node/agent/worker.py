@@ -170,6 +170,11 @@ class PodWorker:
         if tasks:
             await asyncio.wait(tasks)
 
+    def release(self) -> None:
+        """Let go of what refers back here, after `cancel` and for good: so the pod's objects go now, not at some later collection."""
+        self._loop = None
+        del self.starting, self.ending, self.probing, self.resizing
+
     def _begin(self, action: Action) -> None:
         match action:
             case SetUp():
