@@ -20,6 +20,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,14 @@ import psutil
 from sampan.kernel.folder import DataDirectory
 from sampan.kube.client.http import HttpClient
 from sampan.kube.client.resources import DEPLOYMENTS, NODES, PODS, SERVICES
+from sampan.kube.control.informer import SWEEP
 from sampan.kube.objects import Object, Resource, dig
 from sampan.parts.node.images.build import build
 from sampan.parts.node.images.store import ImageStore
 from sampan.testing import Platform
 
+AT_ONCE = 10
+"""Services made at a time."""
 TURN = 1.0
 """Seconds of load on one target before it is the next one's turn: what disturbs the machine meets all alike."""
 KSVC = Resource("serving.knative.dev", "v1", "services")
@@ -98,6 +104,16 @@ class Bench:
     def __init__(self, platform: Platform, client: HttpClient, session: aiohttp.ClientSession) -> None:
         self.platform, self.client, self.session = platform, client, session
         self.url = f"http://{platform.address('gateway')}/"
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Over connections of its own: this program's ends of them are memory of the same process, and gone afterwards."""
+        kept = self.client, self.session
+        try:
+            async with self.platform.client() as self.client, aiohttp.ClientSession() as self.session:
+                yield
+        finally:
+            self.client, self.session = kept
 
     async def get(self, name: str) -> float:
         """Seconds of one request; it must succeed."""
@@ -301,8 +317,9 @@ async def _rate(gateway: str, name: str) -> float:
     return float(text.partition("Requests/sec:")[2].split()[0])
 
 
-def _resident(process: psutil.Process) -> int:
-    """Bytes of memory in use, without what the allocator merely keeps."""
+async def resident(process: psutil.Process) -> int:
+    """Bytes of memory in use once nobody has asked for anything for a while, without what the allocator merely keeps."""
+    await asyncio.sleep(3 * SWEEP)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(process.memory_info().rss)
@@ -355,33 +372,23 @@ async def split(bench: Bench, count: int) -> None:
 
 
 async def crowd(bench: Bench, sleeping: int, together: int) -> None:
+    """What sleeping Services cost. What making them at all costs (code, pools of memory) is paid before, by some that go again."""
     process = psutil.Process()
-    await bench.client.create(KSVC, ksvc("first"), "default")
-    await bench.ready("first")
-    await bench.asleep()
-    # as many connections as the Services are made over
-    await asyncio.gather(*(bench.client.list(NODES) for _ in range(10)))
-    before = _resident(process)
+    async with bench.connected():
+        warm = [f"warm-{number}" for number in range(AT_ONCE)]
+        await make(bench, warm)
+        await asyncio.gather(*(bench.client.delete(KSVC, name, "default") for name in warm))
+        await bench.until(partial(gone, bench))
+        await forgotten(bench)
+    before = await resident(process)
     names = [f"crowd-{number:03}" for number in range(sleeping)]
-    for start in range(0, sleeping, 10):
-        await asyncio.gather(*(bench.client.create(KSVC, ksvc(name), "default") for name in names[start : start + 10]))
-        await bench.ready(*names[: start + 10])
-        await bench.asleep()
-    await asyncio.sleep(1)
-    fresh = _resident(process) - before
-    # what is kept for a while only: changes for watchers that come back, events
-    for _ in range(40):
-        await asyncio.to_thread(bench.platform.clock.jump, 120)
-        await asyncio.sleep(0.05)
-
-    async def forgotten() -> bool:
-        return len((await bench.client.list(EVENTS, limit=101)).items) <= 100
-
-    await bench.until(forgotten)
-    for _ in range(3):  # the store lets go of what was superseded before the last time it looked
-        await asyncio.to_thread(bench.platform.clock.jump, 310)
-        await asyncio.sleep(0.5)
-    grown = _resident(process) - before
+    async with bench.connected():
+        for start in range(0, sleeping, AT_ONCE):
+            await make(bench, names[start : start + AT_ONCE])
+    fresh = await resident(process) - before
+    async with bench.connected():
+        await forgotten(bench)
+    grown = await resident(process) - before
     used = process.cpu_times()
     await asyncio.sleep(5)
     after = process.cpu_times()
@@ -398,6 +405,34 @@ async def crowd(bench: Bench, sleeping: int, together: int) -> None:
             ("the first of them after", f"{min(times):.2f} s"),
         ],
     )
+
+
+async def make(bench: Bench, names: list[str]) -> None:
+    """Services that have answered their probes and gone to sleep."""
+    await asyncio.gather(*(bench.client.create(KSVC, ksvc(name), "default") for name in names))
+    await bench.ready(*names)
+    await bench.asleep()
+
+
+async def gone(bench: Bench) -> bool:
+    """Whether nothing is left of the Services that were deleted."""
+    left = await asyncio.gather(*(bench.client.list(kind) for kind in (KSVC, DEPLOYMENTS, PODS)))
+    return not any("warm-" in one["metadata"]["name"] for found in left for one in found.items)
+
+
+async def forgotten(bench: Bench) -> None:
+    """Let the platform forget what it keeps for a while only: changes for watchers that come back, Events, recent use."""
+    for _ in range(40):
+        await asyncio.to_thread(bench.platform.clock.jump, 120)
+        await asyncio.sleep(0.05)
+
+    async def few_events() -> bool:
+        return len((await bench.client.list(EVENTS, limit=101)).items) <= 100
+
+    await bench.until(few_events)
+    for _ in range(3):  # the store lets go of what was superseded before the last time it looked
+        await asyncio.to_thread(bench.platform.clock.jump, 310)
+        await asyncio.sleep(0.5)
 
 
 async def main() -> None:
