@@ -7,9 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sampan.kube.client import WatchEvent
 from sampan.kube.control.indexes import SLICES_OF_SERVICE, BySelector
 from sampan.kube.control.informer import SharedInformer
-from sampan.kube.objects import Object
+from sampan.kube.objects import Key, Object, encode
 from sampan.kube.resources import ENDPOINT_SLICES, REPLICA_SETS
 from sampan.kube.types.selectors import matches
 
@@ -60,6 +61,36 @@ def test_only_those_that_want_one_of_the_labels_are_candidates() -> None:
     by_selector = BySelector(lambda one: one["spec"].get("selector"))
     (found,) = by_selector.candidates(informer, "n", {"app": "a7", "pod-template-hash": "h7", "x": "y"})
     assert found["metadata"]["name"] == "o8"
+
+
+def test_what_is_held_encoded_is_found_by_what_it_wants_now_however_that_is_ordered() -> None:
+    informer, written = SharedInformer(REPLICA_SETS), dict[Key, bytes]()
+    informer.replace([])
+    informer.freezable(lambda key, obj: written[key])
+    by_selector = BySelector(lambda one: {"matchLabels": one["spec"]["selector"]})
+
+    def write(revision: int, **selector: str) -> None:
+        obj = named(
+            1, "n", spec={"selector": selector}, metadata={"resourceVersion": str(revision), "labels": {"r": "s"}}
+        )
+        written[Key.of(obj)] = encode(obj, revision)
+        informer.change(WatchEvent("MODIFIED", obj))
+
+    def found(**carried: str) -> int:
+        return len(list(by_selector.candidates(informer, "n", carried)))
+
+    write(1, a="1", b="2")
+    assert found(a="1", b="2") == 1
+    write(2, b="2", a="1")
+    for _ in range(2):
+        list(informer.rest())
+    assert found(a="1", b="2") == 1
+    for _ in range(2):
+        list(informer.rest())
+    write(3, c="3")
+    assert (found(a="1", b="2"), found(c="3")) == (0, 1)
+    informer.change(WatchEvent("DELETED", named(1, "n", spec={"selector": {"c": "3"}})))
+    assert found(a="1", b="2", c="3") == 0
 
 
 def test_slices_are_found_by_their_service() -> None:

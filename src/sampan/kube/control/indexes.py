@@ -57,9 +57,11 @@ class BySelector:
         if selector is None:
             return ()
         namespace = obj["metadata"]["namespace"]
-        # the last is usually the rarest: a hash comes after what the author wrote
-        label = next(reversed(selector.get("matchLabels") or {}), None)
-        return (f"{namespace}/" if label is None else f"{namespace}/{label}={selector['matchLabels'][label]}",)
+        wanted: Mapping[str, Any] = selector.get("matchLabels") or {}
+        # The longest value is usually the rarest: a hash, a uid, a generated name. Which one it is must not rest on the order, for
+        # that of an equal object may be another one.
+        label = max(wanted, key=lambda name: (len(str(wanted[name])), name), default=None)
+        return (f"{namespace}/" if label is None else f"{namespace}/{label}={wanted[label]}",)
 
     def candidates(self, informer: Informer, namespace: str, labels: Mapping[str, str]) -> Iterator[Object]:
         """Objects of a namespace that may select these labels; all that do are among them."""
