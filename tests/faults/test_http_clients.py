@@ -9,7 +9,15 @@ import pytest
 from aiohttp import ClientSession, web
 
 from sampan.kernel.clock import Clock
-from sampan.kernel.http import LINE_LIMIT, BodyTooLargeError, HttpServer, SlowClientError, read_body
+from sampan.kernel.http import (
+    LINE_LIMIT,
+    TAKE_DEADLINE,
+    BodyTooLargeError,
+    HttpServer,
+    Pieces,
+    SlowClientError,
+    read_body,
+)
 
 
 def listening() -> socket.socket:
@@ -135,4 +143,21 @@ async def test_draining_lets_the_request_under_way_finish() -> None:
         answer = await asking
         assert await answer.text() == "finished"
         await draining
+    await server.stop()
+
+
+async def test_a_client_that_takes_nothing_of_a_long_answer_costs_no_connection() -> None:
+    async def long(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=Pieces(bytes(64 << 20), CLOCKS[port]))
+
+    server, port, clock = await serving(long)
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(30):
+        while not server.connections:
+            await asyncio.sleep(0.01)
+        while server.connections:
+            clock.jump(TAKE_DEADLINE)
+            await asyncio.sleep(0.01)
+    client.close()
     await server.stop()

@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import BytesIOPayload
 
 from sampan.kernel.clock import Clock, Timer
@@ -85,6 +86,8 @@ class Pieces(BytesIOPayload):
                 async with self._clock.timeout(TAKE_DEADLINE):
                     await writer.write(piece)
             except TimeoutError:
+                if isinstance(writer, StreamWriter) and writer.transport is not None:
+                    writer.transport.abort()  # closing it would wait until what is written is taken
                 raise ConnectionResetError("the client takes nothing of the answer") from None
 
 
