@@ -39,7 +39,7 @@ from sampan.parts.serving.activator.socket import GateServer, Reply
 from sampan.parts.serving.activator.throttle import QueueFullError, Slot, Throttle
 from sampan.parts.serving.autoscaling.scaler import Scaler
 from sampan.parts.serving.control.revision import user_port
-from sampan.parts.serving.lookups import PODS_OF_REVISION
+from sampan.parts.serving.lookups import pods_of_revision
 from sampan.parts.serving.resources import REVISIONS
 from sampan.parts.traffic import ClusterLoad, DataPlane
 
@@ -234,7 +234,7 @@ class Gate:
         if not revision.reachable:
             self._follow_addresses()
             self._scaler.first(revision.key)
-            for pod in PODS_OF_REVISION(self._context.informers.informer(PODS), revision.uid):
+            for pod in self._pods_of(revision):
                 self._pod_changed(None, pod)
         return leave
 
@@ -330,7 +330,7 @@ class Gate:
         uid = new["metadata"]["uid"]
         throttle = Throttle(limit, held_back=not self._settled)
         self._revisions[key] = _Revision(key, uid, throttle, timeout, user_port(new), question(new))
-        for pod in PODS_OF_REVISION(self._context.informers.informer(PODS), uid):
+        for pod in self._pods_of(self._revisions[key]):
             self._pod_changed(None, pod)
 
     def _follow_addresses(self) -> None:
@@ -454,8 +454,11 @@ class Gate:
 
     def _is_of_another(self, revision: _Revision, address: str, uid: str) -> bool:
         """Whether another pod of the revision has got the address meanwhile."""
-        pods = PODS_OF_REVISION(self._context.informers.informer(PODS), revision.uid)
+        pods = self._pods_of(revision)
         return any(_address(one, revision.port) == address and one["metadata"]["uid"] != uid for one in pods)
+
+    def _pods_of(self, revision: _Revision) -> list[Object]:
+        return pods_of_revision(self._context.informers.informer(PODS), revision.key.namespace, revision.uid)
 
     def _no_longer_early(self, revision: _Revision, uid: str) -> None:
         begins = revision.begins.pop(revision.early.pop(uid, ""), None)

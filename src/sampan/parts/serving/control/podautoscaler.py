@@ -23,7 +23,7 @@ from sampan.parts.serving.autoscaling.kpa import Decision, activators, within_bo
 from sampan.parts.serving.autoscaling.scaler import TICK, Scaler
 from sampan.parts.serving.autoscaling.settings import RevisionSettings, duration
 from sampan.parts.serving.configmaps import Config, everything
-from sampan.parts.serving.lookups import PODS_OF_REVISION
+from sampan.parts.serving.lookups import pods_of_revision
 from sampan.parts.serving.resources import METRICS, POD_AUTOSCALERS, SERVERLESS_SERVICES, SERVICES
 
 ACTIVATION_GRACE = 30.0
@@ -102,7 +102,7 @@ class PodAutoscalerController(Controller):
         uid = dig(autoscaler, "metadata", "labels", keys.REVISION_UID, default="")
         return sum(
             (condition(pod, "Ready") or {}).get("status") == "True" and not pod["metadata"].get("deletionTimestamp")
-            for pod in PODS_OF_REVISION(self.informer(PODS), uid)
+            for pod in pods_of_revision(self.informer(PODS), autoscaler["metadata"]["namespace"], uid)
         )
 
     # -- KPA
@@ -211,7 +211,8 @@ class PodAutoscalerController(Controller):
         """Let the pods with the fewest requests under way go first: a long task is not cut off by a smaller scale."""
         metadata = autoscaler["metadata"]
         busy = self.busy(Key.of(autoscaler))
-        for pod in PODS_OF_REVISION(self.informer(PODS), dig(metadata, "labels", keys.REVISION_UID, default="")):
+        uid = dig(metadata, "labels", keys.REVISION_UID, default="")
+        for pod in pods_of_revision(self.informer(PODS), metadata["namespace"], uid):
             cost = str(busy.get(dig(pod, "status", "podIP", default=""), 0))
             if dig(pod, "metadata", "annotations", DELETION_COST, default="0") != cost:
                 patch = {"metadata": {"annotations": {DELETION_COST: cost}}}

@@ -16,7 +16,7 @@ from sampan.parts.serving import keys, names
 from sampan.parts.serving.autoscaling import settings as autoscaling
 from sampan.parts.serving.autoscaling.settings import duration
 from sampan.parts.serving.configmaps import Config, everything
-from sampan.parts.serving.lookups import PODS_OF_REVISION
+from sampan.parts.serving.lookups import pods_of_revision
 from sampan.parts.serving.resources import IMAGES, POD_AUTOSCALERS, REVISIONS
 
 USER_PORT = "user-port"
@@ -233,7 +233,7 @@ class RevisionController(Controller):
     def _trouble(self, revision: Object) -> tuple[str, str, str] | None:
         """(condition, reason, message) of what keeps the pods from running."""
         serving = serving_container(revision)["name"]
-        for pod in PODS_OF_REVISION(self.informer(PODS), revision["metadata"]["uid"]):
+        for pod in self._pods(revision):
             scheduled = condition(pod, "PodScheduled")
             if scheduled is not None and scheduled["status"] == "False":
                 return "ResourcesAvailable", scheduled["reason"], scheduled.get("message") or ""
@@ -255,6 +255,10 @@ class RevisionController(Controller):
                     return "ResourcesAvailable", waiting["reason"], waiting.get("message") or ""
         return None
 
+    def _pods(self, revision: Object) -> list[Object]:
+        metadata = revision["metadata"]
+        return pods_of_revision(self.informer(PODS), metadata["namespace"], metadata["uid"])
+
     def _names_a_tag(self, image: str) -> bool:
         """Whether upstream would have looked up what the image's tag stands for, and failed at that already."""
         return "@" not in image and image.partition("/")[0] not in self._config.unresolved_registries()
@@ -262,7 +266,7 @@ class RevisionController(Controller):
     def _digests(self, revision: Object, known: list[Object] | None, *, init: bool = False) -> list[Object]:
         """Image digests by container, as far as a pod has told them."""
         found = {one["name"]: one for one in known or ()}
-        for pod in PODS_OF_REVISION(self.informer(PODS), revision["metadata"]["uid"]):
+        for pod in self._pods(revision):
             for status in dig(pod, "status", "initContainerStatuses" if init else "containerStatuses", default=[]):
                 if status.get("imageID"):
                     digest = status["imageID"]
