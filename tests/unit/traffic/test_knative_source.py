@@ -43,11 +43,16 @@ def served(result: Result, port: int) -> set[str]:
 
 
 def splits_to(service: str) -> Object:
-    split = {"serviceNamespace": "default", "serviceName": service, "servicePort": 80}
+    split = {**SPLIT, "serviceName": service}
     return {"rules": [{"hosts": ["hello.example.com"], "http": {"paths": [{"splits": [split]}]}}]}
 
 
+SPLIT = {"serviceNamespace": "default", "serviceName": "hello", "servicePort": 80}
 GOOD = splits_to("hello")
+
+
+def path_with(**fields: Any) -> Object:
+    return {"rules": [{"hosts": ["a.example.com"], "http": {"paths": [{"splits": [SPLIT], **fields}]}}]}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,10 @@ GOOD = splits_to("hello")
         {"rules": [{"hosts": [1], "http": {"paths": []}}]},
         {"rules": [{"hosts": ["a\nb.example.com"], "http": {"paths": []}}]},
         {"rules": [{"hosts": ["a.example.com"], "http": {"paths": [{"splits": [{}]}]}}]},
+        path_with(path={"a": 1}),
+        path_with(headers={"x": {"exact": ["a"]}}),
+        path_with(rewriteHost=["a"]),
+        path_with(appendHeaders={"x": ["a"]}),
         None,
     ],
 )

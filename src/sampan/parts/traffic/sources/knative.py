@@ -177,6 +177,7 @@ class KnativeSource:
         for rule, hosts in rules:
             try:
                 made, complete = _rules(world, backends, key, ingress, rule)
+                hash(tuple(made))  # a list or an object where a text belongs cannot be compared with what is there
             except Exception:
                 log.exception("Ingress %s of Knative cannot be translated", key)
                 ready = False
