@@ -12,6 +12,7 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.parts.node.agent.sources import InformedSources
 from sampan.parts.node.agent.worker import PodWorker
+from sampan.parts.node.runtime.interface import Container, ExitRecord
 
 POD = {
     "metadata": {"namespace": "default", "name": "web", "uid": "u1"},
@@ -101,3 +102,16 @@ async def test_a_worker_that_is_released_goes_at_once() -> None:
             assert left() is None
     finally:
         gc.enable()
+
+
+async def test_a_process_that_ends_after_its_pod_was_let_go_concerns_nobody() -> None:
+    clock = Clock()
+    async with Tasks(clock) as tasks:
+        worker = PodWorker(cast(Any, SimpleNamespace(clock=clock, tasks=tasks)), cast(Any, POD))
+        state = worker.state.containers["c"]
+        state.id, state.running = "c1", True
+        worker.gone = True
+        await worker.cancel()
+        worker.release()
+        worker.exited(Container("c1", "u1", "c", 0, 0.0, exit=ExitRecord(0, 1.0)))
+        assert state.running

@@ -94,7 +94,9 @@ class PodWorker:
         self._woken.set()
 
     def exited(self, container: Container) -> None:
-        """A process of this pod ended."""
+        """A process of this pod ended; a no-op once the pod is `gone`, when nobody is left to look at it."""
+        if self.gone:
+            return
         state = next((one for one in self.state.containers.values() if one.id == container.id), None)
         if state is not None and state.running:
             self.ending.note(container)
