@@ -127,11 +127,13 @@ class EventExpiry:
         key = expiry.key
         try:
             await self._client.delete(EVENTS, key.name, key.namespace, revision=expiry.revision)
-        except ApiError as error:
+        except Exception as error:
             # A conflict: it was written again, and its new expiry comes with the watch.
-            if not error.not_found and not error.conflict:
-                log.warning("cannot delete the expired event %s: %s", key, error)
-                self._push(_Expiry(self._clock.time() + RETRY, key, expiry.revision))
+            if isinstance(error, ApiError) and (error.not_found or error.conflict):
+                return
+            # Also what the store itself says, of a full disk: else it would end the round, whose events nobody would delete.
+            log.warning("cannot delete the expired event %s: %s", key, error)
+            self._push(_Expiry(self._clock.time() + RETRY, key, expiry.revision))
 
 
 def _last(event: Object, now: float) -> float:
