@@ -206,6 +206,17 @@ def test_forwarded_tells_of_every_proxy_and_the_host_that_was_asked(
     assert headers["forwarded"] == forwarded.replace("US", us)
 
 
+def test_a_long_line_of_spaces_among_the_proxies_holds_nobody_up(world: World) -> None:
+    world.apply(service("hops"))
+    world.ready("hops")
+    long = world.get("hops.default.localhost", "/", headers={"X-Forwarded-For": f"a{' ' * 55_000}b"}, timeout=8)
+    assert long.status_code == 400, "the application takes no line that long, but it was asked"
+    told = {"X-Forwarded-For": "192.0.2.1  ,  , 192.0.2.3\t"}
+    headers = world.get("hops.default.localhost", "/headers", headers=told).json()
+    us = headers["x-forwarded-for"].rpartition(",")[2].strip()
+    assert headers["forwarded"] == f"for=192.0.2.1;proto=http, for=192.0.2.3, for={us}"
+
+
 def test_services_of_others_on_the_same_port_get_no_such_header(world: World) -> None:
     rule = {"host": "plain.example.com", "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": {}}]}}
     rule["http"]["paths"][0]["backend"] = {"service": {"name": "plain-00001", "port": {"number": 80}}}  # type: ignore[index]

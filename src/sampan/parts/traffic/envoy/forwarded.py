@@ -28,9 +28,13 @@ function envoy_on_request(handle)
   if string.sub(handle:streamInfo():routeName(), 1, {len(ROUTES)}) ~= "{ROUTES}" then return end
   local hops = {{}}
   for hop in string.gmatch(headers:get("x-forwarded-for") or "", "[^,]+") do
-    hop = string.match(hop, "^%s*(.-)%s*$")
-    if string.find(hop, ":", 1, true) then hop = '"[' .. hop .. ']"' end
-    hops[#hops + 1] = "for=" .. hop
+    -- looked at once: a pattern for both ends takes seconds for a long line of spaces within, and nobody is served meanwhile
+    local first = string.find(hop, "%S")
+    if first then
+      hop = string.match(hop, ".*%S", first)
+      if string.find(hop, ":", 1, true) then hop = '"[' .. hop .. ']"' end
+      hops[#hops + 1] = "for=" .. hop
+    end
   end
   local first = {{}}
   if hops[1] then first[#first + 1] = hops[1] end
