@@ -312,3 +312,21 @@ def test_a_revision_never_changes() -> None:
 def test_the_most_specific_domain_wins(labels: dict[str, str], domain: str) -> None:
     settings = config(config_domain={"example.com": "", "special.com": "selector:\n  app: x\n"})
     assert settings.domain(labels) == domain
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"hostNetwork": False, "dnsPolicy": "", "restartPolicy": ""},
+        {"containers": [{"image": "my_registry:5000/app"}]},
+        {
+            "containers": [
+                {"image": "a", "readinessProbe": {"periodSeconds": 9, "failureThreshold": 0, "timeoutSeconds": 0}}
+            ]
+        },
+    ],
+)
+def test_what_go_takes_for_absent_is_taken(spec: dict[str, Any]) -> None:
+    service = ksvc()
+    service["spec"]["template"]["spec"] |= spec
+    validation.service(defaulted(service), None, config())

@@ -9,7 +9,7 @@ from sampan.kube.client import Client
 from sampan.kube.client.resources import CONFIG_MAPS, PODS
 from sampan.kube.objects import Object, dig
 from sampan.kube.status import ApiError
-from sampan.parts.serving import defaults, keys, validation
+from sampan.parts.serving import decoding, defaults, keys, validation
 from sampan.parts.serving.configmaps import Config
 from sampan.parts.serving.control.revision import sample_pod
 from sampan.parts.serving.findings import denied
@@ -37,6 +37,8 @@ class ServingAdmission:
         obj = request.object
         if obj is None or not _concerns(request):
             return
+        if request.old_object is None or obj.get("spec") != request.old_object.get("spec"):
+            decoding.read(request.type.resource.plural, obj)
         settings, user = self._config.defaults(), request.user.name
         secure = self._config.feature(defaults.SECURE_PODS)
         match request.type.resource.plural:

@@ -64,7 +64,7 @@ def default_revision_spec(
     _name(containers, _filled(settings.container_name, parent or {}), taken)
     _name(first, _filled(settings.init_container_name, parent or {}), taken)
     writable = {
-        volume["name"]
+        volume.get("name")
         for volume in spec.get("volumes") or ()
         if {"emptyDir", "persistentVolumeClaim", "ephemeral"} & volume.keys()
     }
@@ -105,7 +105,9 @@ def _secure(container: Object, pod: Object, *, as_user: bool) -> None:
         context.setdefault("runAsNonRoot", True)
 
 
-def _default_container(container: Object, settings: RevisionDefaults, writable: set[str], *, serving: bool) -> None:
+def _default_container(
+    container: Object, settings: RevisionDefaults, writable: set[str | None], *, serving: bool
+) -> None:
     resources = container.setdefault("resources", {})
     for kind, amounts in settings.resources.items():
         for name, amount in amounts.items():
@@ -128,8 +130,8 @@ def _default_probe(probe: Object) -> None:
     if not probe.get("successThreshold"):
         probe["successThreshold"] = 1
     if probe.get("periodSeconds"):
-        probe.setdefault("failureThreshold", 3)
-        probe.setdefault("timeoutSeconds", 1)
+        probe["failureThreshold"] = probe.get("failureThreshold") or 3
+        probe["timeoutSeconds"] = probe.get("timeoutSeconds") or 1
 
 
 def _default_template(obj: Object, old: Object | None, settings: RevisionDefaults, secure: str) -> None:

@@ -27,7 +27,7 @@ _NO_SUBDOMAIN = (
     f"with an alphanumeric character (e.g. 'example.com', regex used for validation is '{_SUBDOMAIN}')"
 )
 _IMAGE = re.compile(
-    r"([a-zA-Z0-9]([-a-zA-Z0-9.]*[a-zA-Z0-9])?(:[0-9]+)?/)?[a-z0-9_./-]+(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?"
+    r"([a-zA-Z0-9]([-a-zA-Z0-9._]*[a-zA-Z0-9])?(:[0-9]+)?/)?[a-z0-9_./-]+(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?"
     r"(@sha256:[0-9a-f]{64})?"
 )
 _POD = frozenset(
@@ -131,10 +131,7 @@ Spec = Mapping[str, Any]
 
 def revision_spec(spec: Spec, path: str, config: Config, found: Findings) -> None:
     """A revision's spec, or a template's."""
-    for field in spec:
-        flag = _FLAGGED.get(field)
-        if field not in _POD and (flag is None or not _allows(config, flag)):
-            found.forbidden(f"{path}.{field}")
+    found.only(spec, _POD | {field for field, flag in _FLAGGED.items() if _allows(config, flag)}, path)
     if spec.get("automountServiceAccountToken"):
         found.forbidden(f"{path}.automountServiceAccountToken")
     account = spec.get("serviceAccountName") or ""
