@@ -330,3 +330,15 @@ def test_what_go_takes_for_absent_is_taken(spec: dict[str, Any]) -> None:
     service = ksvc()
     service["spec"]["template"]["spec"] |= spec
     validation.service(defaulted(service), None, config())
+
+
+def test_who_is_secure_by_default_may_choose_another_seccomp_profile_for_the_pod() -> None:
+    def asked(**context: Any) -> dict[str, Any]:
+        service = ksvc()
+        service["spec"]["template"]["spec"]["securityContext"] = context
+        return defaulted(service)
+
+    secure = config(config_features={"secure-pod-defaults": "Enabled"})
+    validation.service(asked(seccompProfile={"type": "Unconfined"}), None, secure)
+    assert "spec.securityContext.runAsUser" in refusal(asked(runAsUser=7), settings=secure)
+    assert refusal(asked(seccompProfile={"type": "Unconfined"})).endswith("spec.template.spec.securityContext")

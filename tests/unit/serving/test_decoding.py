@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.unit.serving.test_admission import config
 
 from sampan.kube.objects import copy
 from sampan.kube.status import ApiError
 from sampan.parts.serving import decoding, defaults, validation
 from sampan.parts.serving.configmaps import RevisionDefaults
-from tests.unit.serving.test_admission import config
 
 CONTAINER: dict[str, Any] = {
     "name": "app",
@@ -45,7 +45,7 @@ SERVICE: dict[str, Any] = {
     "metadata": {"name": "hello", "namespace": "default"},
     "spec": {"template": TEMPLATE, "traffic": [{"percent": 100, "latestRevision": True, "tag": "now"}]},
 }
-NONSENSE = (None, "x", 5, True, 1.5, [], {}, [None], ["x"], {"x": 1}, -1)
+NONSENSE: tuple[Any, ...] = (None, "x", 5, True, 1.5, [], {}, [None], ["x"], {"x": 1}, -1)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sampan.kube.objects import dig
 from sampan.parts.serving.configmaps import Config, RevisionDefaults
+from sampan.parts.serving.defaults import SECURE_PODS
 from sampan.parts.serving.findings import Findings
 
 RESERVED_PORTS = frozenset({8008, 8012, 8013, 8022, 9090, 9091})
@@ -131,13 +132,17 @@ Spec = Mapping[str, Any]
 
 def revision_spec(spec: Spec, path: str, config: Config, found: Findings) -> None:
     """A revision's spec, or a template's."""
-    found.only(spec, _POD | {field for field, flag in _FLAGGED.items() if _allows(config, flag)}, path)
+    secure = _secure(config)
+    flagged = {field for field, flag in _FLAGGED.items() if _allows(config, flag)}
+    found.only(spec, _POD | flagged | ({"securityContext"} if secure else set()), path)
     if spec.get("automountServiceAccountToken"):
         found.forbidden(f"{path}.automountServiceAccountToken")
     account = spec.get("serviceAccountName") or ""
     if account and not (re.fullmatch(_SUBDOMAIN, account) and len(account) <= 253):
         found.invalid(account, f"{path}.serviceAccountName", _NO_SUBDOMAIN)
-    _pod_security(spec.get("securityContext") or {}, f"{path}.securityContext", found)
+    # who has the profile's settings by default may say another seccomp profile for all containers at once
+    fields = _POD_SECURITY if "securityContext" in flagged or not secure else frozenset({"seccompProfile"})
+    _pod_security(spec.get("securityContext") or {}, fields, f"{path}.securityContext", found)
     _timeouts(spec, path, config.defaults(), found)
     containers, first = spec.get("containers") or [], spec.get("initContainers") or []
     volumes = _volumes(spec, path, {*_mounted(containers), *_mounted(first)}, config, found)
@@ -147,6 +152,11 @@ def revision_spec(spec: Spec, path: str, config: Config, found: Findings) -> Non
 
 def _allows(config: Config, flag: str) -> bool:
     return config.feature(flag) != "disabled"
+
+
+def _secure(config: Config) -> bool:
+    """Containers have the settings of the ``restricted`` profile by default."""
+    return config.feature(SECURE_PODS) in ("enabled", "allowrootbounded")
 
 
 def _timeouts(spec: Spec, path: str, settings: RevisionDefaults, found: Findings) -> None:
@@ -164,8 +174,8 @@ def _timeouts(spec: Spec, path: str, settings: RevisionDefaults, found: Findings
             found.bounds(value, 0, timeout, f"{path}.{field}")
 
 
-def _pod_security(context: Spec, path: str, found: Findings) -> None:
-    found.only(context, _POD_SECURITY, path)
+def _pod_security(context: Spec, fields: frozenset[str], path: str, found: Findings) -> None:
+    found.only(context, fields, path)
     _ids(context, ("runAsUser", "runAsGroup", "fsGroup"), path, found)
     for position, group in enumerate(context.get("supplementalGroups") or ()):
         if not 0 <= group <= MOST_ID:
@@ -370,8 +380,8 @@ def _security(context: Spec, path: str, config: Config, found: Findings) -> None
     found.only(context, _SECURITY, path)
     _ids(context, ("runAsUser", "runAsGroup"), path, found)
     added = dig(context, "capabilities", "add") or []
-    secure = config.feature("secure-pod-defaults") in ("enabled", "allowrootbounded")
-    allowed = _allows(config, "kubernetes.containerspec-addcapabilities") or (secure and added == ["NET_BIND_SERVICE"])
+    needed = _secure(config) and added == ["NET_BIND_SERVICE"]
+    allowed = needed or _allows(config, "kubernetes.containerspec-addcapabilities")
     if added and not allowed:
         found.forbidden(f"{path}.capabilities.add")
 
