@@ -407,6 +407,16 @@ async def test_thousands_of_changes_take_a_tenth_of_their_size_and_are_all_there
     assert values == {entry.key: entry.value for entry in store.range(PODS)}
 
 
+async def test_what_compresses_well_is_forgotten_before_reading_it_takes_too_much() -> None:
+    store = await opened()
+    for number in range(600):
+        await store.put(A, value(f"{number} " + "the same again, " * 16_000), None)
+    assert store.history_bytes < history.HISTORY_BYTES / 4
+    changes = await store.watch(PODS, store.compacted).batch()
+    assert 100 < len(changes) == store.revision - store.compacted
+    assert sum(len(change.previous or b"") for change in changes) <= history.HISTORY_UNPACKED
+
+
 async def test_an_object_of_a_megabyte_is_kept_as_it_is() -> None:
     store = await opened()
     for number in range(4):

@@ -1,8 +1,8 @@
 """Who hears of a change: watches and subscriptions, indexed by the prefix they asked for.
 
 A change is offered only to the prefixes of its key that somebody registered (one dictionary look-up for each distinct
-prefix length), so idle watches cost nothing however many there are. All watches share the `Change` objects. A watch that
-does not read is cut off when its backlog passes a limit, by count or by bytes, and never slows a writer.
+prefix length), so idle watches cost nothing however many there are. All watches share the `Change` objects of what happens while
+they stand. A watch that does not read is cut off when its backlog passes a limit, by count or by bytes, and never slows a writer.
 """
 
 from __future__ import annotations

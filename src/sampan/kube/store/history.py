@@ -5,7 +5,8 @@ entry through what later changes ended. So a state at any retained revision can 
 
 The newest changes stand as they are, since nearly every reader wants only those. Older ones are packed into compressed blocks of
 some dozens: objects repeat each other and their own past, so ten thousand changes take a few megabytes, not thirty. The history is
-bounded by count and by the bytes that it holds. What falls out moves ``floor``: history up to there is gone.
+bounded by count, by the bytes that it holds, and by those that whoever reads all of it gets: what compresses well is little to
+hold, but not to read. What falls out moves ``floor``: history up to there is gone.
 
 Costs: `append` O(1), and half a millisecond for every `BLOCK_COUNT` changes; `since` and `as_of` O(log n + changes after the
 revision), for those in blocks several microseconds each.
@@ -30,6 +31,8 @@ HISTORY_COUNT = 10_000
 """Changes kept at most."""
 HISTORY_BYTES = 16 << 20
 """Bytes kept at most, as they are held."""
+HISTORY_UNPACKED = 64 << 20
+"""Bytes kept at most, as they are when read: a single watch may ask for all of them."""
 PLAIN_COUNT = 256
 """The newest changes stand unpacked: so many at least..."""
 PLAIN_BYTES = 512 << 10
@@ -72,19 +75,21 @@ class _Block(NamedTuple):
     """Revision of the newest."""
     changes: int
     """How many."""
+    weight: int
+    """Bytes that they keep alive once unpacked."""
     collections: frozenset[str]
     """What the keys belong to; who asks for others need not unpack it."""
     data: bytes
     compressed: bool
 
     @staticmethod
-    def pack(changes: list[Past]) -> _Block:
+    def pack(changes: list[Past], weight: int) -> _Block:
         data = _encoder.encode(changes)
         compressed = len(data) < INCOMPRESSIBLE
         if compressed:
             data = zlib.compress(data, LEVEL)
         collections = frozenset(sys.intern(collection_of(past.key)) for past in changes)
-        return _Block(changes[-1].revision, len(changes), collections, data, compressed)
+        return _Block(changes[-1].revision, len(changes), weight, collections, data, compressed)
 
     def concerns(self, prefix: str) -> bool:
         """Whether there may be changes under ``prefix``."""
@@ -110,7 +115,12 @@ class History:
     """Recent changes in revision order."""
 
     def __init__(
-        self, live: Mapping[str, Entry], floor: int, count: int = HISTORY_COUNT, size: int = HISTORY_BYTES
+        self,
+        live: Mapping[str, Entry],
+        floor: int,
+        count: int = HISTORY_COUNT,
+        size: int = HISTORY_BYTES,
+        unpacked: int = HISTORY_UNPACKED,
     ) -> None:
         """``live``: the store's entries as they are after the newest change, whenever this is read."""
         self.floor = floor
@@ -118,10 +128,12 @@ class History:
         self._live = live
         self._count = count
         self._size = size
+        self._unpacked = unpacked
         self._blocks: deque[_Block] = deque()
         self._plain: deque[Past] = deque()
         self._packed_count = 0
         self._packed_bytes = 0
+        self._packed_weight = 0
         self._plain_bytes = 0
 
     def __len__(self) -> int:
@@ -138,8 +150,11 @@ class History:
         self._plain_bytes += past.weight
         if len(self._plain) >= PLAIN_COUNT + BLOCK_COUNT or self._plain_bytes > PLAIN_BYTES + BLOCK_BYTES:
             self._pack()
-        while len(self) > self._count or (self.bytes > self._size and len(self) > 1):
+        while len(self) > self._count or (self._too_large() and len(self) > 1):
             self._drop()
+
+    def _too_large(self) -> bool:
+        return self.bytes > self._size or self._packed_weight + self._plain_bytes > self._unpacked
 
     def trim(self, revision: int, keep: int) -> None:
         """Drop changes up to ``revision``, but keep the newest ``keep`` ones."""
@@ -208,10 +223,11 @@ class History:
             weight += changes[-1].weight
         if not changes:
             return
-        block = _Block.pack(changes)
+        block = _Block.pack(changes, weight)
         self._blocks.append(block)
         self._packed_count += block.changes
         self._packed_bytes += len(block.data)
+        self._packed_weight += weight
         self._plain_bytes -= weight
 
     def _drop(self) -> None:
@@ -221,6 +237,7 @@ class History:
             self.floor = block.last
             self._packed_count -= block.changes
             self._packed_bytes -= len(block.data)
+            self._packed_weight -= block.weight
         else:
             oldest = self._plain.popleft()
             self.floor = oldest.revision
