@@ -12,6 +12,7 @@ from sampan.kube.objects import Resource
 from sampan.kube.resources import CONFIG_MAPS, CONTROLLER_REVISIONS, DEPLOYMENTS, LEASES, NAMESPACES, PODS, SERVICES
 from sampan.kube.server.sizes import DEEPEST
 from sampan.kube.status import ApiError
+from sampan.kube.store import FullError, MemoryLog
 from sampan.kube.types.custom import resource_types
 from tests.unit.kube_custom.widgets import definition, widget
 
@@ -296,3 +297,28 @@ async def test_a_transition_rule_holds_for_every_write_of_an_object_known_to_be_
     await cluster.client.patch(widgets, "w", {"status": {"ready": 1}}, "ns", subresource="status")
     with pytest.raises(ApiError, match=r"status\.ready"):
         await cluster.client.patch(widgets, "w", {"status": {"ready": "x"}}, "ns", subresource="status")
+
+
+async def test_what_the_store_cannot_take_is_a_status_to_who_writes_in_the_same_process(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise FullError("no space left on device")
+
+    client, other = cluster.client, {"apiVersion": "v1", "kind": "ConfigMap", **config_map("b")}
+    await client.create(NAMESPACES, {"metadata": {"name": "default"}})
+    kept = await client.create(CONFIG_MAPS, config_map("a"))
+    with monkeypatch.context() as disk:
+        disk.setattr(MemoryLog, "append", full)
+        for write in (
+            client.create(CONFIG_MAPS, other),
+            client.update(CONFIG_MAPS, {**kept, "data": {"a": "b"}}),
+            client.patch(CONFIG_MAPS, "a", {"data": {"a": "b"}}, "default"),
+            client.apply(CONFIG_MAPS, other, field_manager="test"),
+            client.delete(CONFIG_MAPS, "a", "default"),
+            client.delete_collection(CONFIG_MAPS, "default"),
+        ):
+            with pytest.raises(ApiError) as refused:
+                await write
+            assert (refused.value.code, refused.value.reason) == (507, "InsufficientStorage")
+    assert await client.get(CONFIG_MAPS, "a", "default") == kept

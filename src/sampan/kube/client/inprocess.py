@@ -1,29 +1,41 @@
 """The client of code that lives in the API server's own process: the verbs called directly, as one identity.
 
 It behaves as the HTTP client does, authorization, admission, validation and field ownership included; only the encoding to
-the wire is left out. Objects it returns belong to the caller; objects in watch events are shared among watchers.
+the wire is left out. Objects it returns belong to the caller; objects in watch events are shared among watchers. What the
+store says of a full disk is an `ApiError` here too, so that whoever writes knows it for what it is: the server's trouble, to be
+tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 from sampan.kube.access.interface import User
 from sampan.kube.client.interface import EventType, ObjectList, PatchType, Propagation, WatchEvent
 from sampan.kube.objects import Object, Resource, copy
+from sampan.kube.server.answers import error_of
 from sampan.kube.server.call import Call
 from sampan.kube.server.conversion import served_object
 from sampan.kube.server.options import DeleteOptions, ListOptions, WriteOptions, check_list_options
 from sampan.kube.server.verbs import Api
 from sampan.kube.server.watches import Event, Watch, bookmark_object
+from sampan.kube.store.interface import StoreError
 
 BACKLOG_LIMIT = 50_000
 """Events that may wait for a reader before its watch is ended."""
 AUTHENTICATED = "system:authenticated"
+
+
+@contextmanager
+def _told_as_status() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise error_of(error) from error
 
 
 class InProcessClient:
@@ -124,8 +136,8 @@ class InProcessClient:
         if namespace is None:
             namespace = (obj.get("metadata") or {}).get("namespace")
         call = self._call("create", resource, namespace, name or "", subresource, dry_run=dry_run)
-        answer = await self._api.create(call, copy(dict(obj)))
-        return answer.object
+        with _told_as_status():
+            return (await self._api.create(call, copy(dict(obj)))).object
 
     async def update(
         self, resource: Resource, obj: Mapping[str, Any], *, subresource: str | None = None, dry_run: bool = False
@@ -141,7 +153,8 @@ class InProcessClient:
             dry_run=dry_run,
             kind="UpdateOptions",
         )
-        return (await self._api.update(call, copy(dict(obj)))).object
+        with _told_as_status():
+            return (await self._api.update(call, copy(dict(obj)))).object
 
     async def patch(
         self,
@@ -157,7 +170,8 @@ class InProcessClient:
         """Patch an object."""
         call = self._call("patch", resource, namespace, name, subresource, dry_run=dry_run, kind="PatchOptions")
         given: Any = patch if isinstance(patch, Mapping) else list(patch)
-        return (await self._api.patch(call, patch_type, copy(given))).object
+        with _told_as_status():
+            return (await self._api.patch(call, patch_type, copy(given))).object
 
     async def apply(
         self,
@@ -181,7 +195,8 @@ class InProcessClient:
             kind="PatchOptions",
         )
         call.options.manager, call.options.manager_given, call.options.force = field_manager, True, force
-        return (await self._api.apply(call, copy(dict(obj)))).object
+        with _told_as_status():
+            return (await self._api.apply(call, copy(dict(obj)))).object
 
     async def delete(
         self,
@@ -197,7 +212,8 @@ class InProcessClient:
         """Delete an object; returns it, or a Status."""
         call = self._call("delete", resource, namespace, name)
         options = DeleteOptions(grace_period=grace_period, propagation=propagation, uid=uid, revision=revision)
-        return (await self._api.delete(call, options)).object
+        with _told_as_status():
+            return (await self._api.delete(call, options)).object
 
     async def delete_collection(
         self,
@@ -211,7 +227,8 @@ class InProcessClient:
         """Delete everything that matches."""
         call = self._call("deletecollection", resource, namespace)
         selecting = ListOptions(label_selector=label_selector or "", field_selector=field_selector or "")
-        await self._api.delete_collection(call, selecting, DeleteOptions(propagation=propagation))
+        with _told_as_status():
+            await self._api.delete_collection(call, selecting, DeleteOptions(propagation=propagation))
 
     def impersonate(self, user: str, groups: Sequence[str] = ()) -> InProcessClient:
         """The same client acting as another user.

@@ -131,7 +131,7 @@ class EventExpiry:
             # A conflict: it was written again, and its new expiry comes with the watch.
             if isinstance(error, ApiError) and (error.not_found or error.conflict):
                 return
-            # Also what the store itself says, of a full disk: else it would end the round, whose events nobody would delete.
+            # Whatever it is: else it would end the round, whose other events nobody would delete then.
             log.warning("cannot delete the expired event %s: %s", key, error)
             self._push(_Expiry(self._clock.time() + RETRY, key, expiry.revision))
 
