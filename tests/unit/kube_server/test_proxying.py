@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICES
 from sampan.kube.server.connect import KubeletConnector, _check_log
 from sampan.kube.server.routing import Target, parse
@@ -65,6 +66,20 @@ async def test_kubelets_are(cluster: Cluster, connector: KubeletConnector) -> No
     assert type is not None
     backend, _ = connector._proxied(type, target("/api/v1/nodes/n/proxy/pods"))
     assert backend.context is connector.context
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+async def test_a_node_that_joined_is_asked_at_no_name_that_it_gives_itself(
+    cluster: Cluster, connector: KubeletConnector, name: str
+) -> None:
+    await cluster.client.create(NODES, {"metadata": {"name": "m", "annotations": {JOINED: "true"}}})
+    told = {"status": {"addresses": [{"type": "Hostname", "address": name}]}}
+    await cluster.client.patch(NODES, "m", told, subresource="status")
+    with pytest.raises(ApiError, match="no preferred addresses found"):
+        connector._kubelet("m")
+    told["status"]["addresses"].append({"type": "ExternalIP", "address": "192.0.2.1"})
+    await cluster.client.patch(NODES, "m", told, subresource="status")
+    assert connector._kubelet("m").host == "192.0.2.1"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "9" * 5000])

@@ -118,11 +118,13 @@ class KubeletConnector:
             raise not_found(NODES, node_name)
         addresses: Sequence[Mapping[str, str]] = dig(node, "status", "addresses", default=())
         by_type = {address.get("type"): address.get("address") for address in reversed(addresses)}
-        host = by_type.get("InternalIP") or by_type.get("Hostname") or by_type.get("ExternalIP")
+        joined = JOINED in (node["metadata"].get("annotations") or {})
+        # a node that joined names itself, and a name may lead anywhere: only its addresses are looked at before they are taken
+        kinds = ("InternalIP", "ExternalIP") if joined else ("InternalIP", "Hostname", "ExternalIP")
+        host = next((by_type[kind] for kind in kinds if by_type.get(kind)), None)
         if not host:
             raise internal(f"no preferred addresses found; known addresses: {list(by_type.values())}")
         port = int(dig(node, "status", "daemonEndpoints", "kubeletEndpoint", "Port", default=KUBELET_PORT))
-        joined = JOINED in (node["metadata"].get("annotations") or {})
         return Backend(host, port, self.joined_context if joined else self.context)
 
     def _proxied(self, type: ResourceType, target: Target) -> tuple[Backend, str]:
