@@ -191,6 +191,37 @@ async def test_a_load_balancer_keeps_its_source_ranges_inside_the_cluster(node: 
         assert not list(node.path.tables.sources)
 
 
+async def test_nobody_inherits_who_may_reach_a_load_balancer_that_is_gone(node: Node) -> None:
+    with closing(Server("1")) as one:
+        a, b = node.pods
+        front, backends = Frontend(VIP, 80, "TCP"), Backends((one.at,), reach="external", sources=(f"{a}/32",))
+        node.path.set(front, backends)
+        node.path.unset(front)
+        node.path.close()  # killed before it swept
+        node.path = node.attach()
+        assert list(node.path.tables.sources)
+        node.path.set(Frontend(VIP, 90, "TCP"), backends._replace(sources=(f"{b}/32",)))
+        assert node.inside("a", lambda: _same(_refusal((VIP, 90)), "ETIMEDOUT")) == ""
+        node.path.sweep()
+        assert len(list(node.path.tables.sources)) == 1
+
+
+async def test_a_service_that_does_not_fit_takes_no_room_from_others(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+    with closing(Server("1")) as one:
+        front, backends = Frontend(VIP, 80, "TCP"), Backends((one.at,), affinity=9, sources=(f"{node.pods[0]}/32",))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="too long"):
+            patch.setattr(node.path.tables.services, "update", full)
+            node.path.set(front, backends)
+        assert not [*node.path.tables.sources, *node.path.tables.backends]
+        node.path.set(front, backends)
+        assert node.inside("a", lambda: _same(_call(), b"1")) == ""
+
+
 async def test_a_client_stays_with_its_endpoint_while_it_is_there(node: Node) -> None:
     with closing(Server("1")) as one, closing(Server("2")) as two, closing(Server("3")) as three:
         front = Frontend(VIP, 80, "TCP")

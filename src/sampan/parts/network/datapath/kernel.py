@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -37,6 +37,14 @@ def _service_key(address: str, port: int, protocol: str) -> bytes:
 
 def _endpoint(address: str, port: int) -> bytes:
     return IPv4Address(address).packed + port.to_bytes(2, "big") + bytes(2)
+
+
+def _backend_entries(number: int, backends: Backends) -> Iterator[tuple[bytes, bytes]]:
+    for index, (address, port) in enumerate(backends.endpoints):
+        endpoint = _endpoint(address, port)
+        yield struct.pack("=III", number, index, MEMBER), endpoint
+        if backends.affinity:
+            yield struct.pack("=I", number) + endpoint, endpoint
 
 
 def _source_keys(number: int, backends: Backends) -> list[bytes]:
@@ -108,11 +116,8 @@ class KernelPath:
         self._closed = False
         self._entries: dict[Frontend, tuple[int, Backends]] = {}
         self._markers: dict[str, int] = {}
-        self._next = 1
-        for key in self.tables.services if self.adopted else ():
-            value = self.tables.services.lookup(key)
-            if value is not None:
-                self._next = max(self._next, _SERVICE.unpack(value)[0] + 1)
+        # a number that an earlier process used may still have endpoints, and sources that may reach them
+        self._next = max(self._numbers(), default=0) + 1 if self.adopted else 1
         self._policy = _PolicyTables(self.tables)
 
     def stands(self) -> bool:
@@ -152,16 +157,14 @@ class KernelPath:
             return
         number = self._next
         self._next = self._next % 0xFFFFFFF0 + 1
-        table = self.tables.backends
-        for index, (address, port) in enumerate(backends.endpoints):
-            table.update(struct.pack("=III", number, index, MEMBER), _endpoint(address, port))
-            if backends.affinity:
-                table.update(struct.pack("=I", number) + _endpoint(address, port), _endpoint(address, port))
-        for key in _source_keys(number, backends):
-            self.tables.sources.update(key, struct.pack("=I", 1))
         flags = (DROP if backends.drop else 0) | (GUARDED if backends.sources else 0)
         value = _SERVICE.pack(number, len(backends.endpoints), flags, 0, backends.affinity * 1_000_000_000)
-        self.tables.services.update(_service_key(*frontend), value)
+        try:
+            self._add(number, backends)
+            self.tables.services.update(_service_key(*frontend), value)
+        except OSError:
+            self._remove(number, backends)  # it is tried again under another number, and others need the room
+            raise
         self._entries[frontend] = (number, backends)
         if old is not None:
             self._sweep_later(*old)
@@ -184,20 +187,34 @@ class KernelPath:
                 del self._markers[frontend.address]
                 self.tables.services.delete(_service_key(frontend.address, 0, ""))
 
-    def _sweep_later(self, number: int, backends: Backends) -> None:
-        keys = [struct.pack("=III", number, index, MEMBER) for index in range(len(backends.endpoints))]
-        if backends.affinity:
-            keys += [struct.pack("=I", number) + _endpoint(address, port) for address, port in backends.endpoints]
+    def _add(self, number: int, backends: Backends) -> None:
+        for key, endpoint in _backend_entries(number, backends):
+            self.tables.backends.update(key, endpoint)
+        for key in _source_keys(number, backends):
+            self.tables.sources.update(key, struct.pack("=I", 1))
 
+    def _remove(self, number: int, backends: Backends) -> None:
+        for key, _ in _backend_entries(number, backends):
+            self.tables.backends.delete(key)
+        for key in _source_keys(number, backends):
+            self.tables.sources.delete(key)
+
+    def _sweep_later(self, number: int, backends: Backends) -> None:
         def sweep() -> None:
-            if self._closed:
-                return
-            for key in keys:
-                self.tables.backends.delete(key)
-            for key in _source_keys(number, backends):
-                self.tables.sources.delete(key)
+            if not self._closed:
+                self._remove(number, backends)
 
         self._clock.call_later(SWEEP_SECONDS, sweep)
+
+    def _numbers(self) -> Iterator[int]:
+        """The numbers of services that something is known of."""
+        for key in self.tables.services:
+            value = self.tables.services.lookup(key)
+            if value is not None:
+                yield _SERVICE.unpack(value)[0]
+        for table, layout in ((self.tables.backends, "=I"), (self.tables.sources, "=4xI")):
+            for key in table:
+                yield struct.unpack_from(layout, key)[0]
 
     def sweep(self) -> None:
         """Everything there is has been put: forget what an earlier process left besides."""
