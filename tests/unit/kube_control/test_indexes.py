@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampan.kube.client import WatchEvent
-from sampan.kube.control.indexes import SLICES_OF_SERVICE, BySelector
+from sampan.kube.control.indexes import SLICES_OF_SERVICE, BySelector, Lookup
 from sampan.kube.control.informer import SharedInformer
 from sampan.kube.objects import Key, Object, encode
 from sampan.kube.resources import ENDPOINT_SLICES, REPLICA_SETS
@@ -91,6 +91,16 @@ def test_what_is_held_encoded_is_found_by_what_it_wants_now_however_that_is_orde
     assert (found(a="1", b="2"), found(c="3")) == (0, 1)
     informer.change(WatchEvent("DELETED", named(1, "n", spec={"selector": {"c": "3"}})))
     assert found(a="1", b="2", c="3") == 0
+
+
+def test_an_object_that_an_index_cannot_read_keeps_no_other_from_being_found() -> None:
+    informer = SharedInformer(REPLICA_SETS)
+    by_app = Lookup("app", lambda one: [one["spec"]["app"]])
+    informer.replace([named(1, "n", spec={"app": "a"}), named(2, "n")])
+    assert [one["metadata"]["name"] for one in by_app(informer, "a")] == ["o1"]
+    informer.replace([named(1, "n", spec={"app": "a"}), named(3, "n"), named(4, "n", spec={"app": "a"})])
+    assert [one["metadata"]["name"] for one in by_app(informer, "a")] == ["o1", "o4"]
+    assert len(informer) == 3
 
 
 def test_slices_are_found_by_their_service() -> None:

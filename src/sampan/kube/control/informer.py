@@ -109,7 +109,7 @@ class SharedInformer:
         table = KeysByValue()
         for key in list(self._held):
             (obj,) = self._held.of((key,))
-            for value in index(obj):
+            for value in self._values(index, obj):
                 table.add(value, key)
         self._indexed[name] = table
 
@@ -186,14 +186,22 @@ class SharedInformer:
             self._held.put(key, new)
         for name, index in self._indexes.items():
             table = self._indexed[name]
-            before = () if old is None else tuple(index(old))
-            after = () if new is None else tuple(index(new))
+            before = () if old is None else self._values(index, old)
+            after = () if new is None else self._values(index, new)
             if before != after:
                 for value in before:
                     table.discard(value, key)
                 for value in after:
                     table.add(value, key)
         return old
+
+    def _values(self, index: Index, obj: Object) -> tuple[str, ...]:
+        try:
+            return tuple(index(obj))
+        except Exception:
+            # One odd object is found by no value; it must not keep the cache from following all others.
+            log.exception("an index of the %s informer failed for %s", self.resource, Key.of(obj))
+            return ()
 
     def _tell(self, listener: Listener, old: Object | None, new: Object | None) -> None:
         try:
