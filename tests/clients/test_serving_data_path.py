@@ -118,6 +118,23 @@ def test_names_inside_get_certificates_of_their_own(world: World) -> None:
     assert answer.text == "Hello whisper!\n"
 
 
+def test_nobody_gets_a_certificate_for_the_platforms_own_name(world: World) -> None:
+    own = world.platform.kernel.authority
+    world.platform.call(lambda: own.server_context(["platform.example.com"]))  # as for the setting kubernetes.names
+    for name in ("platform.example.com", "*.example.com"):
+        certificate = {
+            "apiVersion": "networking.internal.knative.dev/v1alpha1",
+            "kind": "Certificate",
+            "metadata": {"name": "taken"},
+            "spec": {"dnsNames": [name], "secretName": "taken"},
+        }
+        world.apply(certificate)
+        world.until(lambda: world.condition("kcert", "taken")[:2] == ("False", "CertificateProvisionFailed"))
+        assert name in world.condition("kcert", "taken")[2]
+        assert not [one for one in world.objects("secret") if one["metadata"]["name"] == "taken"]
+        world.kubectl("delete", "kcert", "taken")
+
+
 def test_settings_of_the_network_that_mean_nothing_are_refused(world: World) -> None:
     for name in ("cluster-local-domain-tls", "system-internal-tls", "http-protocol"):
         patch = json.dumps({"data": {name: "Sometimes"}})

@@ -148,6 +148,13 @@ class Authority:
             context.load_cert_chain(pair.certificate, pair.key)
         return context
 
+    def shows(self, name: str) -> bool:
+        """A server of this process has a context for the name, or for one that it covers as a wildcard."""
+        made_for = (self._leaves.get(pair.certificate.stem, ((),))[0] for _, pair in self._contexts.copy())
+        own = {one.lower() for names in made_for for one in names}
+        name = name.lower().rstrip(".")
+        return name in own or (name.startswith("*.") and name[2:] in {one.partition(".")[2] for one in own})
+
     def renew(self) -> list[str]:
         """Issue anew every leaf handed out here that is due, and reload the server contexts; returns the leaves."""
         due = [leaf for leaf, made_for in self._leaves.items() if self._due(leaf, *made_for[:2])]

@@ -75,6 +75,14 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.
     return far
 
 
+def test_an_authority_knows_the_names_that_its_own_servers_show(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.server_context(["localhost", "api.Example.com"])
+    authority.server_certificate(["shop.example.com"], "of-a-user")
+    assert [authority.shows(name) for name in ("localhost", "API.example.com.", "*.example.com")] == [True] * 3
+    assert not any(map(authority.shows, ("shop.example.com", "*.example.org", "*.com", "*.api.example.com", "com")))
+
+
 def test_a_client_certificate_shows_the_server_its_user_and_groups(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     server = authority.server_context(["localhost", "127.0.0.1"], verify_clients=True)

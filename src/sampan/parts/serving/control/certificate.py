@@ -114,7 +114,7 @@ class CertificateController(Controller):
         try:
             if not names:
                 raise CertificateError("spec.dnsNames is empty")
-            if refused := next((one for one in names if is_reserved(one, key.namespace, self._is_namespace)), ""):
+            if refused := next((one for one in names if self._is_refused(one, key.namespace)), ""):
                 raise CertificateError(
                     f"{refused} is no name that is visible outside or of a Service of {key.namespace}"
                 )
@@ -135,6 +135,10 @@ class CertificateController(Controller):
         if status != (certificate.get("status") or {}):
             await self.client.update(CERTIFICATES, {**certificate, "status": status}, subresource="status")
         return LOOK_AGAIN
+
+    def _is_refused(self, name: str, namespace: str) -> bool:
+        # the API server may be known outside, too (its setting ``names``)
+        return is_reserved(name, namespace, self._is_namespace) or self._authority.shows(name)
 
     def _is_namespace(self, name: str) -> bool:
         return self.informer(NAMESPACES).get(Key("", name)) is not None
