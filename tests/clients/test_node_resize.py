@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ async def until(kubectl: Kubectl, name: str, reached: Any) -> dict[str, Any]:
 
 
 def limits(uid: str, file: str) -> list[int]:
-    found = (path.read_text().strip() for path in Path("/sys/fs/cgroup").rglob(f"{uid}/*/{file}"))
+    # other platforms' groups go away meanwhile, which a walk does not mind
+    folders = (Path(folder) for folder, _, files in os.walk("/sys/fs/cgroup") if file in files)
+    found = ((folder / file).read_text().strip() for folder in folders if folder.parent.name == uid)
     return [int(text) for text in found if text.isdigit()]
 
 
@@ -54,6 +57,16 @@ async def memory_limit(kubectl: Kubectl, name: str) -> int:
         if found := await asyncio.to_thread(limits, uid, file):
             return min(found)
     return 0
+
+
+async def told(kubectl: Kubectl, name: str) -> int:
+    """The limit that a program in the container reads, as language runtimes do; it can be read only."""
+    root = "cd /sys/fs/cgroup; test -d memory && cd memory; "
+    line = f"{root}cat memory.limit_in_bytes memory.max 2>/dev/null"
+    assert "Read-only" in await kubectl.run("exec", name, "--", "sh", "-c", f"{root}echo 9 2>&1 > memory.max; :")
+    own = await kubectl.run("exec", name, "--", "cat", "/proc/self/cgroup")
+    assert {one.rpartition(":")[2] for one in own.split() if "memory" in one or one.startswith("0:")} == {"/"}
+    return int(await kubectl.run("exec", name, "--", "sh", "-c", line + "; :"))
 
 
 async def test_a_running_pod_gets_what_it_asks_for_anew(kubectl: Kubectl) -> None:
@@ -72,6 +85,7 @@ async def test_a_running_pod_gets_what_it_asks_for_anew(kubectl: Kubectl) -> Non
     )
     await kubectl.ready("pod/box", "pod/again")
     before = await memory_limit(kubectl, "box")
+    assert not before or await told(kubectl, "box") == before
     more = {"requests": {"cpu": "200m", "memory": "48Mi"}, "limits": {"cpu": "400m", "memory": "128Mi"}}
     await resize(kubectl, "box", more)
     done = await until(kubectl, "box", lambda status, _: status.get("resources") == more)
@@ -80,6 +94,7 @@ async def test_a_running_pod_gets_what_it_asks_for_anew(kubectl: Kubectl) -> Non
     assert not {"PodResizePending", "PodResizeInProgress"} & done["conditions"].keys()
     if before:
         assert (before, await memory_limit(kubectl, "box")) == (64 << 20, 128 << 20)
+        assert await told(kubectl, "box") == 128 << 20
     await resize(kubectl, "again", more)
     done = await until(kubectl, "again", lambda status, _: status.get("resources") == more and status["ready"])
     assert done["restartCount"] == 1

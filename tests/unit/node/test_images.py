@@ -222,12 +222,16 @@ def test_no_member_of_a_layer_leads_out_of_it(tmp_path: Path, members: list[tarf
     assert (out / "secret").stat().st_nlink == 1
 
 
-def test_files_of_a_layer_lose_what_would_give_rights(tmp_path: Path) -> None:
+def test_files_of_a_layer_keep_their_modes_but_for_what_would_give_rights(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images")
-    data = layer(member("/program"), member("also", tarfile.LNKTYPE, "program"))
+    folder = member("tmp", tarfile.DIRTYPE)
+    folder.mode = 0o1777
+    data = layer(member("/program"), member("also", tarfile.LNKTYPE, "program"), folder)
     digest = store.add("docker.io/library/a:1", ImageConfig(), [data], ["sha256:0"], CREATED)
     (place,) = store.prepare(digest, "a:1").layers
-    assert (Path(place) / "program").stat().st_mode & 0o7777 == 0o755
+    assert (Path(place) / "program").stat().st_mode & 0o7777 == 0o777
+    assert (Path(place) / "tmp").stat().st_mode & 0o7777 == 0o1777
+    assert Path(place).parent.stat().st_mode & 0o777 == 0o700
     assert (Path(place) / "also").samefile(Path(place) / "program")
 
 

@@ -61,7 +61,8 @@ class ImageStore:
     def open(self) -> None:
         """Make the layout where there is none. Raises OSError."""
         self._blobs.mkdir(parents=True, exist_ok=True)
-        (self.directory / "layers").mkdir(exist_ok=True)
+        # other users of the machine have no business in there, whatever the modes inside
+        (self.directory / "layers").mkdir(mode=0o700, exist_ok=True)
         marker = self.directory / "oci-layout"
         if not marker.exists():
             write_atomic(marker, b'{"imageLayoutVersion":"1.0.0"}')
@@ -335,8 +336,8 @@ def extract(archive: tarfile.TarFile, place: Path) -> None:
                 if path.startswith("/") or not (place / path).resolve().is_relative_to(inside):
                     raise tarfile.ExtractError(f"{path} leads out of the layer")
             if not member.issym():
-                # as the standard library's own filter for archives of unknown origin
-                member.mode &= 0o755
+                # a program must not gain its owner's rights; who may write stays as the image says: /tmp is everybody's
+                member.mode &= 0o1777
             yield member
 
     hidden: list[tuple[Path, bool]] = []
