@@ -480,6 +480,33 @@ def test_bounds_hold(world: World) -> None:
     assert len(world.servers("bounded")) == 2
 
 
+def test_the_bounds_of_the_revision_that_takes_over_hold_before_it_does(world: World) -> None:
+    bounds = {"autoscaling.knative.dev/min-scale": "2"}
+    world.apply(service("heir", annotations=bounds))
+    world.ready("heir")
+    world.apply(service("heir", annotations={**bounds, "play/ready": "false"}))
+    world.until(lambda: world.object("cfg", "heir")["status"].get("latestCreatedRevisionName") == "heir-00002")
+    # once the Route tells of the tag it has looked at what it uses
+    traffic = [{"latestRevision": True, "percent": 100, "tag": "now"}]
+    world.apply(service("heir", annotations={**bounds, "play/ready": "false"}, traffic=traffic))
+    world.until(lambda: any(one.get("tag") for one in world.object("route", "heir")["status"]["traffic"]))
+    assert world.object("route", "heir")["status"]["traffic"][0]["revisionName"] == "heir-00001"
+    state = world.object("rev", "heir-00002")["metadata"]["labels"]["serving.knative.dev/routingState"]
+    assert state == "active", "who is in reserve has no bounds"
+    world.until(lambda: world.object("podautoscaler", "heir-00002")["spec"]["reachability"] == "Reachable")
+
+
+def test_a_revision_that_was_replaced_gives_up_all_that_its_bounds_held(world: World) -> None:
+    bounds = {"autoscaling.knative.dev/min-scale": "4"}
+    for text in ("old", "new"):
+        world.apply(service("bequest", annotations=bounds, env={"TARGET": text}))
+        world.ready("bequest")
+    world.pass_time(180, 5)
+    assert world.object("deployment", "bequest-00001-deployment")["spec"]["replicas"] == 0
+    assert world.condition("podautoscaler", "bequest-00001", "Active")[0] == "False"
+    assert world.object("deployment", "bequest-00002-deployment")["spec"]["replicas"] == 4
+
+
 def test_of_pods_that_wake_together_only_those_that_listen_are_asked(world: World) -> None:
     play = {"play/stagger": "6", "autoscaling.knative.dev/activation-scale": "4"}
     world.apply(service("choir", annotations=play))

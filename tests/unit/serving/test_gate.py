@@ -131,6 +131,7 @@ def revision(probe: Mapping[str, Any]) -> Object:
         ({"exec": {"command": ["true"]}}, None),
         ({"grpc": {"port": 0}}, None),
         ({"httpGet": {"scheme": "HTTPS"}}, None),
+        ({"httpGet": {"scheme": "http"}}, Question(3000, "/")),
         ({"tcpSocket": {"port": 0}, "initialDelaySeconds": 5}, None),
     ],
 )

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 
 LONGEST = 63
+DIGEST = 32
 
 
 def child(parent: str, suffix: str) -> str:
-    """``parent + suffix``, shortened by a digest when it would not fit a DNS label."""
-    name = parent + suffix
-    if len(name) <= LONGEST:
-        return name
-    digest = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
-    room = LONGEST - len(digest) - len(suffix)
-    if room > 0:
-        return parent[:room] + digest + suffix
-    return name[: LONGEST - len(digest)] + digest
+    """``parent + suffix``; shortened by a digest when it would not fit a DNS label, as upstream, whose tools look it up."""
+    if len(parent) + len(suffix) <= LONGEST:
+        return parent + suffix
+    room = LONGEST - DIGEST
+    if len(suffix) < room:
+        return parent[: room - len(suffix)] + _digest(parent) + suffix
+    name = (parent[:room] + _digest(parent + suffix) + suffix)[:LONGEST]
+    while not name[-1].isalnum():
+        name = name[:-1]
+    return name
+
+
+def _digest(name: str) -> str:
+    return hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
 
 
 def revision(configuration: str, generation: int) -> str:
@@ -33,4 +39,4 @@ def private_service(revision_name: str) -> str:
 
 
 def image_cache(revision_name: str, container: str) -> str:
-    return child(revision_name, f"-cache-{container}")
+    return child(child(revision_name, "-cache"), f"-{container}")

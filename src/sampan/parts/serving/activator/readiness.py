@@ -39,7 +39,7 @@ def question(revision: Object) -> Question | None:
         asked = dig(probe, "tcpSocket", "port") or port
         return Question(asked, "") if isinstance(asked, int) else Question(port, "")
     target = probe["httpGet"]
-    if target.get("scheme", "HTTP") != "HTTP" or target.get("host"):
+    if (target.get("scheme") or "HTTP").upper() != "HTTP" or target.get("host"):
         return None
     asked = target.get("port") or port
     headers = tuple((one["name"], one.get("value", "")) for one in target.get("httpHeaders") or ())

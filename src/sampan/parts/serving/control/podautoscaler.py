@@ -135,7 +135,7 @@ class PodAutoscalerController(Controller):
             await self._scale(deployment, wanted)
             if current == 0:
                 return STATUS_LATER
-        self._judge(conditions, settings, wanted, decision, ready, current)
+        self._judge(conditions, settings, wanted, decision, ready, current, reachable=reachable)
         mode = "Serve" if wanted > 0 and ready > 0 and decision.excess_burst_capacity >= 0 else "Proxy"
         if not conditions.is_true("Active"):
             mode = "Proxy"
@@ -193,9 +193,13 @@ class PodAutoscalerController(Controller):
         decision: Decision,
         ready: int,
         current: int,
+        *,
+        reachable: bool,
     ) -> None:
         initialized = conditions.is_true("ScaleTargetInitialized")
-        threshold = max(settings.min_scale, 1) if initialized else max(settings.min_scale, settings.initial_scale)
+        # a revision on its way out is not short of pods: it would wait for them instead of going
+        low = settings.min_scale if reachable else 0
+        threshold = max(low, 1 if initialized else settings.initial_scale)
         if not initialized and ready >= threshold:
             conditions.true("ScaleTargetInitialized")
         if wanted == 0 or (decision.pods == 0 and conditions.get("Active")[0] == "False"):
@@ -273,14 +277,14 @@ class PodAutoscalerController(Controller):
         conditions: ConditionSet,
         ready: int,
     ) -> float | None:
-        minimum, again = settings.min_scale, None
+        minimum, again = 0 if autoscaler["spec"].get("reachability") == "Unreachable" else settings.min_scale, None
         if settings.autoscaler_class == autoscaling.PPA:
             minimum, again = self._scheduled(autoscaler, settings, int(deployment["spec"].get("replicas", 1)))
         # the HPA is ours alone: bounds that are taken back must go
         wanted_hpa = horizontal(autoscaler, settings, minimum)
         hpa = await ensure(self, HORIZONTAL_POD_AUTOSCALERS, autoscaler, wanted_hpa)
         wanted = int(dig(hpa, "status", "desiredReplicas", default=0) or deployment["spec"].get("replicas", 1))
-        threshold = max(1, settings.min_scale)
+        threshold = max(1, minimum)
         if ready >= threshold:
             conditions.true("ScaleTargetInitialized")
             conditions.true("Active")

@@ -319,6 +319,9 @@ def _probe(container: Object, port: int, protocol: str) -> None:
         for kind in ("tcpSocket", "httpGet", "grpc"):
             if kind in asked and not asked[kind].get("port"):
                 asked[kind]["port"] = port
+    if dig(probe, "httpGet", "scheme"):
+        # upstream's queue proxy asks by a URL, where the case does not matter; a Deployment takes capitals alone
+        probe["httpGet"]["scheme"] = probe["httpGet"]["scheme"].upper()
     if not probe.get("periodSeconds"):
         probe["periodSeconds"] = 1
         probe["failureThreshold"] = 3

@@ -158,6 +158,9 @@ class RouteController(Controller):
         if configuration is None:
             made.problem = ("False", "ConfigurationMissing", f'Configuration "{name}" referenced in traffic not found.')
             return
+        if created := dig(configuration, "status", "latestCreatedRevisionName"):
+            # the next to take over: its bounds hold already, so that it has all its pods when it does
+            made.revisions.add(created)
         latest = dig(configuration, "status", "latestReadyRevisionName")
         revision = self.informer(REVISIONS).get(Key(namespace, latest)) if latest else None
         if revision is None:
