@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
+import pytest
+
 from sampan.kernel.autojump import autojump
 from sampan.kernel.clock import Clock
 from sampan.kube.objects import Object
@@ -28,15 +30,16 @@ class Slices:
     def __init__(self) -> None:
         self.now: Object = slice_of()
         self._listeners: list[Callable[[Object | None, Object | None], None]] = []
+        self._indexes: dict[str, Any] = {}
 
     def add_index(self, name: str, index: Any) -> None:
-        self._index = index
+        self._indexes[name] = index
 
     def on_change(self, listener: Callable[[Object | None, Object | None], None]) -> None:
         self._listeners.append(listener)
 
     def indexed(self, index: str, value: str) -> list[Object]:
-        return [self.now] if value in self._index(self.now) else []
+        return [self.now] if value in self._indexes[index](self.now) else []
 
     def put(self, new: Object) -> None:
         old, self.now = self.now, new
@@ -78,6 +81,43 @@ async def test_nobody_waits_for_ever() -> None:
         began = clock.monotonic()
         await letting_go.wait("mine")
         assert PATIENCE <= clock.monotonic() - began < PATIENCE + 1
+
+
+class Gateway:
+    """Routes that follow ``seconds`` later, or (None) never."""
+
+    def __init__(self, clock: Clock, seconds: float | None) -> None:
+        self._clock, self._seconds = clock, seconds
+
+    async def complete(self) -> None:
+        if self._seconds is None:
+            await asyncio.Event().wait()
+        else:
+            await self._clock.sleep(self._seconds)
+
+
+@pytest.mark.parametrize(("takes", "waits"), [(0.7, 0.7), (None, PATIENCE)])
+async def test_routes_have_followed_or_had_their_time(takes: float | None, waits: float) -> None:
+    slices, clock = Slices(), Clock()
+    letting_go = LettingGo(cast(Any, slices), clock, lambda: Gateway(clock, takes))
+    slices.put(slice_of(("mine", True, False)))
+    with autojump(clock):
+        waiting = asyncio.ensure_future(letting_go.wait("mine"))
+        await clock.sleep(0.5)
+        slices.put(slice_of(("mine", False, True)))
+        began = clock.monotonic()
+        await waiting
+        assert waits + SETTLE <= clock.monotonic() - began < waits + SETTLE + 0.5
+
+
+async def test_endpoints_that_let_go_before_the_node_got_to_it_still_give_routes_their_time() -> None:
+    slices, clock = Slices(), Clock()
+    letting_go = LettingGo(cast(Any, slices), clock, lambda: Gateway(clock, 0.7))
+    slices.put(slice_of(("mine", False, True), ("new", True, False)))
+    with autojump(clock):
+        began = clock.monotonic()
+        await letting_go.wait("mine")
+        assert 0.7 + SETTLE <= clock.monotonic() - began < PATIENCE
 
 
 def test_addresses_that_are_published_while_they_end_are_let_go_of() -> None:

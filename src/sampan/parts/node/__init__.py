@@ -40,6 +40,13 @@ class PodAddresses:
             listener(pod, address, runs)
 
 
+class Routes(Protocol):
+    """Who sends requests to pods, provided under this type by the part that does: a pod is not told to end before it knows."""
+
+    async def complete(self) -> None:
+        """Return when the endpoints known now are those that requests are sent to."""
+
+
 def tier_here(scratch: Path) -> tuple[str, str]:
     """The isolation tier (``T1`` to ``T3``) a node would have on this machine, tried out in throw-away processes under the folder
     ``scratch``, and what keeps it from a better one. Forks, so for a process without threads; Linux only."""

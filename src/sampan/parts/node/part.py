@@ -21,7 +21,7 @@ from sampan.kube.joining.interface import Joined
 from sampan.kube.part import ServiceRange
 from sampan.kube.resources import NODES
 from sampan.kube.types.resource import TypeRegistry
-from sampan.parts.node import ImageDigests, PodAddresses
+from sampan.parts.node import ImageDigests, PodAddresses, Routes
 from sampan.parts.node.agent.agent import Agent
 from sampan.parts.node.agent.eviction import Reserve
 from sampan.parts.node.agent.peers import PeerRoutes
@@ -135,6 +135,7 @@ class NodePart(Part[NodeSettings]):
             reserve=Reserve(settings.disk_reserve, settings.memory_reserve),
             housekeeping=settings.housekeeping,
             on_address=context.get(PodAddresses).tell,
+            routes=lambda: context.find(Routes),
         )
         address = context.listeners.address("kubelet")
         assert address is not None

@@ -22,6 +22,7 @@ from sampan.kube.client.interface import Client
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.status import ApiError
+from sampan.parts.node import Routes
 from sampan.parts.traffic import definitions, resources
 from sampan.parts.traffic.access import AccessLog
 from sampan.parts.traffic.control.publisher import Publisher
@@ -166,6 +167,7 @@ class TrafficPart(Part[TrafficSettings]):
         )
         plane.bind(self._publisher)
         context.provide(DataPlane, plane)
+        context.provide(Routes, self._publisher)
         context.tasks.keep("access log", self._access_log.run)
         await self._publisher.start()
         if self._envoy.adopted:

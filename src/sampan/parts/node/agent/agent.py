@@ -20,7 +20,7 @@ from sampan.kube.control.interface import Informer, Informers
 from sampan.kube.objects import Key, Object, copy, dig
 from sampan.kube.resources import ENDPOINT_SLICES, PODS, SERVICES
 from sampan.parts.network import loopback_address
-from sampan.parts.node import OnAddress
+from sampan.parts.node import OnAddress, Routes
 from sampan.parts.node.agent import launching
 from sampan.parts.node.agent.adoption import adopt
 from sampan.parts.node.agent.eviction import NOTHING_RESERVED, Eviction, Reserve
@@ -66,9 +66,11 @@ class Agent:
         reserve: Reserve = NOTHING_RESERVED,
         housekeeping: float = 10.0,
         on_address: OnAddress = lambda pod, address, runs: None,
+        routes: Callable[[], Routes | None] = lambda: None,
     ) -> None:
         """``sources`` finds what pods refer to (default: by the informers); ``api_server`` is where this machine reaches the
-        API, if not on its own loopback; ``on_address`` is called when a pod has its address, and when a container has begun."""
+        API, if not on its own loopback; ``on_address`` is called when a pod has its address, and when a container has begun;
+        ``routes`` gives who sends requests to pods, where that is known."""
         self.name = name
         self.client = client
         self.clock = clock
@@ -96,7 +98,7 @@ class Agent:
         self._closed = False
         self._runtime_up = False
         self._pods: Informer
-        self.letting_go = LettingGo(informers.informer(ENDPOINT_SLICES), clock)
+        self.letting_go = LettingGo(informers.informer(ENDPOINT_SLICES), clock, routes)
         self.sources: Sources = sources or InformedSources(informers)
         self._api_server = api_server
 
