@@ -47,6 +47,8 @@ SUITES = {
     "e2e": "e2e",
 }
 EXPECTED = {
+    "TestMustHaveCgroupConfigured": "no cgroup file system in containers: its mounts would be a tenth of a cold start",
+    "TestShouldHaveCgroupReadOnly": "likewise",
     "TestRevisionTimeout/writes_first_byte_before_timeout": "a response that is cut short is reset, not ended cleanly",
     ".*ViaActivator.*": "wait for addresses of the EndpointSlices of activator-service in a public Service: the gate has none",
     "TestTargetBurstCapacity(MinusOne)?": "likewise",

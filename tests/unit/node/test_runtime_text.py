@@ -97,15 +97,6 @@ def test_limits_go_where_the_controller_is(tmp_path: Path) -> None:
     assert int((unified / "pod/c/cpu.weight").read_text()) == 10
 
 
-def test_a_container_is_shown_the_groups_that_limit_it_as_the_machine_has_them(tmp_path: Path) -> None:
-    controllers = frozenset({"memory"})
-    hybrid = Cgroups(tmp_path / "2", frozenset(), {"memory": tmp_path / "m", "cpu": tmp_path / "c"})
-    assert hybrid.shown("p", "a") == {"memory": f"{tmp_path}/m/p/a", "cpu": f"{tmp_path}/c/p/a"}
-    assert Cgroups(tmp_path / "2", controllers, {}).shown("p", "a") == {"": f"{tmp_path}/2/p/a"}
-    assert Cgroups(None, frozenset(), {}).shown("p", "a") == {}
-    assert Cgroups(tmp_path / "2", frozenset(), {}).shown("p", "a") == {}, "it tells nobody anything"
-
-
 def test_a_missing_program_is_reported_in_a_runtimes_words(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("x")
     cases = {

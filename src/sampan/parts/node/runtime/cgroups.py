@@ -130,17 +130,6 @@ class Cgroups:
         """The ``cgroup.procs`` files a process writes 0 to in order to join."""
         return [str(tree / pod / container / "cgroup.procs") for tree in self._trees()]
 
-    def shown(self, pod: str, container: str) -> dict[str, str]:
-        """The container's group by where it is seen below ``/sys/fs/cgroup``: "" where it is all there is.
-
-        As the machine has them, and only trees with a limit: programs read there how much memory and cpu is theirs.
-        """
-        if self.v1:
-            return {name: str(tree / pod / container) for name, tree in self.v1.items()}
-        if self.unified is not None and self.controllers:
-            return {"": str(self.unified / pod / container)}
-        return {}
-
     def processes(self, pod: str, container: str = "") -> list[int]:
         """Pids in a group and below it."""
         pids: set[int] = set()

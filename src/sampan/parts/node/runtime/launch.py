@@ -173,7 +173,7 @@ def settle(spec: ContainerSpec, request: Mapping[str, Any], status: int) -> None
     """The container's root, sockets and privileges, as far as the tier gives them. Raises OSError or LaunchError."""
     spec = replace(spec, own_network=request["own_network"])
     if request["mounts"]:
-        build_root(spec, request["directory"], request["skeleton"], request["devices"], request["cgroups"])
+        build_root(spec, request["directory"], request["skeleton"], request["devices"])
     if request["sockets"]:
         hand_over_sockets(status)
     confine(spec, root=request["root"])

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
 
 from sampan.parts.node.runtime import beneath, syscalls
 from sampan.parts.node.runtime.interface import ContainerSpec, Mount
 from sampan.parts.node.runtime.privileges import LaunchError
 
 _OLD = "/.node"
-_CGROUPS = "/sys/fs/cgroup"
 _HOST_DIRECTORIES = ("usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _EMPTY_DIRECTORIES = ("dev", "home", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "var")
 _VAR_DIRECTORIES = ("cache", "lib", "local", "log", "mail", "opt", "spool", "tmp")
@@ -44,14 +42,8 @@ def make_skeleton(directory: str) -> None:
     os.chmod(f"{directory}/root", 0o700)
 
 
-def build_root(spec: ContainerSpec, directory: str, skeleton: str, devices: str, cgroups: Mapping[str, str]) -> None:
-    """Give the process the container's own root, in a mount namespace of its own.
-
-    ``cgroups``: the container's control groups by their names below ``/sys/fs/cgroup``.
-
-    Raises:
-        OSError, LaunchError: it cannot be built.
-    """
+def build_root(spec: ContainerSpec, directory: str, skeleton: str, devices: str) -> None:
+    """Give the process the container's own root, in a mount namespace of its own. Raises OSError or LaunchError."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     root = f"{directory}/root"
@@ -79,8 +71,6 @@ def build_root(spec: ContainerSpec, directory: str, skeleton: str, devices: str,
             os.makedirs(extra, exist_ok=True)
             syscalls.bind(_OLD + extra, extra, read_only=True)
     _system_mounts(devices, privileged=spec.privileged, own_network=spec.own_network)
-    if cgroups and not spec.privileged:
-        _show_cgroups(cgroups)
     for mount in sorted(spec.mounts, key=lambda mount: mount.target.count("/")):
         _mount(mount)
     if spec.cwd:
@@ -138,23 +128,6 @@ def _system_mounts(devices: str, *, privileged: bool, own_network: bool) -> None
     except OSError:
         syscalls.bind(f"{_OLD}/sys", "/sys", recursive=True)  # a user namespace may not reveal what is mounted over
     syscalls.bind(_OLD + devices, "/dev")
-
-
-def _show_cgroups(groups: Mapping[str, str]) -> None:
-    """The container's own control groups, read-only, at the root of a cgroup namespace: as runtimes show them.
-
-    Language runtimes size their heaps and pools by what they read there.
-    """
-    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    if "" in groups:
-        syscalls.bind(_OLD + groups[""], _CGROUPS, read_only=True, recursive=False)
-        return
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.mount("tmpfs", _CGROUPS, "tmpfs", flags, "mode=755,size=64k")
-    for name, group in groups.items():
-        os.mkdir(f"{_CGROUPS}/{name}")
-        syscalls.bind(_OLD + group, f"{_CGROUPS}/{name}", read_only=True, recursive=False)
-    syscalls.remount_read_only(_CGROUPS)
 
 
 def _mount(mount: Mount) -> None:

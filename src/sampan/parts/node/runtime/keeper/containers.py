@@ -98,7 +98,6 @@ class Containers:
             "rlimits": "pids" not in cgroups.has,
             "sockets": self._keeper.places_sockets(spec.sandbox),
             "own_network": bool(sandbox.netns),
-            "cgroups": cgroups.shown(spec.sandbox, spec.id),
         }
         status = report.descriptor
         running.forked = zygote is not None and self._start_forked(zygote, entry, settings, streams, status)

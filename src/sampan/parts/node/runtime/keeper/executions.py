@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sampan.parts.node.runtime import launch, syscalls
+from sampan.parts.node.runtime import launch
 from sampan.parts.node.runtime.keeper.agents import Reply, Request
 from sampan.parts.node.runtime.keeper.processes import exit_code
 from sampan.parts.node.runtime.keeper.start_report import StartReport, Told
@@ -75,7 +75,7 @@ class Executions:
         entry = launch.Entry(
             tuple(self._keeper.ground.cgroups.members(spec.sandbox, spec.id)),
             join,
-            self._keeper.sandboxes.flags(spec.sandbox) | syscalls.CLONE_NEWCGROUP,
+            self._keeper.sandboxes.flags(spec.sandbox),
         )
         execution = Execution(self._numbers, spec.id, -1, connection)
         execution.report = report = StartReport(
