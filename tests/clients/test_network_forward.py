@@ -17,9 +17,8 @@ import sampan.testing
 from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.client.http import HttpClient
-from sampan.kube.control.indexes import SERVICE_NAME
 from sampan.kube.objects import Object
-from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, EVENTS, NETWORK_POLICIES, NODES, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, EVENTS, NETWORK_POLICIES, NODES, SERVICE_NAME, SERVICES
 from sampan.parts.network.datapath.forward import UDP_IDLE_SECONDS, ForwardPath
 from sampan.parts.network.services import Backends, Frontend
 

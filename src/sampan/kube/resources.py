@@ -2,6 +2,9 @@
 
 from sampan.kube.objects import Resource
 
+SERVICE_NAME = "kubernetes.io/service-name"
+"""The label by which an EndpointSlice names its Service."""
+
 PODS = Resource("", "v1", "pods")
 SERVICES = Resource("", "v1", "services")
 ENDPOINTS = Resource("", "v1", "endpoints")

@@ -14,7 +14,7 @@ from sampan.kernel.addresses import door
 from sampan.kernel.errors import SampanError
 from sampan.kube.access.interface import ObjectCache
 from sampan.kube.objects import dig
-from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICE_NAME, SERVICES
 
 Resolver = Callable[[str, str, int], Awaitable[tuple[str, int]]]
 """(namespace, service, port) → (host, port); raises `ServiceError` where there is none."""
@@ -55,7 +55,7 @@ class ServiceEndpoints:
     def _slices(self, namespace: str, name: str, port: Mapping[str, Any]) -> list[tuple[str, int]]:
         found = []
         for each in self._cache.objects(ENDPOINT_SLICES, namespace):
-            if dig(each, "metadata", "labels", "kubernetes.io/service-name") != name:
+            if dig(each, "metadata", "labels", SERVICE_NAME) != name:
                 continue
             number = _number(each.get("ports") or (), port)
             if number is None:

@@ -12,9 +12,7 @@ from typing import Any
 
 from sampan.kube.control.interface import Index, Informer
 from sampan.kube.objects import Object
-
-SERVICE_NAME = "kubernetes.io/service-name"
-"""The label by which an EndpointSlice names its Service."""
+from sampan.kube.resources import SERVICE_NAME
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sampan.kernel.clock import Clock
 from sampan.kernel.tasks import Tasks
 from sampan.kube.access.interface import APISERVER, User
 from sampan.kube.objects import Object, copy, dig
-from sampan.kube.resources import API_SERVICES, ENDPOINT_SLICES, SERVICES
+from sampan.kube.resources import API_SERVICES, ENDPOINT_SLICES, SERVICE_NAME, SERVICES
 from sampan.kube.server.call import Call
 from sampan.kube.server.discovery import Discovery, Remote
 from sampan.kube.server.options import DeleteOptions, WriteOptions
@@ -258,7 +258,7 @@ class Aggregation:
             why = f'service/{name} in "{namespace}" is not listening on port {port}'
             raise _Unavailable("ServicePortError", why)
         for piece in self._api.cache.objects(ENDPOINT_SLICES, namespace):
-            if (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name") != name:
+            if (piece["metadata"].get("labels") or {}).get(SERVICE_NAME) != name:
                 continue
             for candidate in piece.get("ports") or ():
                 if (candidate.get("name") or "") != (chosen.get("name") or ""):

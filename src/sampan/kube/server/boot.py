@@ -17,6 +17,7 @@ from sampan.kube.resources import (
     ENDPOINTS,
     NAMESPACES,
     PRIORITY_CLASSES,
+    SERVICE_NAME,
     SERVICES,
     STORAGE_CLASSES,
 )
@@ -85,7 +86,7 @@ def _addresses(address: str, port: int) -> Iterator[tuple[Resource, Object]]:
     yield (
         ENDPOINT_SLICES,
         {
-            "metadata": {**named, "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "metadata": {**named, "labels": {SERVICE_NAME: "kubernetes"}},
             "addressType": "IPv4",
             "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
             "ports": ports,

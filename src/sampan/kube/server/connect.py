@@ -19,7 +19,7 @@ from sampan.kernel.clock import Clock
 from sampan.kube.access.interface import AdmissionRequest, Operation, User
 from sampan.kube.access.plugins.node_restriction import JOINED
 from sampan.kube.objects import Object, dig
-from sampan.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, NODES, PODS, SERVICE_NAME, SERVICES
 from sampan.kube.server.options import Query, flag, number, text
 from sampan.kube.server.relay import exact, forwarded, relay
 from sampan.kube.server.routing import Target
@@ -178,7 +178,7 @@ class KubeletConnector:
         if chosen is None:
             raise unavailable(f'no service port "{port}" found for service "{name}"')
         for piece in self._api.cache.objects(ENDPOINT_SLICES, namespace):
-            if (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name") != name:
+            if (piece["metadata"].get("labels") or {}).get(SERVICE_NAME) != name:
                 continue
             number_ = next(
                 (p["port"] for p in piece.get("ports") or () if (p.get("name") or "") == (chosen.get("name") or "")),

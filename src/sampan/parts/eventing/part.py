@@ -26,6 +26,7 @@ from sampan.kube.client.resources import CONFIG_MAPS, ENDPOINT_SLICES, NAMESPACE
 from sampan.kube.control.controller import ControlContext, Controller
 from sampan.kube.control.definitions import install
 from sampan.kube.objects import Object, Resource
+from sampan.kube.resources import SERVICE_NAME
 from sampan.kube.status import ApiError
 from sampan.kube.types.resource import TypeRegistry
 from sampan.parts.eventing.addressing import Addressing
@@ -221,7 +222,7 @@ class EventingPart(Part[EventingSettings]):
         endpoint_slice: Object = {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
+            "metadata": {**metadata, "labels": {SERVICE_NAME: name}},
             "addressType": "IPv4",
             "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
             "ports": [{"name": "http", "port": port, "protocol": "TCP"}],

@@ -20,6 +20,7 @@ from sampan.kube.client.resources import CONFIG_MAPS, ENDPOINT_SLICES, NAMESPACE
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.definitions import install
 from sampan.kube.objects import Key, Object, Resource, dig
+from sampan.kube.resources import SERVICE_NAME
 from sampan.kube.status import ApiError
 from sampan.parts.node import ImageDigests, PodAddresses
 from sampan.parts.serving import keys
@@ -132,7 +133,7 @@ class ServingPart(Part[ServingSettings]):
         endpoint_slice: Object = {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {**metadata, "labels": {"kubernetes.io/service-name": "gateway"}},
+            "metadata": {**metadata, "labels": {SERVICE_NAME: "gateway"}},
             "addressType": "IPv4",
             "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
             "ports": [{"name": name, "port": port, "protocol": "TCP"} for (name, _), port in named],

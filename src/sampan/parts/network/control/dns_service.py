@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from sampan.kube.client.interface import Client
-from sampan.kube.control.indexes import SERVICE_NAME
 from sampan.kube.objects import Object, Resource
-from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICE_NAME, SERVICES
 from sampan.kube.status import ApiError
 
 NAMESPACE = "kube-system"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from sampan.kube.control.controller import Controller
-from sampan.kube.control.indexes import SERVICE_NAME, SLICES_OF_SERVICE
+from sampan.kube.control.indexes import SLICES_OF_SERVICE
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, owner_reference
-from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICES
+from sampan.kube.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICE_NAME, SERVICES
 from sampan.kube.status import ApiError
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"

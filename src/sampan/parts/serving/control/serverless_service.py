@@ -10,10 +10,11 @@ from __future__ import annotations
 from sampan.kube.client.resources import ENDPOINT_SLICES, SERVICES
 from sampan.kube.control.conditions import ConditionSet
 from sampan.kube.control.controller import Controller
-from sampan.kube.control.indexes import SERVICE_NAME, SLICES_OF_SERVICE
+from sampan.kube.control.indexes import SLICES_OF_SERVICE
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.control.owned import NotOwnedError, ensure
 from sampan.kube.objects import Key, Object, copy, dig
+from sampan.kube.resources import SERVICE_NAME
 from sampan.parts.serving import keys, names
 from sampan.parts.serving.control.revision import user_port
 from sampan.parts.serving.resources import REVISIONS, SERVERLESS_SERVICES

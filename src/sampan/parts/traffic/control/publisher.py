@@ -15,8 +15,9 @@ from pathlib import Path
 from sampan.kube.client import resources as core
 from sampan.kube.control.controller import ControlContext
 from sampan.kube.control.events import EventRecorder
-from sampan.kube.control.indexes import SERVICE_NAME, SLICES_OF_SERVICE
+from sampan.kube.control.indexes import SLICES_OF_SERVICE
 from sampan.kube.objects import Key, Object, Resource, dig
+from sampan.kube.resources import SERVICE_NAME
 from sampan.parts.traffic import resources
 from sampan.parts.traffic.control.quarantine import Quarantine
 from sampan.parts.traffic.control.refusals import overlaid

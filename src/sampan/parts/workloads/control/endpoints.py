@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sampan.kube.client.resources import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES
 from sampan.kube.control.controller import ControlContext, Controller
-from sampan.kube.control.indexes import SERVICE_NAME, BySelector
+from sampan.kube.control.indexes import BySelector
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, dig, owner_reference
+from sampan.kube.resources import SERVICE_NAME
 from sampan.kube.status import ApiError
 from sampan.parts.workloads import endpoints
 from sampan.parts.workloads.endpoints import Group

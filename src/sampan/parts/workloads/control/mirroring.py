@@ -10,9 +10,9 @@ import ipaddress
 
 from sampan.kube.client.resources import ENDPOINT_SLICES, ENDPOINTS, SERVICES
 from sampan.kube.control.controller import ControlContext, Controller
-from sampan.kube.control.indexes import SERVICE_NAME
 from sampan.kube.control.interface import For, Owns, Source, Watches
 from sampan.kube.objects import Key, Object, owner_reference
+from sampan.kube.resources import SERVICE_NAME
 from sampan.kube.status import ApiError
 from sampan.parts.workloads import endpoints
 from sampan.parts.workloads.control.endpoints import MANAGED_BY
